@@ -1,0 +1,41 @@
+# All set-up, the demo, the tests and the checks, from a fresh machine.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test check lock clean preflight
+
+setup: .venv/.ready
+
+preflight:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "courier needs Python 3.11 or newer: install it (Debian: apt-get install python3 python3-venv), or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@v=$$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -1); [ "$${v:-0}" -ge 17 ] || \
+	  { echo "courier's Spark jobs need Java 17 or newer: install it (Debian: apt-get install openjdk-17-jre-headless) and put it on PATH"; exit 1; }
+
+.venv/.ready: pyproject.toml requirements.lock | preflight
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --progress-bar on --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/courier demo --workspace workspace
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Resolve anew and write down what was installed; run it to take newer versions of the dependencies.
+lock:
+	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
+	.venv.lock/bin/python -m pip install --editable '.[dev]'
+	{ echo "# The versions that install and pass the tests together; written by make lock."; \
+	  .venv.lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//; s/^torch @ .*torch-\([0-9.]*\).*/torch==\1/'; } > requirements.lock
+	rm -rf .venv.lock
+
+clean:
+	rm -rf workspace

@@ -1,0 +1,94 @@
+"""The front door: one command, `courier`, whose verbs are imported only when they are called."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+VERBS = {
+    "world": (
+        "jobs.sources.world:main",
+        "OUT  draw a generated shop: images, page views, clicks, the truth",
+    ),
+    "import movielens": ("jobs.sources.movielens:main", "SRC OUT  turn MovieLens ratings and posters into raw tables"),
+    "check": ("jobs.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
+    "run": ("jobs.pipeline:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
+    "status": (
+        "jobs.pipeline:status_main",
+        "a workspace's stages: fresh, stale or missing; the current release",
+    ),
+    "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
+    "sequences": ("jobs.pipeline:stage_main", "[stage]  page views, clicks and histories (Spark)"),
+    "images": ("jobs.pipeline:stage_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
+    "pretrain": ("jobs.pipeline:stage_main", "[stage]  train the COURIER image encoder (torch)"),
+    "embed": ("jobs.pipeline:stage_main", "[stage]  a unit vector for every distinct image"),
+    "cluster": ("jobs.pipeline:stage_main", "[stage]  the k-means codebook and a cluster ID per item (FAISS)"),
+    "features": ("jobs.pipeline:stage_main", "[stage]  the feature store's offline tables"),
+    "materialize": ("jobs.pipeline:stage_main", "[stage]  feast apply, and features into the online store"),
+    "index": ("jobs.pipeline:stage_main", "[stage]  the nearest-neighbour index, with its recall (FAISS)"),
+    "rows": ("jobs.pipeline:stage_main", "[stage]  CTR training rows by point-in-time join (Feast)"),
+    "ctr": ("jobs.pipeline:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),
+    "evaluate": ("jobs.pipeline:stage_main", "[stage]  what images add: the table, the page, the confidence intervals"),
+    "release": ("jobs.pipeline:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
+    "search": ("serving.visual_search:main", "look-alikes of an item or of an image file"),
+    "rank": ("serving.ranker:main", "a user's items in order of predicted click probability"),
+    "serve": ("serving.app:main", "answer /search and /rank over HTTP"),
+}
+ROOMS = ("feature_repo", "model", "jobs", "serving")
+
+
+def usage() -> str:
+    """What `courier --help` prints: every verb with one line of help."""
+    width = max(map(len, VERBS)) + 2
+    lines = [f"  {verb:<{width}}{what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        ["courier: the visual half of a recommender", "", "usage: courier VERB [options]", "", *lines, ""]
+        + ["`courier VERB --help` tells a verb's options.", ""]
+    )
+
+
+def find_verb(argv: Sequence[str]) -> tuple[str, Sequence[str]] | None:
+    """The verb (one or two words) that `argv` begins with, and what follows it."""
+    for words in (2, 1):
+        verb = " ".join(argv[:words])
+        if len(argv) >= words and verb in VERBS:
+            return verb, argv[words:]
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb. An error that the user can cure (its class is one of ours) is one sentence and exit status 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return
+    found = find_verb(argv)
+    if found is None:
+        sys.exit(f"courier: no verb '{argv[0]}': `courier --help` lists them")
+    verb, rest = found
+    module, _, function = VERBS[verb][0].partition(":")
+    entry = getattr(import_module(module), function)
+    try:
+        entry([verb, *rest] if function == "stage_main" else rest)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ROOMS:
+            raise
+        sys.exit(f"courier: {error}")
+
+
+def demo_main(argv: Sequence[str]) -> None:
+    """A generated shop, the whole road over it, and three example answers: what a newcomer runs first."""
+    from jobs.demo import options, pick_questions  # here, because `courier --help` must not wait for them
+
+    workspace, size = options(argv)
+    raw = workspace / "raw"
+    if not (raw / "SOURCE.json").is_file():
+        shop = ["--items", "300", "--users", "150", "--requests", "3000"] if size == "tiny" else []
+        main(["world", str(raw), *shop])
+    main(["run", str(raw), "--workspace", str(workspace), "--preset", size])
+    for question in pick_questions(workspace):
+        print(f"\n$ courier {' '.join(question)}", flush=True)
+        main(question)
+
+
+if __name__ == "__main__":
+    main()

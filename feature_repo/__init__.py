@@ -1,0 +1,1 @@
+"""The contract between offline and online, and the Feast repository derived from it."""

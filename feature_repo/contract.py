@@ -1,0 +1,116 @@
+"""The names that offline and online agree on: keys, raw tables, features with their kinds and widths, services.
+
+Standard library only, so that every room may import it.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+USER_KEY: Final = "user_id"
+ITEM_KEY: Final = "item_id"
+SPACE_KEY: Final = "space_id"
+EVENT_TIME: Final = "event_timestamp"  # Feast's valid-from column: aware UTC, microseconds
+
+EMBEDDING_DIM: Final = 256  # Yang et al. 2025 (COURIER), section 4: Linear 768 -> 256
+
+# --- raw tables -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a raw table: name, kind (`str`, `int`, `float`, `timestamp`), and whether a value may be absent."""
+
+    name: str
+    kind: str
+    nullable: bool = False
+
+
+EVENTS: Final = (
+    Column("user_id", "str"),
+    Column("item_id", "str"),
+    Column("event_time", "timestamp"),
+    Column("event_type", "str"),
+    Column("request_id", "str"),  # the page view; a click names the request it answers
+    Column("position", "int", nullable=True),  # 0 is the top; a click may leave it out
+)
+ITEMS: Final = (
+    Column("item_id", "str"),
+    Column("image_uri", "str", nullable=True),
+    Column("category", "str", nullable=True),
+    Column("title", "str", nullable=True),
+    Column("price", "float", nullable=True),
+    Column("created_at", "timestamp", nullable=True),
+)
+EVENT_TYPES: Final = ("impression", "click", "cart", "purchase")
+
+# --- behaviour ------------------------------------------------------------------------------------------------------
+
+PAGE_VIEW_SIZE: Final = 5  # Yang et al. 2025: up to 5 page-view images a row
+PRETRAIN_HISTORY: Final = 5  # ... and the user's last 5 clicked images
+CTR_HISTORY: Final = 50
+WINDOWS_DAYS: Final = (1, 7, 30)  # statistics cover [midnight - window, midnight)
+
+# --- features -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One feature: name, kind (`str`, `int`, `float`, `bytes`, `list[str]`, `list[int]`), and width if a vector."""
+
+    name: str
+    kind: str
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A Feast feature view: the columns that key it and the features it holds."""
+
+    name: str
+    keys: tuple[str, ...]
+    features: tuple[Feature, ...]
+
+
+USER_HISTORY: Final = View(
+    "user_history",
+    (USER_KEY,),
+    (
+        Feature("history_item_ids", "list[str]", CTR_HISTORY),  # newest first
+        Feature("history_clicked_at", "list[int]", CTR_HISTORY),  # microseconds since 1970, same order
+    ),
+)
+USER_STATISTICS: Final = View(
+    "user_statistics",
+    (USER_KEY,),
+    tuple(Feature(f"user_{what}_{days}d", "int") for days in WINDOWS_DAYS for what in ("impressions", "clicks")),
+)
+ITEM_PROFILE: Final = View(
+    "item_profile",
+    (ITEM_KEY,),
+    (
+        Feature("category", "str"),
+        Feature("price", "float"),  # NaN where unknown
+        Feature("created_at", "int"),  # microseconds since 1970; -1 where unknown
+    ),
+)
+ITEM_STATISTICS: Final = View(
+    "item_statistics",
+    (ITEM_KEY,),
+    tuple(Feature(f"item_{what}_{days}d", "int") for days in WINDOWS_DAYS for what in ("impressions", "clicks")),
+)
+# IDs and vectors lie in separate views: an online read fetches a whole view, and a vector costs 30 times an ID.
+ITEM_CLUSTER: Final = View("item_cluster", (ITEM_KEY, SPACE_KEY), (Feature("cluster_id", "int"),))
+ITEM_EMBEDDING: Final = View(
+    "item_embedding",
+    (ITEM_KEY, SPACE_KEY),
+    (Feature("image_embedding", "bytes", EMBEDDING_DIM),),  # float32, little endian, unit length
+)
+VIEWS: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, ITEM_EMBEDDING)
+
+# A service is what one lookup asks for. User and item are looked up apart: a joint call repeats the history per item.
+SERVICES: Final = {
+    "ranking_user": (USER_HISTORY, USER_STATISTICS),
+    "ranking_item": (ITEM_PROFILE, ITEM_STATISTICS),
+    "item_cluster_ids": (ITEM_CLUSTER,),
+    "item_embeddings": (ITEM_EMBEDDING,),
+}

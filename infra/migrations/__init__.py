@@ -1,0 +1,1 @@
+"""Alembic migrations of the catalogue's tables (model/catalogue.py); jobs/release.py runs them."""

@@ -1,0 +1,1 @@
+"""The offline wing: every stage from raw tables to a release."""

@@ -1,0 +1,101 @@
+"""Fit the codebook and give every item its cluster ID: the cluster stage."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import structlog
+import typer
+
+from jobs.config import ClusterConfig
+from model import artifact
+from model.artifact import Manifest
+from model.codebook import Codebook
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+KIND = "cluster"
+CENTROIDS = "centroids.npy"
+ITEMS = "items.parquet"
+DEFAULTS = ClusterConfig()
+
+
+class NothingToFit(ValueError):
+    """No image that a codebook could be fitted on; the message says what to rebuild."""
+
+
+def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> Manifest:
+    """Write the centres and every usable item's cluster ID.
+
+    The centres are fitted on the images shown before the validation period and on nothing later: an item of the test
+    period is put into clusters that were there before it. Each distinct image counts once.
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, NothingToFit where no shown item has a usable image.
+    """
+    embedded = artifact.read(embed, kind="embed")
+    splits = artifact.read(sequences, kind="sequences").facts["splits"]
+    begun = time.monotonic()
+    vectors = np.load(embed / "vectors.npy")
+    items = pq.read_table(embed / "items.parquet", columns=["item_id", "row"])
+    fitted = vectors[_rows_shown_before(sequences, items, datetime.fromisoformat(splits["valid_start"]))]
+    if not len(fitted):
+        raise NothingToFit(f"no item shown in {sequences} has a vector in {embed}: check the items' image_uri")
+    codebook = Codebook.fit(fitted, clusters=config.clusters, iterations=config.iterations, seed=config.seed)
+    cluster_ids = codebook.assign(vectors)[items["row"].to_numpy()]
+    occupancy = codebook.occupancy(cluster_ids)
+    inputs = {"embed": artifact.digest(embed), "sequences": artifact.digest(sequences)}
+    with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
+        np.save(draft.path / CENTROIDS, codebook.centroids)
+        pq.write_table(pa.table({"item_id": items["item_id"], "cluster_id": cluster_ids}), draft.path / ITEMS)
+        draft.facts |= {
+            "space_id": embedded.facts["space_id"],
+            "clusters": len(codebook),
+            "occupied": int((occupancy > 0).sum()),
+            "largest_share": round(float(occupancy.max() / occupancy.sum()), 4),
+            "inertia": round(codebook.inertia(fitted), 6),
+            "fitted_on": len(fitted),
+        }
+    log.info("codebook_fitted", **draft.facts, seconds=round(time.monotonic() - begun, 1))
+    return artifact.read(out, kind=KIND)
+
+
+def _rows_shown_before(sequences: Path, items: pa.Table, cut: datetime) -> npt.NDArray[np.int64]:
+    """The rows of the distinct vectors of items shown before `cut`, ascending."""
+    impressions = ds.dataset(sequences / "impressions", format="parquet")
+    shown: set[str] = set()
+    for batch in impressions.to_batches(columns=["item_id"], filter=ds.field("request_time") < pa.scalar(cut)):
+        shown.update(batch.column(0).unique().to_pylist())
+    is_shown = np.array([item in shown for item in items["item_id"].to_pylist()], dtype=bool)
+    return np.unique(items["row"].to_numpy()[is_shown]).astype(np.int64)
+
+
+@app.command()
+def cluster(
+    embed: Annotated[Path, typer.Option(help="the embed artifact")],
+    sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
+    out: Annotated[Path, typer.Option(help="where the cluster artifact goes")],
+    clusters: Annotated[int, typer.Option(min=1, help="number of clusters")] = DEFAULTS.clusters,
+    iterations: Annotated[int, typer.Option(min=1, help="rounds of k-means")] = DEFAULTS.iterations,
+    seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
+) -> None:
+    """Fit the codebook and give every item its cluster ID."""
+    config = ClusterConfig(clusters=clusters, iterations=iterations, seed=seed)
+    print(json.dumps(dict(build(embed=embed, sequences=sequences, out=out, config=config).facts), indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    app(args=argv)
+
+
+if __name__ == "__main__":
+    main()

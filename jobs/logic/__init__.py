@@ -1,0 +1,1 @@
+"""What a feature means, once, in plain Python: the oracle that both engines are tested against."""

@@ -1,0 +1,250 @@
+"""Which item rows are accepted, what becomes of an item's image, and which pictures are duplicates or placeholders.
+
+Plain Python: Beam and Spark translate it natively, and tests hold them to it.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+# Why a row of the items table is rejected, in the order in which the reasons are looked for.
+BAD_ROW: Final = "bad_row"  # a line that is not a JSON object
+NULL_ITEM_ID: Final = "null_item_id"  # absent, empty or only white space
+BAD_PRICE: Final = "bad_price"  # not a number, negative or infinite (NaN is an unknown price, as in pandas)
+BAD_CREATED_AT: Final = "bad_created_at"  # not an ISO 8601 moment, or one without its offset from UTC
+DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a later row of an item that an earlier acceptable row describes
+REJECTIONS: Final = (BAD_ROW, NULL_ITEM_ID, BAD_PRICE, BAD_CREATED_AT, DUPLICATE_ITEM_ID)
+
+# What became of an accepted item's image.
+OK: Final = "ok"
+MISSING: Final = "missing"
+BROKEN: Final = "broken"
+PLACEHOLDER: Final = "placeholder"
+REFUSED: Final = "refused"
+STATUSES: Final = (OK, MISSING, BROKEN, PLACEHOLDER, REFUSED)
+
+# The status that each reason leads to. The codes of model.courier.images appear as they stand there.
+STATUS_OF: Final = {
+    "": OK,
+    "no_reference": MISSING,
+    "not_found": MISSING,
+    "unreadable": MISSING,  # it is there, but the disk or the store would not give it
+    "empty": BROKEN,
+    "not_an_image": BROKEN,
+    "truncated": BROKEN,
+    "unsupported": BROKEN,
+    "too_large": REFUSED,
+    "too_many_pixels": REFUSED,
+    "too_small": REFUSED,
+    "outside_folder": REFUSED,
+    "not_a_file": REFUSED,
+    "scheme_not_allowed": REFUSED,
+    "scheme_unavailable": REFUSED,  # allowed, but fsspec's driver for it is not installed
+    "shared_by_many": PLACEHOLDER,
+}
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """An accepted row of the items table; created_at is aware UTC."""
+
+    item_id: str
+    image_uri: str | None = None
+    category: str | None = None
+    title: str | None = None
+    price: float | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueRow:
+    """An accepted item and what became of its image; image_id is None unless the status is ok."""
+
+    item: Item
+    status: str
+    reason: str = ""
+    image_id: str | None = None
+    bytes_sha256: str | None = None
+    duplicate_of: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUse:
+    """Who shows one picture: how many items, the smallest item_id among them, and their known categories."""
+
+    items: int
+    first_item_id: str
+    categories: frozenset[str]
+
+
+# --- rows of the items table ----------------------------------------------------------------------------------------
+
+
+def reject_reason(row: Mapping[str, Any]) -> str | None:
+    """Why this row is unusable by itself, or None; duplicates are for whoever sees the whole table."""
+    if text(row.get("item_id")) is None:
+        return NULL_ITEM_ID
+    try:
+        price(row.get("price"))
+    except ValueError:
+        return BAD_PRICE
+    try:
+        moment(row.get("created_at"))
+    except ValueError:
+        return BAD_CREATED_AT
+    return None
+
+
+def item(row: Mapping[str, Any]) -> Item:
+    """The item that an acceptable row describes. Raises ValueError for a row that `reject_reason` names."""
+    if reason := reject_reason(row):
+        raise ValueError(f"item row {dict(row)} is unusable: {reason}")
+    return Item(
+        item_id=str(row["item_id"]),
+        image_uri=text(row.get("image_uri")),
+        category=text(row.get("category")),
+        title=text(row.get("title")),
+        price=price(row.get("price")),
+        created_at=moment(row.get("created_at")),
+    )
+
+
+def accept(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], list[tuple[Mapping[str, Any], str]]]:
+    """The accepted items and the (row, reason) of the others, both in the order of the table.
+
+    Of several acceptable rows with one item_id the first is kept.
+    """
+    items: dict[str, Item] = {}
+    rejected: list[tuple[Mapping[str, Any], str]] = []
+    for row in rows:
+        if reason := reject_reason(row):
+            rejected.append((row, reason))
+        elif (accepted := item(row)).item_id in items:
+            rejected.append((row, DUPLICATE_ITEM_ID))
+        else:
+            items[accepted.item_id] = accepted
+    return list(items.values()), rejected
+
+
+def text(value: object) -> str | None:
+    """A value as text; None where it is absent, NaN, empty or only white space."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    written = str(value)
+    return written if written.strip() else None
+
+
+def price(value: object) -> float | None:
+    """A price >= 0, or None where unknown. Raises ValueError for anything else."""
+    number = _number(value)
+    if number is None or math.isnan(number):
+        return None
+    if number < 0 or math.isinf(number):
+        raise ValueError(f"{value!r} is not a price")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    written = text(value)
+    if written is None:
+        return None
+    if written.strip().lower() == "nan":
+        return math.nan
+    if isinstance(value, bool) or not _NUMBER.fullmatch(written.strip()):
+        raise ValueError(f"{value!r} is not a number")
+    return float(written)
+
+
+def moment(value: object) -> datetime | None:
+    """A moment in UTC, or None where unknown. Raises ValueError where it is unreadable or has no offset from UTC."""
+    if not isinstance(value, datetime):
+        written = text(value)
+        if written is None:
+            return None
+        value = datetime.fromisoformat(written.strip())
+    if value.tzinfo is None:
+        raise ValueError(f"{value} has no offset from UTC")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError(f"{value} lies outside the years 1 to 9999 in UTC") from None
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def unusable(described: Item, reason: str, bytes_sha256: str | None = None) -> CatalogueRow:
+    """The catalogue's row of an item whose image cannot be used, for a reason of STATUS_OF."""
+    return CatalogueRow(item=described, status=STATUS_OF[reason], reason=reason, bytes_sha256=bytes_sha256)
+
+
+def usable(described: Item, image_id: str, bytes_sha256: str) -> CatalogueRow:
+    """The catalogue's row of an item whose image was opened; `settle` may still find that it is a placeholder."""
+    return CatalogueRow(item=described, status=OK, image_id=image_id, bytes_sha256=bytes_sha256)
+
+
+def use(item_id: str, category: str | None) -> ImageUse:
+    """The use that one item makes of its picture; an unknown category counts for none."""
+    return ImageUse(1, item_id, frozenset() if category is None else frozenset((category,)))
+
+
+def together(uses: Iterable[ImageUse]) -> ImageUse:
+    """All uses of one picture as one; in any order, in any grouping. Raises ValueError for no use at all."""
+    every = list(uses)
+    if not every:
+        raise ValueError("a picture that no item shows has no use")
+    return ImageUse(
+        sum(one.items for one in every),
+        min(one.first_item_id for one in every),
+        frozenset().union(*(one.categories for one in every)),
+    )
+
+
+def is_placeholder(used: ImageUse, min_items: int, min_categories: int) -> bool:
+    """Whether a picture shared this widely is a "no image" picture."""
+    return used.items >= min_items and len(used.categories) >= min_categories
+
+
+def settle(row: CatalogueRow, used: ImageUse, min_items: int, min_categories: int) -> CatalogueRow:
+    """An opened item's final row, given all uses of its picture: a placeholder, a duplicate of an item, or neither."""
+    if is_placeholder(used, min_items, min_categories):
+        return replace(row, status=PLACEHOLDER, reason="shared_by_many", image_id=None)
+    first = used.first_item_id
+    return replace(row, duplicate_of=None if first == row.item.item_id else first)
+
+
+def find_duplicates(items: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """item_id -> the smallest item_id with the same image_id, for every item but that one.
+
+    items: (item_id, image_id).
+    """
+    first: dict[str, str] = {}
+    for item_id, image_id in sorted(items):
+        first.setdefault(image_id, item_id)
+    return {item_id: first[image_id] for item_id, image_id in items if first[image_id] != item_id}
+
+
+def find_placeholders(
+    items: Sequence[tuple[str, str, str | None]], min_items: int, min_categories: int
+) -> frozenset[str]:
+    """The image_ids that at least min_items items of at least min_categories categories share.
+
+    items: (item_id, image_id, category).
+    """
+    uses: dict[str, list[ImageUse]] = {}
+    for item_id, image_id, category in items:
+        uses.setdefault(image_id, []).append(use(item_id, category))
+    return frozenset(
+        image_id for image_id, every in uses.items() if is_placeholder(together(every), min_items, min_categories)
+    )

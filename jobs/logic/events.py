@@ -1,0 +1,179 @@
+"""Which raw events are accepted, and which of them are one and the same: plain Python, the oracle of the Spark job."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from feature_repo.contract import EVENT_TYPES
+
+# Why an event is rejected, in the order in which the reasons are looked for.
+BAD_ROW: Final = "bad_row"  # a line that is not a JSON object, or a CSV line with too many or too few cells
+NULL_USER_ID: Final = "null_user_id"  # absent, empty or only white space; so for the other keys
+NULL_ITEM_ID: Final = "null_item_id"
+NULL_REQUEST_ID: Final = "null_request_id"
+UNKNOWN_EVENT_TYPE: Final = "unknown_event_type"
+NULL_EVENT_TIME: Final = "null_event_time"
+NAIVE_EVENT_TIME: Final = "naive_event_time"  # a moment without its offset from UTC
+BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment
+BAD_POSITION: Final = "bad_position"  # negative, or not a whole number
+NULL_POSITION: Final = "null_position"  # an impression must say where it was shown
+# Two more need the other events of the same request.
+FOREIGN_REQUEST: Final = "request_of_another_user"
+EARLY_CLICK: Final = "click_before_request"  # its own label would stand in its history
+REJECTIONS: Final = (
+    *(BAD_ROW, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
+    *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, BAD_POSITION, NULL_POSITION),
+    *(FOREIGN_REQUEST, EARLY_CLICK),
+)
+
+IMPRESSION: Final = "impression"
+CLICK: Final = "click"
+
+# Both engines match text against these, so they read nothing that is not understood alike by Python and by Java.
+WHITE_SPACE: Final = " \t\n\r\f\v"
+LOCAL_MOMENT: Final = r"[12]\d{3}-\d\d-\d\d[T ][0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?"
+OFFSET: Final = r"(?:Z|[+-](?:0\d|1[0-4]):?[0-5]\d)"
+# pandas writes the positions of a column with gaps as 3.0; Java writes 10000000.0 as 1.0E7, hence seven digits.
+POSITION: Final = r"\d{1,7}(?:\.0*)?"
+
+
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
+class Event:
+    """An accepted event; event_time is aware UTC, position 0 is the top of the page."""
+
+    user_id: str
+    item_id: str
+    event_time: datetime
+    event_type: str
+    request_id: str
+    position: int | None = None
+
+    @property
+    def identity(self) -> tuple[str, str, datetime, str, str]:
+        """What makes two events one and the same."""
+        return self.user_id, self.item_id, self.event_time, self.event_type, self.request_id
+
+
+# --- one event by itself --------------------------------------------------------------------------------------------
+
+
+def reject_reason(raw: Mapping[str, Any]) -> str | None:
+    """Why this raw event is unusable by itself, or None. Values are as read: text, numbers, datetimes, None."""
+    for key, reason in (("user_id", NULL_USER_ID), ("item_id", NULL_ITEM_ID), ("request_id", NULL_REQUEST_ID)):
+        if is_absent(raw.get(key)):
+            return reason
+    if raw.get("event_type") not in EVENT_TYPES:
+        return UNKNOWN_EVENT_TYPE
+    return _time_reason(raw.get("event_time")) or _position_reason(raw.get("position"), str(raw["event_type"]))
+
+
+def event(raw: Mapping[str, Any]) -> Event:
+    """The event that an acceptable row describes. Raises ValueError for a row that `reject_reason` names."""
+    if reason := reject_reason(raw):
+        raise ValueError(f"event {dict(raw)} is unusable: {reason}")
+    return Event(
+        user_id=str(raw["user_id"]),
+        item_id=str(raw["item_id"]),
+        event_time=moment(raw["event_time"]),
+        event_type=str(raw["event_type"]),
+        request_id=str(raw["request_id"]),
+        position=None if is_absent(raw.get("position")) else int(float(raw["position"])),
+    )
+
+
+def is_absent(value: object) -> bool:
+    """Whether a raw value is null, NaN, empty or only white space."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, str) and not value.strip(WHITE_SPACE))
+
+
+def moment(value: str | datetime) -> datetime:
+    """A moment in UTC, finer than microseconds cut off. Raises ValueError for text that is no ISO 8601 moment with an
+    offset, or a datetime without one.
+    """
+    if isinstance(value, str):
+        if not re.fullmatch(LOCAL_MOMENT + OFFSET, value, re.ASCII):
+            raise ValueError(f"{value!r} is not a moment with an offset from UTC")
+        value = datetime.fromisoformat(value)
+    if value.tzinfo is None:
+        raise ValueError(f"{value} has no offset from UTC")
+    return value.astimezone(UTC)
+
+
+def _time_reason(value: object) -> str | None:
+    if is_absent(value):
+        return NULL_EVENT_TIME
+    if isinstance(value, datetime):
+        return None if value.tzinfo else NAIVE_EVENT_TIME
+    text = str(value)
+    if re.fullmatch(LOCAL_MOMENT, text, re.ASCII):
+        return NAIVE_EVENT_TIME
+    try:
+        moment(text)
+    except ValueError:
+        return BAD_EVENT_TIME
+    return None
+
+
+def _position_reason(value: object, event_type: str) -> str | None:
+    if is_absent(value):
+        return NULL_POSITION if event_type == IMPRESSION else None
+    return None if re.fullmatch(POSITION, str(value), re.ASCII) else BAD_POSITION
+
+
+# --- events together ------------------------------------------------------------------------------------------------
+
+
+def out_of_place(events: Iterable[Event]) -> dict[Event, str]:
+    """The events that contradict the impressions of their request, and why.
+
+    A request belongs to the user of its earliest impression (of equal ones, the smallest user_id) and begins then. A
+    request without impressions contradicts nothing.
+    """
+    events = list(events)
+    opened: dict[str, tuple[datetime, str]] = {}
+    for one in events:
+        if one.event_type == IMPRESSION:
+            opening = (one.event_time, one.user_id)
+            opened[one.request_id] = min(opened.get(one.request_id, opening), opening)
+    found = {one: _misplacement(one, opened.get(one.request_id)) for one in events}
+    return {one: reason for one, reason in found.items() if reason}
+
+
+def _misplacement(one: Event, opening: tuple[datetime, str] | None) -> str | None:
+    if opening is None:
+        return None
+    began, owner = opening
+    if one.user_id != owner:
+        return FOREIGN_REQUEST
+    return EARLY_CLICK if one.event_type == CLICK and one.event_time < began else None
+
+
+def accept(events: Iterable[Event]) -> list[Event]:
+    """The events that no other event of their request contradicts, in order, duplicates included."""
+    events = list(events)
+    misplaced = out_of_place(events)
+    return [one for one in events if one not in misplaced]
+
+
+def deduplicate(events: Iterable[Event]) -> list[Event]:
+    """Each event once, sorted; of one event at several positions the topmost stands, a known one before none."""
+    kept: dict[tuple[str, str, datetime, str, str], Event] = {}
+    for one in events:
+        rival = kept.setdefault(one.identity, one)
+        if _depth(one) < _depth(rival):
+            kept[one.identity] = one
+    return [kept[identity] for identity in sorted(kept)]
+
+
+def _depth(one: Event) -> float:
+    return math.inf if one.position is None else one.position
+
+
+def clicks_of(events: Sequence[Event]) -> list[Event]:
+    """The clicks among the events."""
+    return [one for one in events if one.event_type == CLICK]

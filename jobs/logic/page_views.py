@@ -1,0 +1,120 @@
+"""Page views with their labels, the pre-training rows made of them, and the split by time: plain Python, the oracle."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from jobs.logic.events import CLICK, IMPRESSION, Event
+from jobs.logic.histories import history_before
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shown:
+    """An item on a page: its topmost position there, and whether this page view led to a click on it."""
+
+    position: int
+    item_id: str
+    clicked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PageView:
+    """One request: whose it was, when its first impression was shown, and its distinct items from the top down."""
+
+    request_id: str
+    user_id: str
+    request_time: datetime
+    shown: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainRow:
+    """A row of COURIER's pre-training: items of a page view, top down, their labels (0, 1), and the newest clicks."""
+
+    request_id: str
+    item_ids: tuple[str, ...]
+    labels: tuple[int, ...]
+    history_item_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSplit:
+    """Half-open periods: train [start, valid_start), valid [valid_start, test_start), test [test_start, end)."""
+
+    valid_start: datetime
+    test_start: datetime
+
+    def period(self, at: datetime) -> str:
+        """The period that a moment belongs to."""
+        if at < self.valid_start:
+            return TRAIN
+        return VALID if at < self.test_start else TEST
+
+
+def page_views(events: Iterable[Event]) -> list[PageView]:
+    """The page views among accepted, deduplicated events, sorted by request_id.
+
+    A click is attributed to its request_id and item_id, whenever it came.
+    """
+    requests: dict[str, list[Event]] = defaultdict(list)
+    for one in events:
+        requests[one.request_id].append(one)
+    views = (_page_view(request_id, requests[request_id]) for request_id in sorted(requests))
+    return [view for view in views if view is not None]
+
+
+def _page_view(request_id: str, events: Sequence[Event]) -> PageView | None:
+    impressions = [one for one in events if one.event_type == IMPRESSION]
+    if not impressions:
+        return None
+    clicked = {one.item_id for one in events if one.event_type == CLICK}
+    positions: dict[str, int] = {}
+    for one in impressions:
+        position = one.position or 0
+        positions[one.item_id] = min(position, positions.get(one.item_id, position))
+    shown = sorted(Shown(position, item_id, item_id in clicked) for item_id, position in positions.items())
+    return PageView(request_id, impressions[0].user_id, min(one.event_time for one in impressions), tuple(shown))
+
+
+def unmatched_clicks(events: Iterable[Event]) -> list[Event]:
+    """The clicks whose request shows no impression of their item: they are history, but label nothing."""
+    events = list(events)
+    shown = {(one.request_id, one.item_id) for one in events if one.event_type == IMPRESSION}
+    return [one for one in events if one.event_type == CLICK and (one.request_id, one.item_id) not in shown]
+
+
+def kept_on_page(shown: Iterable[Shown], size: int) -> list[Shown]:
+    """At most `size` items of a page, top down: the clicked ones first of all, then the topmost."""
+    return sorted(sorted(shown, key=lambda one: (not one.clicked, one.position, one.item_id))[:size])
+
+
+def pretrain_row(view: PageView, clicks: Iterable[Event], size: int, history: int) -> PretrainRow:
+    """A page view as a pre-training row. clicks: those of the view's user, at any time."""
+    kept = kept_on_page(view.shown, size)
+    before = history_before(clicks, view.request_time, history)
+    return PretrainRow(
+        view.request_id,
+        tuple(one.item_id for one in kept),
+        tuple(int(one.clicked) for one in kept),
+        tuple(click.item_id for click in before),
+    )
+
+
+def cut(count: int, fraction: float) -> int:
+    """Which of `count` > 0 page views in time order, from 0, opens the period after the first `fraction` of them."""
+    return min(int(count * fraction), count - 1)
+
+
+def time_split(request_times: Iterable[datetime], train_fraction: float, valid_fraction: float) -> TimeSplit:
+    """The split that gives these fractions of the page views to training and validation; equal times stay together.
+
+    Raises ValueError where there is no page view.
+    """
+    times = sorted(request_times)
+    if not times:
+        raise ValueError("no page view to split by time")
+    valid_start = times[cut(len(times), train_fraction)]
+    return TimeSplit(valid_start, times[cut(len(times), train_fraction + valid_fraction)])

@@ -1,0 +1,1 @@
+"""Raw data in: each module writes the raw tables of the contract."""

@@ -1,0 +1,108 @@
+"""The raw folder: where the files of its tables lie, what it says about itself, and its identity."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SOURCE = "SOURCE.json"
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+TRUTH = "truth*.parquet"  # only the evaluator reads these; what it reads enters no stage before it
+EXPECTED = "parquet, CSV or JSON lines"
+
+
+class RawTableUnusable(ValueError):
+    """A raw table cannot be read at all; the message names the file, the column and the cure."""
+
+
+class RawTableMissing(RawTableUnusable, FileNotFoundError):
+    """The raw folder holds no such table."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableFiles:
+    """The files of one raw table, sorted, and their common format: `parquet`, `csv` or `jsonl`."""
+
+    name: str
+    path: Path  # the file or the folder that is the table
+    format: str
+    files: tuple[Path, ...]
+
+
+def table_files(raw: Path, name: str) -> TableFiles:
+    """The files of table `name`: `raw/name` or `raw/name.<format>`, either one file or a folder of files.
+
+    Raises RawTableMissing where there is none, RawTableUnusable where there are two or their format is not clear.
+    """
+    path = _table_path(raw, name)
+    files = (path,) if path.is_file() else _files_within(path)
+    if not files:
+        raise RawTableMissing(f"{path} holds no files: put the {name} there as {EXPECTED}")
+    return TableFiles(name, path, _common_format(files), files)
+
+
+def _table_path(raw: Path, name: str) -> Path:
+    if not raw.is_dir():
+        raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
+    found = sorted(path for path in raw.iterdir() if path.name == name or _is_named(path, name))
+    if not found:
+        raise RawTableMissing(f"{raw} holds no table {name}: add {name}.parquet, {name}.csv or {name}.jsonl")
+    if len(found) > 1:
+        both = " and ".join(path.name for path in found)
+        raise RawTableUnusable(f"{raw} holds the table {name} more than once ({both}): keep one of them")
+    return found[0]
+
+
+def _is_named(path: Path, name: str) -> bool:
+    return path.stem == name and path.suffix.lower() in FORMATS
+
+
+def _files_within(folder: Path) -> tuple[Path, ...]:
+    # Writers leave markers and checksums (_SUCCESS, .part-0.crc) beside the data.
+    return tuple(sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] not in "._"))
+
+
+def _common_format(files: tuple[Path, ...]) -> str:
+    formats: dict[str, Path] = {}
+    for file in files:
+        if file.suffix.lower() not in FORMATS:
+            raise RawTableUnusable(
+                f"{file} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl, or move it away"
+            )
+        formats.setdefault(FORMATS[file.suffix.lower()], file)
+    if len(formats) > 1:
+        one, other = list(formats.values())[:2]
+        raise RawTableUnusable(f"{one} and {other} are one table in two formats: keep one format")
+    return next(iter(formats))
+
+
+def raw_digest(raw: Path) -> str:
+    """The identity of a raw folder: sha256 over the relative path, size and modification time of each of its files.
+
+    The truth files are left out. Raises RawTableMissing where there is no such folder.
+    """
+    if not raw.is_dir():
+        raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
+    seen = hashlib.sha256()
+    for path in sorted(raw.rglob("*")):
+        if path.is_file() and not (path.parent == raw and path.match(TRUTH)):
+            facts = path.stat()
+            seen.update(f"{path.relative_to(raw).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return seen.hexdigest()
+
+
+def source(raw: Path) -> dict[str, Any]:
+    """What SOURCE.json says (name, sampled_negatives, description); empty where there is none.
+
+    Raises RawTableUnusable where it is no JSON object.
+    """
+    try:
+        said = json.loads((raw / SOURCE).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RawTableUnusable(f"{raw / SOURCE} is not JSON ({error}): mend it or take it away") from None
+    if not isinstance(said, dict):
+        raise RawTableUnusable(f"{raw / SOURCE} is not a JSON object: mend it or take it away")
+    return said

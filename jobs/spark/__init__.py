@@ -1,0 +1,1 @@
+"""Spark's translation of the logic, in native columns."""

@@ -1,0 +1,75 @@
+"""Start Spark with the settings that every job of ours relies on, and say what is missing before Spark does."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+OLDEST_JAVA = 17  # Spark 4 runs on nothing older
+CURE = f"install Java {OLDEST_JAVA} or newer (Debian: apt-get install openjdk-17-jre-headless) or set JAVA_HOME to one"
+
+# What the results depend on, wherever the job runs.
+SETTINGS = {
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.legacy.parquet.nanosAsLong": "true",  # pandas writes nanoseconds, which Spark otherwise refuses
+    "spark.log.level": "ERROR",
+}
+# What one machine needs besides; a cluster brings its own.
+LOCAL_SETTINGS = {
+    "spark.driver.host": "127.0.0.1",  # a laptop's host name often leads nowhere
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.memory": "4g",
+    "spark.sql.shuffle.partitions": "8",
+    "spark.ui.enabled": "false",
+}
+
+
+class JavaMissing(ValueError):
+    """This machine has no Java that Spark can run on; the message says how to get one."""
+
+
+def spark_session(app_name: str, master: str | None = None) -> SparkSession:
+    """The running session with our settings, or a new one: on every core here, unless spark-submit has named a master.
+
+    Raises JavaMissing.
+    """
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started Java and chosen the master
+    builder = SparkSession.builder.appName(app_name)
+    settings = dict(SETTINGS)
+    if not submitted and SparkSession.getActiveSession() is None:
+        require_java()
+        builder = builder.master(master or "local[*]")
+        settings |= _progress() | (LOCAL_SETTINGS if (master or "local").startswith("local") else {})
+    for name, value in settings.items():
+        builder = builder.config(name, value)
+    session = builder.getOrCreate()
+    session.sparkContext.setLogLevel(settings["spark.log.level"])
+    return session
+
+
+def _progress() -> dict[str, str]:
+    return {"spark.ui.showConsoleProgress": str(sys.stderr.isatty()).lower()}
+
+
+def require_java() -> None:
+    """Raises JavaMissing unless Java 17 or newer stands in JAVA_HOME or, where that is not set, on the PATH."""
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which("java", path=str(Path(home) / "bin") if home else None)
+    if java is None:
+        where = f"JAVA_HOME ({home}) holds no bin/java" if home else "there is no java on the PATH"
+        raise JavaMissing(f"Spark needs Java {OLDEST_JAVA}+ and {where}: {CURE}")
+    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    version = java_version(said)
+    if version is None or version < OLDEST_JAVA:
+        raise JavaMissing(f"Spark needs Java {OLDEST_JAVA}+ and {java} is {version or 'not a working Java'}: {CURE}")
+
+
+def java_version(said: str) -> int | None:
+    """The major version in what `java -version` says: 17 for "17.0.15", 8 for "1.8.0_292"; None where it says none."""
+    found = re.search(r'version "(?:1\.)?(\d+)', said)
+    return int(found[1]) if found else None

@@ -1,0 +1,82 @@
+"""Cluster IDs: k-means over image vectors, and the nearest centre of any vector."""
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
+
+POINTS_PER_CENTROID = 1000  # k-means learns from a sample of at most this many points per centre
+
+
+@dataclass(frozen=True, slots=True)
+class Codebook:
+    """The centres of k-means; a cluster's id is the row of its centre, the largest cluster of the fit being 0.
+
+    centroids: (K, D) float32.  Distances are Euclidean on unit vectors, so they order as the cosine does
+    (Yang et al. 2025, COURIER, Cluster-ID).
+    """
+
+    centroids: Floats
+
+    @classmethod
+    def fit(cls, vectors: Floats, *, clusters: int, iterations: int = 25, seed: int = 0) -> "Codebook":
+        """k-means over `vectors` (N, D), float32 unit rows; fewer centres where there are fewer distinct vectors.
+
+        Same vectors and seed, same codebook.  Raises ValueError without vectors or for clusters < 1.
+        """
+        if clusters < 1 or not len(vectors):
+            raise ValueError(f"a codebook of {clusters} clusters cannot be fitted on {len(vectors)} vectors")
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        distinct = np.unique(vectors, axis=0)
+        if len(distinct) <= clusters:
+            return cls(_largest_first(distinct, vectors))
+        return cls(_largest_first(_k_means(vectors, clusters, iterations, seed), vectors))
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    def assign(self, vectors: Floats, rows_per_block: int = 65_536) -> Ids:
+        """The id of the nearest centre of each row of `vectors` (N, D): (N,) int32; of two as near, the smaller."""
+        blocks = range(0, len(vectors), rows_per_block)
+        near = [_nearest(self.centroids, vectors[start : start + rows_per_block]) for start in blocks]
+        return np.concatenate([np.empty(0, np.int32), *near])
+
+    def occupancy(self, cluster_ids: Ids) -> npt.NDArray[np.int64]:
+        """How many of `cluster_ids` fall into each cluster: (K,)."""
+        return np.bincount(cluster_ids, minlength=len(self)).astype(np.int64)
+
+    def inertia(self, vectors: Floats) -> float:
+        """The mean squared distance of `vectors` (N, D) to their nearest centre; 0 is perfect."""
+        gaps = vectors - self.centroids[self.assign(vectors)]
+        return float(np.einsum("nd,nd->n", gaps, gaps, dtype=np.float64).mean())
+
+
+def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floats:
+    means = faiss.Kmeans(
+        vectors.shape[1],
+        clusters,
+        niter=iterations,
+        seed=seed + 1,  # FAISS takes 0 for "no seed given"
+        min_points_per_centroid=1,
+        max_points_per_centroid=POINTS_PER_CENTROID,
+    )
+    means.train(vectors)
+    return np.asarray(means.centroids, np.float32)
+
+
+def _largest_first(centroids: Floats, vectors: Floats) -> Floats:
+    sizes = np.bincount(_nearest(centroids, vectors), minlength=len(centroids))
+    # FAISS splits an empty cluster into near twins; those that still attract nothing come last.
+    order = np.lexsort((*centroids.T[::-1], -sizes))
+    return np.ascontiguousarray(centroids[order])
+
+
+def _nearest(centroids: Floats, vectors: Floats) -> Ids:
+    # |v - c|^2 = |v|^2 - 2 v.c + |c|^2, and |v| is the same for every centre.
+    nearness = vectors @ centroids.T - 0.5 * np.einsum("kd,kd->k", centroids, centroids)
+    nearest: Ids = nearness.argmax(axis=1).astype(np.int32)
+    return nearest

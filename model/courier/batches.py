@@ -1,0 +1,151 @@
+"""Page views as arrays of image numbers, and the rows, each distinct image once, that a training step sees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+
+from feature_repo.contract import PAGE_VIEW_SIZE, PRETRAIN_HISTORY
+
+PADDING = -1
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class PageViews:
+    """Training rows in time order; every number names an image of `image_ids`, -1 is padding.
+
+    page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, 5) int32, newest first, padded last.
+    """
+
+    image_ids: tuple[str, ...]
+    page: Ints
+    clicked: npt.NDArray[np.bool_]
+    history: Ints
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step on one process.
+
+    images: (U,) int64, the distinct images of these rows, as numbers of PageViews.image_ids, ascending.
+    page, history: (R, 5) int64 into `images`; 0 where padded, which the masks hide.
+    shown, clicked, remembered: (R, 5) bool.
+    page_image, history_image: (R, 5) int64, numbers of PageViews.image_ids, -1 padded.
+    """
+
+    images: npt.NDArray[np.int64]
+    page: npt.NDArray[np.int64]
+    shown: npt.NDArray[np.bool_]
+    clicked: npt.NDArray[np.bool_]
+    history: npt.NDArray[np.int64]
+    remembered: npt.NDArray[np.bool_]
+    page_image: npt.NDArray[np.int64]
+    history_image: npt.NDArray[np.int64]
+
+
+def read_page_views(sequences: Path, images: Path) -> PageViews:
+    """The training period's page views with a usable image, as numbers.
+
+    An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
+    loss learns from them. Raises ValueError if no row is left.
+    """
+    item_image = _item_images(images / "items.parquet")
+    table = pq.read_table(
+        sequences / "page_views",
+        columns=["request_id", "request_time", "item_ids", "labels", "history_item_ids"],
+        filters=[("period", "==", "train")],
+    ).sort_by([("request_time", "ascending"), ("request_id", "ascending")])
+    return index_page_views(
+        table["item_ids"].to_pylist(),
+        table["labels"].to_pylist(),
+        table["history_item_ids"].to_pylist(),
+        item_image,
+    )
+
+
+def index_page_views(
+    pages: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[int]],
+    histories: Sequence[Sequence[str]],
+    item_image: Mapping[str, str],
+) -> PageViews:
+    """Page views of item ids, in time order, as padded arrays of image numbers; see read_page_views."""
+    used = {item for rows in (pages, histories) for row in rows for item in row if item in item_image}
+    image_ids = tuple(sorted({item_image[item] for item in used}))
+    number = {image: index for index, image in enumerate(image_ids)}
+    item_number = {item: number[item_image[item]] for item in used}
+
+    usable = [any(item in item_number for item in page) for page in pages]
+    if not any(usable):
+        raise ValueError(
+            "no page view of the training period shows an item with a usable image: check the images stage"
+        )
+    page, clicked, history = [], [], []
+    for keep, items, marks, clicks in zip(usable, pages, labels, histories, strict=True):
+        if keep:
+            seen = [
+                (item_number[item], bool(mark)) for item, mark in zip(items, marks, strict=True) if item in item_number
+            ]
+            page.append(_padded([image for image, _ in seen], PAGE_VIEW_SIZE))
+            clicked.append(_padded([mark for _, mark in seen], PAGE_VIEW_SIZE, False))
+            history.append(_padded([item_number[item] for item in clicks if item in item_number], PRETRAIN_HISTORY))
+    return PageViews(
+        image_ids=image_ids,
+        page=np.array(page, np.int32),
+        clicked=np.array(clicked, np.bool_),
+        history=np.array(history, np.int32),
+    )
+
+
+def rows_of_step(rows: int, batch_rows: int, step: int, seed: int) -> npt.NDArray[np.int64]:
+    """Which rows the global batch of `step` holds: (batch_rows,), the next ones of an endless run of shuffled epochs.
+
+    A pure function of its arguments: a run can go on at any step. A batch may span two epochs.
+    """
+    places = np.arange(step * batch_rows, (step + 1) * batch_rows)
+    epochs = places // rows
+    return np.concatenate(
+        [_epoch(rows, int(epoch), seed)[places[epochs == epoch] % rows] for epoch in np.unique(epochs)]
+    )
+
+
+def take_batch(views: PageViews, rows: npt.NDArray[np.int64]) -> Batch:
+    """The batch of these rows, each distinct image named once."""
+    page, history = views.page[rows].astype(np.int64), views.history[rows].astype(np.int64)
+    distinct, place = np.unique(np.concatenate([page, history], axis=1), return_inverse=True)
+    place = place.reshape(len(rows), -1)
+    if distinct[0] == PADDING:
+        distinct, place = distinct[1:], np.maximum(place - 1, 0)
+    return Batch(
+        images=distinct,
+        page=place[:, : page.shape[1]],
+        shown=page != PADDING,
+        clicked=views.clicked[rows],
+        history=place[:, page.shape[1] :],
+        remembered=history != PADDING,
+        page_image=page,
+        history_image=history,
+    )
+
+
+def _item_images(path: Path) -> dict[str, str]:
+    table = pq.read_table(path, columns=["item_id", "image_id", "status"], filters=[("status", "==", "ok")])
+    return dict(zip(table["item_id"].to_pylist(), table["image_id"].to_pylist(), strict=True))
+
+
+def _padded(values: Sequence[Any], length: int, padding: Any = PADDING) -> list[Any]:
+    return [*values[:length], *[padding] * (length - len(values))]
+
+
+@lru_cache(maxsize=2)
+def _epoch(rows: int, epoch: int, seed: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(rows)

@@ -1,0 +1,31 @@
+"""What a COURIER pre-training run depends on; saved beside its weights."""
+
+from dataclasses import dataclass
+
+from feature_repo.contract import EMBEDDING_DIM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CourierConfig:
+    """One pre-training run. Defaults follow Yang et al. 2025 (COURIER) where the paper says."""
+
+    backbone: str = "lite0"  # lite0 | small | swin_t
+    trainable: str = "head"  # head: the backbone is frozen and its activations are computed once | all
+    backbone_weights: str = "imagenet"  # imagenet | random | a local path (swin_t)
+    image_size: int = 96
+    width: int = EMBEDDING_DIM
+    head: str = "linear"  # linear | mlp; without a projection head either way: its output is the embedding
+    hidden: int = 1024  # of the mlp head
+    feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
+    heads: int = 4
+    temperature: float = 0.05
+    weight_pv: float = 1.0
+    weight_ucs: float = 1.0
+    weight_click: float = 1.0
+    mask_false_negatives: bool = True  # the same image elsewhere in the batch is no negative
+    batch_rows: int = 256  # of the global batch, over all processes
+    steps: int = 1000
+    warmup_steps: int = 50
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-6
+    seed: int = 0

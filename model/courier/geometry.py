@@ -1,0 +1,62 @@
+"""How an embedding fills its space: the figures that show a collapsed encoder, and the refusal of one."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+MIN_EFFECTIVE_RANK = 4.0  # of 256: fewer directions than this cannot tell a catalogue's styles apart
+MIN_DEVIATION = 0.1  # of what vectors spread evenly over the sphere have
+UNIFORMITY_SAMPLE = 2000  # images: the figure is a mean over pairs, four million of them are plenty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Figures of unit vectors (N, D).
+
+    deviation: mean over dimensions of the standard deviation, times sqrt(D); 1 when spread evenly, 0 when collapsed.
+    effective_rank: exp of the entropy of the centred singular values; 1..D. Roy & Vetterli 2007, definition 1.
+    alignment: mean squared distance of positive pairs; 0..4.
+    uniformity: log mean exp(-2 squared distance) of all pairs; 0 when collapsed.
+    Alignment and uniformity: Wang & Isola 2020, https://arxiv.org/abs/2005.10242, section 4.1.
+    """
+
+    deviation: float
+    effective_rank: float
+    alignment: float
+    uniformity: float
+
+    def as_facts(self) -> dict[str, float]:
+        """For a manifest."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+class Collapsed(ValueError):
+    """The encoder maps all images to nearly the same place; the message gives the figures."""
+
+
+def measure(vectors: Tensor, pairs: Tensor) -> Geometry:
+    """vectors: (N, D) of unit length, N >= 2. pairs: (M, 2) int, rows that belong together; alignment 0 without any."""
+    singular = torch.linalg.svdvals((vectors - vectors.mean(0)).double())
+    share = singular / singular.sum().clamp(min=1e-12)
+    return Geometry(
+        deviation=float(vectors.std(0).mean() * vectors.shape[1] ** 0.5),
+        effective_rank=float(torch.exp(-(share * torch.log(share.clamp(min=1e-12))).sum())),
+        alignment=float((vectors[pairs[:, 0]] - vectors[pairs[:, 1]]).square().sum(1).mean()) if len(pairs) else 0.0,
+        uniformity=_uniformity(vectors[:: max(1, len(vectors) // UNIFORMITY_SAMPLE)]),
+    )
+
+
+def refuse_collapse(geometry: Geometry, images: int) -> None:
+    """Raise Collapsed, with the figures, where `images` distinct images fill too few directions or too little space."""
+    least = min(MIN_EFFECTIVE_RANK, (images - 1) / 2)  # a handful of images cannot span more
+    if geometry.effective_rank < least or geometry.deviation < MIN_DEVIATION:
+        raise Collapsed(
+            f"the encoder collapsed: effective rank {geometry.effective_rank:.2f} (at least {least:.1f}), "
+            f"deviation {geometry.deviation:.3f} (at least {MIN_DEVIATION}), uniformity {geometry.uniformity:.2f}: "
+            "lower the learning rate or train on more page views"
+        )
+
+
+def _uniformity(vectors: Tensor) -> float:
+    return float(torch.pdist(vectors).square().mul(-2).exp().mean().log())

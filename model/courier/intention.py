@@ -1,0 +1,60 @@
+"""User intention reconstruction: an image rebuilt out of what the user clicked, and the click it foretells."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CLICK_HIDDEN = 1024  # Yang et al. 2025 (COURIER): an MLP 512 -> 1024 -> 1
+
+
+class IntentionReconstruction(nn.Module):
+    """One multi-head cross-attention: query = an image, keys and values = the user's clicked images.
+
+    Yang et al. 2025 (COURIER), section 3.2; attention: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
+    Padded clicks get no weight. A user without clicks is rebuilt from one learned vector, `nothing_clicked`, which
+    stands where the history would: the result is defined, the same for every such user, and never NaN.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of {heads} heads: change --set heads")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.nothing_clicked = nn.Parameter(torch.randn(width) / width**0.5)
+
+    def forward(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor) -> Tensor:
+        """target: (R, Q, D), history: (R, H, D), clicked: (R, H) bool, False if padded -> (R, Q, D) of unit length."""
+        history_RHD, attended_RH = self._or_nothing_clicked(history_RHD, clicked_RH)
+        rebuilt = F.scaled_dot_product_attention(
+            self._split(self.query(target_RQD)),
+            self._split(self.key(history_RHD)),
+            self._split(self.value(history_RHD)),
+            attn_mask=attended_RH[:, None, None, :],
+        )
+        return F.normalize(self.out(rebuilt.transpose(1, 2).flatten(2)).float(), dim=-1)
+
+    def _or_nothing_clicked(self, history_RHD: Tensor, clicked_RH: Tensor) -> tuple[Tensor, Tensor]:
+        empty_R1 = ~clicked_RH.any(1, keepdim=True)
+        first_RH = torch.arange(clicked_RH.shape[1], device=clicked_RH.device)[None, :] == 0
+        stand_in_RH = empty_R1 & first_RH
+        return torch.where(stand_in_RH[..., None], self.nothing_clicked, history_RHD), clicked_RH | stand_in_RH
+
+    def _split(self, x_RLD: Tensor) -> Tensor:
+        rows, length, width = x_RLD.shape
+        return x_RLD.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+class ClickHead(nn.Module):
+    """The logit of a click, from the rebuilt and the true image. Yang et al. 2025 (COURIER), section 3.3."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * width, CLICK_HIDDEN), nn.ReLU(), nn.Linear(CLICK_HIDDEN, 1))
+
+    def forward(self, rebuilt_RPD: Tensor, page_RPD: Tensor) -> Tensor:
+        """rebuilt, page: (R, P, D) -> (R, P) logits."""
+        return self.layers(torch.cat([rebuilt_RPD, page_RPD], dim=-1)).squeeze(-1)  # type: ignore[no-any-return]

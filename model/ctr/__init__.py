@@ -1,0 +1,1 @@
+"""The CTR models that show what images add to click prediction."""

@@ -1,0 +1,126 @@
+"""The form of a CTR row, in training and in serving: its columns, their types, and what stands where a value is missing.
+
+A row is one item shown in one request. Training rows carry every column; a serving row has no position, no label and
+no `cold`, and its features are these, in this order, with these defaults.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.contract import ITEM_KEY, SERVICES, USER_KEY, Feature
+
+TIME: Final = pa.timestamp("us", tz="UTC")
+KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bytes": pa.binary(),
+    "list[str]": pa.list_(pa.string()),
+    "list[int]": pa.list_(pa.int64()),
+}
+KIND_DEFAULTS: Final[Mapping[str, object]] = {
+    "str": "",
+    "int": 0,
+    "float": math.nan,
+    "list[str]": [],
+    "list[int]": [],
+}
+DEFAULTS: Final[Mapping[str, object]] = {
+    "created_at": -1,
+    "cluster_id": -1,
+}  # 0 is a moment, and a cluster
+
+HISTORY: Final = "history_item_ids"
+HISTORY_CLUSTERS: Final = "history_cluster_ids"
+HISTORY_CATEGORIES: Final = "history_categories"
+
+
+def features_of(service: str) -> tuple[Feature, ...]:
+    """The features of one of the contract's services, in the contract's order."""
+    return tuple(feature for view in SERVICES[service] for feature in view.features)
+
+
+USER_FEATURES: Final = features_of("ranking_user")
+ITEM_FEATURES: Final = features_of("ranking_item")
+CLUSTER_FEATURES: Final = features_of("item_cluster_ids")
+FEATURES: Final = (*USER_FEATURES, *ITEM_FEATURES, *CLUSTER_FEATURES)
+
+FEATURE_COLUMNS: Final[Mapping[str, pa.DataType]] = {
+    **{feature.name: KIND_TYPES[feature.kind] for feature in FEATURES},
+    HISTORY_CLUSTERS: pa.list_(
+        pa.int32()
+    ),  # parallel to history_item_ids; -1 where the item has no usable image
+    HISTORY_CATEGORIES: pa.list_(
+        pa.string()
+    ),  # parallel to history_item_ids; "" where unknown
+}
+REQUEST_COLUMNS: Final[Mapping[str, pa.DataType]] = {
+    "request_id": pa.string(),
+    USER_KEY: pa.string(),
+    ITEM_KEY: pa.string(),
+    "request_time": TIME,
+    "position": pa.int32(),
+    "clicked": pa.int8(),
+}
+ROW_COLUMNS: Final[Mapping[str, pa.DataType]] = {
+    **REQUEST_COLUMNS,
+    **FEATURE_COLUMNS,
+    "cold": pa.bool_(),
+}
+
+ROW_DEFAULTS: Final[Mapping[str, object]] = {
+    **{
+        feature.name: DEFAULTS.get(feature.name, KIND_DEFAULTS[feature.kind])
+        for feature in FEATURES
+    },
+    HISTORY_CLUSTERS: [],
+    HISTORY_CATEGORIES: [],
+}
+
+
+def fill(table: pa.Table) -> pa.Table:
+    """The columns of `table` that a row has, in the order and types of ROW_COLUMNS, no feature null.
+
+    Columns a row does not have are dropped; a price that is unknown is NaN, never null.
+    Raises ValueError, with the names, if a feature's column is missing.
+    """
+    missing = [name for name in FEATURE_COLUMNS if name not in table.column_names]
+    if missing:
+        raise ValueError(
+            f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract"
+        )
+    names = [name for name in ROW_COLUMNS if name in table.column_names]
+    columns = [filled(table.column(name), name) for name in names]
+    return pa.table(
+        columns, schema=pa.schema([(name, ROW_COLUMNS[name]) for name in names])
+    )
+
+
+def filled(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """One column of a row in its type, its nulls replaced by the column's default (keys and labels have none)."""
+    column = column.cast(ROW_COLUMNS[name])
+    if column.null_count == 0 or name not in ROW_DEFAULTS:
+        return column
+    default = pa.scalar(ROW_DEFAULTS[name], ROW_COLUMNS[name])
+    if not pa.types.is_list(column.type):
+        return column.fill_null(default)
+    return pc.coalesce(column, default)  # pyarrow's fill_null knows no lists
+
+
+def along_history(
+    history: pa.ListArray, item_ids: pa.Array, values: pa.Array, default: pa.Scalar
+) -> pa.ListArray:
+    """For each history the values of its items, in its order: a list parallel to it, of the values' type.
+
+    history: list<string>, no nulls; item_ids: distinct, with values[i] belonging to item_ids[i].
+    An item that is not among them, or whose value is null, gets `default`.
+    """
+    found = pc.index_in(history.flatten(), value_set=item_ids)
+    offsets = pc.subtract(
+        history.offsets, history.offsets[0]
+    )  # a slice keeps its parent's offsets
+    return pa.ListArray.from_arrays(offsets, values.take(found).fill_null(default))

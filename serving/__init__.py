@@ -1,0 +1,1 @@
+"""The online wing: feature lookups, ranking and visual search."""

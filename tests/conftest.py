@@ -1,0 +1,246 @@
+"""A small shop's artifacts, written directly, and its real Feast store, applied and loaded once for all tests."""
+
+import bisect
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
+from jobs import features
+from model import artifact
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+SPACE = "s0123456789ab"
+MICROSECOND = timedelta(microseconds=1)
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A shop's artifacts, and the plain lists that they were written from."""
+
+    workspace: Path
+    sequences: Path
+    images: Path
+    embed: Path
+    cluster: Path
+    features: Path
+    impressions: list[dict[str, Any]]
+    clicks: list[dict[str, Any]]
+    items: list[dict[str, Any]]
+    cluster_ids: dict[str, int]
+    vectors: dict[str, np.ndarray]
+    as_of: datetime
+
+
+def draw_events(
+    rng: random.Random, *, users: int, items: int, requests: int, days: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Impressions and clicks in time order; every third request comes at the very moment of the user's last click."""
+    impressions, clicks = [], []
+    last: dict[str, datetime] = {}
+    span = timedelta(days=days)
+    for number, moment in enumerate(sorted(rng.random() for _ in range(requests))):
+        at = START + timedelta(microseconds=int(moment * span / MICROSECOND))
+        user = f"u{rng.randrange(users)}"
+        if number % 3 == 0 and user in last:
+            at = last[user]
+        request = f"r{number:06d}"
+        for position, item in enumerate(rng.sample(range(items), 5)):
+            clicked = rng.random() < 0.3
+            row = {"request_id": request, "user_id": user, "item_id": f"i{item}"}
+            impressions.append({**row, "request_time": at, "position": position, "clicked": int(clicked)})
+            if clicked:
+                last[user] = at + timedelta(seconds=rng.randrange(60))
+                clicks.append({**row, "event_time": last[user]})
+    clicks.sort(key=lambda click: (click["event_time"], click["item_id"]))
+    return impressions, clicks
+
+
+def histories(clicks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of user_history: after each distinct click time, what the user clicked, newest first."""
+    by_user = defaultdict(list)
+    for click in clicks:
+        by_user[click["user_id"]].append((click["event_time"], click["item_id"]))
+    rows = []
+    for user, clicked in by_user.items():
+        for moment in sorted({at for at, _ in clicked}):
+            newest = sorted((c for c in clicked if c[0] <= moment), key=lambda c: (-c[0].timestamp(), c[1]))
+            kept = newest[:CTR_HISTORY]
+            rows.append(
+                {
+                    "user_id": user,
+                    "event_timestamp": moment + MICROSECOND,
+                    "history_item_ids": [item for _, item in kept],
+                    "history_clicked_at": [(at - datetime.fromtimestamp(0, UTC)) // MICROSECOND for at, _ in kept],
+                }
+            )
+    return rows
+
+
+def statistics(
+    view: View, impressions: Sequence[dict[str, Any]], clicks: Sequence[dict[str, Any]], as_of: datetime
+) -> list[dict[str, Any]]:
+    """The rows of a statistics view: a snapshot at every midnight at which some count of the entity changed."""
+    [key] = view.keys
+    shown, clicked = defaultdict(list), defaultdict(list)
+    for row in impressions:
+        shown[row[key]].append(row["request_time"])
+    for row in clicks:
+        clicked[row[key]].append(row["event_time"])
+    rows = []
+    for entity in sorted(shown | clicked):
+        times = [sorted(shown[entity]), sorted(clicked[entity])]
+        before = [0] * len(view.features)
+        for day in range(1, (as_of - START).days + 1):
+            midnight = START + timedelta(days=day)
+            counts = [
+                bisect.bisect_left(of, midnight) - bisect.bisect_left(of, midnight - timedelta(days=window))
+                for window in WINDOWS_DAYS
+                for of in times
+            ]
+            if counts != before:
+                names = [feature.name for feature in view.features]
+                rows.append({key: entity, "event_timestamp": midnight, **dict(zip(names, counts, strict=True))})
+            before = counts
+    return rows
+
+
+def save(rows: Sequence[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+
+
+def write_sequences(
+    out: Path,
+    impressions: Sequence[dict[str, Any]],
+    clicks: Sequence[dict[str, Any]],
+    *,
+    valid: datetime,
+    test: datetime,
+) -> None:
+    """A sequences artifact of these events, split at `valid` and `test`."""
+    keys = [("request_id", pa.string()), ("user_id", pa.string()), ("item_id", pa.string())]
+    shown = [("request_time", TIME), ("position", pa.int32()), ("clicked", pa.int8()), ("period", pa.string())]
+
+    def period(at: datetime) -> str:
+        return "train" if at < valid else "valid" if at < test else "test"
+
+    end = max(row.get("event_time", row.get("request_time")) for row in (*impressions, *clicks)) + MICROSECOND
+    splits = {"start": START, "valid_start": valid, "test_start": test, "end": end}
+    with artifact.write(out, kind="sequences", inputs={}, config={}) as draft:
+        rows = [{**row, "period": period(row["request_time"])} for row in impressions]
+        save(rows, pa.schema([*keys, *shown]), draft.path / "impressions" / "part-0.parquet")
+        save(clicks, pa.schema([*keys, ("event_time", TIME)]), draft.path / "clicks" / "part-0.parquet")
+        schema = features.source_schema(features.USER_HISTORY)
+        save(histories(clicks), schema, draft.path / "histories" / "part-0.parquet")
+        draft.facts = {"splits": {name: at.isoformat() for name, at in splits.items()}}
+
+
+def write_images(out: Path, items: Sequence[dict[str, Any]]) -> None:
+    schema = pa.schema(
+        [("item_id", pa.string()), ("category", pa.string()), ("price", pa.float64()), ("created_at", TIME)]
+    )
+    with artifact.write(out, kind="images", inputs={}, config={}) as draft:
+        save(items, schema, draft.path / "items.parquet")
+
+
+def write_space(embed: Path, cluster: Path, vectors: dict[str, np.ndarray], cluster_ids: dict[str, int]) -> None:
+    """Embed and cluster artifacts of the space SPACE."""
+    schema = pa.schema([("item_id", pa.string()), ("image_id", pa.string()), ("row", pa.int32())])
+    ids = sorted(vectors)
+    with artifact.write(embed, kind="embed", inputs={}, config={}) as draft:
+        np.save(draft.path / "vectors.npy", np.stack([vectors[item] for item in ids]))
+        rows = [{"item_id": item, "image_id": f"p{item}", "row": row} for row, item in enumerate(ids)]
+        save(rows, schema, draft.path / "items.parquet")
+        draft.facts = {"space_id": SPACE, "vectors": len(ids), "items": len(ids)}
+    with artifact.write(cluster, kind="cluster", inputs={}, config={}) as draft:
+        rows = [{"item_id": item, "cluster_id": cluster_ids[item]} for item in sorted(cluster_ids)]
+        save(rows, pa.schema([("item_id", pa.string()), ("cluster_id", pa.int32())]), draft.path / "items.parquet")
+        draft.facts = {"space_id": SPACE, "clusters": 8}
+
+
+def write_features(shop_paths: dict[str, Path], out: Path, stats: dict[View, list[dict[str, Any]]]) -> None:
+    """A features artifact whose statistics come from the plain counting above, everything else from the real job."""
+    start, as_of = features.period(shop_paths["sequences"])
+    with artifact.write(out, kind="features", inputs={}, config={}) as draft:
+        for view, rows in stats.items():
+            save(rows, features.source_schema(view), draft.path / view.name / "part-0.parquet")
+        features.write_histories(shop_paths["sequences"], draft.path)
+        features.write_item_facts(**shop_paths, out=draft.path, space_id=SPACE)
+        rows_of = {view.name: features.checked_rows(draft.path, view) for view in features.VIEWS}
+        draft.facts = {
+            "rows": rows_of,
+            "start": start.isoformat(),
+            "as_of": as_of.isoformat(),
+            "space_id": SPACE,
+        }
+
+
+def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 300, days: int = 12) -> Shop:
+    """A shop under `root`: the same one every time. Some items lack a category, price, creation date or picture."""
+    rng = random.Random(7)
+    impressions, clicks = draw_events(rng, users=users, items=items, requests=requests, days=days)
+    catalogue = [
+        {
+            "item_id": f"i{number}",
+            "category": None if number % 11 == 0 else f"c{number % 4}",
+            "price": None if number % 7 == 0 else number + 0.5,
+            "created_at": None if number % 5 == 0 else START + timedelta(days=number % 9),
+        }
+        for number in range(items + 2)  # the last two are never shown
+    ]
+    pictured = [row["item_id"] for number, row in enumerate(catalogue) if number % 13 != 3]
+    draws = np.random.default_rng(7)
+    vectors = {item: draws.normal(size=256).astype(np.float32) for item in pictured}
+    vectors = {item: vector / np.linalg.norm(vector) for item, vector in vectors.items()}
+    cluster_ids = {item: rng.randrange(8) for item in pictured}
+    paths = {name: root / name / "k" for name in ("sequences", "images", "embed", "cluster")}
+    split = {"valid": START + timedelta(days=days * 0.7), "test": START + timedelta(days=days * 0.85)}
+    write_sequences(paths["sequences"], impressions, clicks, **split)
+    write_images(paths["images"], catalogue)
+    write_space(paths["embed"], paths["cluster"], vectors, cluster_ids)
+    as_of = features.period(paths["sequences"])[1]
+    stats = {view: statistics(view, impressions, clicks, as_of) for view in (USER_STATISTICS, ITEM_STATISTICS)}
+    write_features(paths, root / "features" / "k", stats)
+    return Shop(
+        workspace=root,
+        **paths,
+        features=root / "features" / "k",
+        impressions=impressions,
+        clicks=clicks,
+        items=catalogue,
+        cluster_ids=cluster_ids,
+        vectors=vectors,
+        as_of=as_of,
+    )
+
+
+@pytest.fixture(scope="session")
+def shop_maker() -> Callable[..., Shop]:
+    """`make_shop`, for tests that need a shop of their own."""
+    return make_shop
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
+    """A small shop's artifacts; read-only."""
+    return make_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def loaded_shop(shop: Shop) -> Shop:
+    """The small shop with its Feast registry applied and its online store loaded."""
+    from jobs import materialize
+
+    materialize.build(features=shop.features, workspace=shop.workspace, out=shop.workspace / "materialize" / "k")
+    return shop

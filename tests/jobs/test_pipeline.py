@@ -1,0 +1,136 @@
+"""The road rebuilds what changed and what depends on it, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import pipeline
+from jobs.pipeline import Road, Stage, StageError, walk
+from jobs.presets import PRESETS
+from model import artifact
+from model.artifact import Manifest
+
+BUILT: list[str] = []
+
+
+def _build(name: str, out: Path, **inputs: Path) -> Manifest:
+    BUILT.append(name)
+    digests = {need: artifact.digest(path) for need, path in inputs.items()}
+    with artifact.write(out, kind=name, inputs=digests, config={}) as draft:
+        (draft.path / "data.txt").write_text(name)
+    return artifact.read(out, kind=name)
+
+
+def build_sequences(raw: Path, raw_digest: str, out: Path) -> Manifest:
+    assert raw.is_dir()
+    assert raw_digest
+    return _build("sequences", out)
+
+
+def build_images(out: Path, **inputs: Path) -> Manifest:
+    return _build("images", out, **inputs)
+
+
+def build_pretrain(out: Path, **inputs: Path) -> Manifest:
+    return _build("pretrain", out, **inputs)
+
+
+def build_embed(out: Path, **inputs: Path) -> Manifest:
+    return _build("embed", out, **inputs)
+
+
+@pytest.fixture(autouse=True)
+def diamond(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sequences -> images, pretrain -> embed: the smallest road with a fork."""
+    stages = (
+        Stage(name="sequences", build=f"{__name__}:build_sequences", takes=("raw", "raw_digest")),
+        Stage(name="images", build=f"{__name__}:build_images", needs=("sequences",)),
+        Stage(name="pretrain", build=f"{__name__}:build_pretrain", needs=("sequences",)),
+        Stage(name="embed", build=f"{__name__}:build_embed", needs=("images",)),
+    )
+    monkeypatch.setattr(pipeline, "STAGES", stages)
+    here = {f"build_{name}": globals()[f"build_{name}"] for name in ("sequences", "images", "pretrain", "embed")}
+    module = type("module", (), {k: staticmethod(v) for k, v in here.items()})
+    monkeypatch.setattr(pipeline, "import_module", lambda _: module)
+    BUILT.clear()
+
+
+@pytest.fixture
+def road(tmp_path: Path) -> Road:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "events.csv").write_text("user_id\n")
+    (raw / "items.csv").write_text("item_id\n")
+    return Road(tmp_path / "ws", raw, "tiny")
+
+
+def test_a_second_walk_builds_nothing(road: Road) -> None:
+    assert set(walk(road).values()) == {"built"}
+    assert set(walk(road).values()) == {"skipped"}
+    assert BUILT == ["sequences", "images", "pretrain", "embed"]
+
+
+def test_a_deleted_artifact_is_rebuilt_with_what_depends_on_it_and_nothing_else(road: Road) -> None:
+    walk(road)
+    (folder,) = (road.workspace / "images").iterdir()
+    (folder / artifact.MANIFEST).unlink()
+    done = walk(road)
+    assert done == {"sequences": "skipped", "images": "built", "pretrain": "skipped", "embed": "built"}
+
+
+def test_a_change_of_the_raw_tables_rebuilds_everything(road: Road) -> None:
+    walk(road)
+    (road.raw / "events.csv").write_text("user_id\nu1\n")
+    assert set(walk(road).values()) == {"built"}
+
+
+def test_a_damaged_file_is_noticed_and_rebuilt(road: Road) -> None:
+    walk(road)
+    (folder,) = (road.workspace / "pretrain").iterdir()
+    (folder / "data.txt").write_text("half a file")
+    assert walk(road)["pretrain"] == "built"
+
+
+def test_what_a_killed_run_left_aside_is_swept(road: Road) -> None:
+    left = road.workspace / "images" / f".abc-123{artifact.PARTIAL}"
+    left.mkdir(parents=True)
+    walk(road)
+    assert not left.exists()
+
+
+def test_only_builds_one_stage_and_refuses_without_its_inputs(road: Road) -> None:
+    with pytest.raises(StageError, match="embed needs images"):
+        walk(road, only="embed")
+    walk(road)
+    BUILT.clear()
+    walk(road, only="images", rebuild=frozenset({"images"}))
+    assert BUILT == ["images"]
+
+
+def test_rebuild_builds_what_is_fresh(road: Road) -> None:
+    walk(road)
+    done = walk(road, rebuild=frozenset({"pretrain"}))
+    assert done == {"sequences": "skipped", "images": "skipped", "pretrain": "built", "embed": "skipped"}
+
+
+def test_two_runs_in_one_workspace_do_not_meet(road: Road) -> None:
+    road.workspace.mkdir()
+    with pipeline.FileLock(road.workspace / ".lock"), pytest.raises(StageError, match="another run is at work"):
+        walk(road)
+
+
+def test_the_last_run_is_remembered(road: Road) -> None:
+    walk(road)
+    assert json.loads((road.workspace / "run.json").read_text())["preset"] == "tiny"
+    assert pipeline.recall_road(road.workspace) == Road(road.workspace.resolve(), road.raw.resolve(), "tiny")
+
+
+def test_an_unknown_workspace_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="courier run RAW"):
+        pipeline.recall_road(tmp_path)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_encoder_reads_images_at_the_size_they_are_stored(preset: str) -> None:
+    assert PRESETS[preset]["images"].size == PRESETS[preset]["pretrain"].image_size

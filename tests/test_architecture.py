@@ -1,0 +1,113 @@
+"""The house keeps its plan: rooms, arrows, packaging, and a README that tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import courier
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("feature_repo", "jobs", "model", "serving")
+README = (ROOT / "README.md").read_text()
+
+
+def sources() -> list[Path]:
+    return [ROOT / "courier.py", *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
+
+
+def test_every_module_says_first_what_it_is_for() -> None:
+    silent = [path.name for path in sources() if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert silent == []
+
+
+def test_the_tests_hold_no_packages_that_would_shadow_ours() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_nothing_is_named_after_a_drawer() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc", "base", "manager"}
+    assert [path for path in sources() if path.stem in drawers] == []
+
+
+def test_every_verb_of_the_front_door_exists() -> None:
+    for verb, (target, what) in courier.VERBS.items():
+        module, function = target.split(":")
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, verb
+        assert what
+
+
+def test_help_answers_at_once_because_nothing_heavy_is_imported() -> None:
+    took = []
+    for _ in range(3):
+        begun = time.monotonic()
+        done = subprocess.run([sys.executable, ROOT / "courier.py", "--help"], capture_output=True, text=True)
+        took.append(time.monotonic() - begun)
+        assert done.returncode == 0
+        assert "search" in done.stdout
+    assert min(took) < 0.5
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", ROOT / "courier.py", "--help"], capture_output=True, text=True
+    ).stderr
+    for heavy in ("torch", "feast", "pyspark", "apache_beam", "typer", "pyarrow", "numpy"):
+        assert f" {heavy}\n" not in imported
+
+
+def test_an_error_that_the_user_can_cure_is_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "courier.py", "run", "nowhere", "--workspace", "/nonexistent/ws"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("courier: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_readmes_tree_exists() -> None:
+    named = re.findall(r"^[│├└─ ]*([\w./-]+?)(?:/)?\s{2,}\S", _section("The house"), flags=re.M)
+    assert len(named) > 20
+    found = {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*") if ".venv" not in path.parts}
+    missing = [name for name in named if not any(f == name or f.endswith(f"/{name}") for f in found)]
+    assert missing == []
+
+
+def test_the_readmes_commands_exist() -> None:
+    verbs = {match.split()[0] for match in re.findall(r"^\s*(?:\$ )?courier ([a-z].*)$", README, flags=re.M)}
+    assert {"run", "search", "rank"} <= verbs
+    assert verbs <= {name.split()[0] for name in courier.VERBS}
+    targets = set(re.findall(r"^\s*(?:\$ )?make ([a-z]+)", README, flags=re.M))
+    assert {"demo", "test"} <= targets
+    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+
+
+def test_the_readmes_scripts_exist() -> None:
+    scripts = set(re.findall(r"\bjobs/spark/\w+\.py", README)) | {
+        f"{name.replace('.', '/')}.py" for name in re.findall(r"-m ((?:jobs|model)\.[\w.]+)", README)
+    }
+    assert len(scripts) >= 3
+    assert [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+def test_the_wheel_holds_what_the_program_reads() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "feature_store.yaml" in settings["package-data"]["feature_repo"]
+    for room in ROOMS:
+        assert f"{room}*" in settings["packages"]["find"]["include"]
+
+
+def test_the_lock_pins_every_dependency() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.match(r"[\w.-]+", dependency)[0].lower() for dependency in wanted} - {"courier", "faiss-gpu"}  # type: ignore[index]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in lock.splitlines() if "==" in line}
+    assert sorted(name for name in names if name.replace("_", "-") not in pinned) == []
+
+
+def _section(title: str) -> str:
+    return README.split(f"## {title}")[1].split("\n## ")[0]

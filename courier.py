@@ -1,5 +1,7 @@
 """The front door: one command, `courier`, whose verbs are imported only when they are called."""
 
+import atexit
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if found is None:
         sys.exit(f"courier: no verb '{argv[0]}': `courier --help` lists them")
     verb, rest = found
+    _prepare_terminal()
     module, _, function = VERBS[verb][0].partition(":")
     entry = getattr(import_module(module), function)
     try:
@@ -73,6 +76,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if type(error).__module__.split(".")[0] not in ROOMS:
             raise
         sys.exit(f"courier: {error}")
+
+
+def _prepare_terminal() -> None:
+    """Answers go to stdout, all else to stderr; and what native libraries mutter while Python ends goes nowhere."""
+    import structlog  # here, because `courier --help` must not wait for it
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    atexit.register(_hush)  # first in, last out
+
+
+def _hush() -> None:
+    # DuckDB 2.0 prints hundreds of "nanobind: leaked ..." lines to file descriptor 2 after Python's own last word.
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def demo_main(argv: Sequence[str]) -> None:

@@ -3,7 +3,9 @@
 Feast takes what it finds among this module's attributes, so the objects are put there one by one, from the contract.
 """
 
+import atexit
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -50,8 +52,17 @@ def feast_objects(workspace: Path) -> dict[str, FeastObject]:
 def open_store(workspace: Path) -> FeatureStore:
     """The workspace's feature store, as feature_store.yaml describes it: the one that the `feast` command opens."""
     (workspace / "feast").mkdir(parents=True, exist_ok=True)
+    atexit.unregister(_close_stderr)
+    atexit.register(_close_stderr)
     with _workspace_in_environment(workspace):
         return FeatureStore(repo_path=str(Path(__file__).parent))
+
+
+def _close_stderr() -> None:
+    # DuckDB's bindings end a process that used ibis with a page of "nanobind: leaked ...", past Python's own streams.
+    sys.stderr.flush()
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 @contextmanager

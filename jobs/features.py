@@ -1,7 +1,7 @@
 """Write the feature views' offline sources: one folder of parquet per view of the contract, as Feast reads them."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -75,15 +75,14 @@ def period(sequences: Path) -> tuple[datetime, datetime]:
     [start] = connect().execute(f"SELECT min(moment) FROM ({_shown_or_clicked(sequences)})").fetchone() or [None]
     if start is None:
         raise ArtifactMismatch(f"{sequences} holds neither impressions nor clicks: bring events in and build it again")
-    last_day = (end - timedelta(microseconds=1)).astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return start.astimezone(UTC), last_day + timedelta(days=1)
+    return start.astimezone(UTC), midnight_after(end)
 
 
 def write_histories(sequences: Path, out: Path) -> None:
     """Write the view user_history: the artifact's histories in the contract's columns, by user and time."""
     query = f"""
         SELECT {", ".join(source_schema(USER_HISTORY).names)}
-        FROM {_parquet(sequences / "histories")}
+        FROM {read_parquet(sequences / "histories")}
         ORDER BY {", ".join((*USER_HISTORY.keys, EVENT_TIME))}
     """
     _write(USER_HISTORY, connect().sql(query).to_arrow_reader(BATCH_ROWS), out)
@@ -102,7 +101,7 @@ def write_item_facts(sequences: Path, images: Path, embed: Path, cluster: Path, 
         CREATE TABLE known AS
         WITH seen AS (SELECT item_id, min(moment) AS first_seen FROM ({_shown_or_clicked(sequences)}) GROUP BY item_id)
         SELECT items.*, greatest($start, least(coalesce(created_at, $start), first_seen, $as_of)) AS {EVENT_TIME}
-        FROM {_parquet(images / "items.parquet")} AS items LEFT JOIN seen USING (item_id)
+        FROM {read_parquet(images / "items.parquet")} AS items LEFT JOIN seen USING (item_id)
         """,
         {"start": start, "as_of": as_of},
     )
@@ -114,12 +113,12 @@ def write_item_facts(sequences: Path, images: Path, embed: Path, cluster: Path, 
     _write(ITEM_PROFILE, connection.sql(profile).to_arrow_reader(BATCH_ROWS), out)
     clusters = f"""
         SELECT item_id, '{space_id}' AS space_id, {EVENT_TIME}, cluster_id
-        FROM {_parquet(cluster / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
+        FROM {read_parquet(cluster / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
     """
     _write(ITEM_CLUSTER, connection.sql(clusters).to_arrow_reader(BATCH_ROWS), out)
     rows = f"""
         SELECT item_id, '{space_id}' AS space_id, {EVENT_TIME}, "row"
-        FROM {_parquet(embed / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
+        FROM {read_parquet(embed / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
     """
     vectors = np.load(embed / "vectors.npy", mmap_mode="r")
     _write(ITEM_EMBEDDING, _with_vectors(connection.sql(rows).to_arrow_reader(BATCH_ROWS), vectors), out)
@@ -181,13 +180,14 @@ def _write(view: View, batches: pa.RecordBatchReader | Iterator[pa.RecordBatch],
 
 def _shown_or_clicked(sequences: Path) -> str:
     return f"""
-        SELECT item_id, request_time AS moment FROM {_parquet(sequences / "impressions")}
+        SELECT item_id, request_time AS moment FROM {read_parquet(sequences / "impressions")}
         UNION ALL
-        SELECT item_id, event_time AS moment FROM {_parquet(sequences / "clicks")}
+        SELECT item_id, event_time AS moment FROM {read_parquet(sequences / "clicks")}
     """
 
 
-def _parquet(path: Path) -> str:
+def read_parquet(path: Path) -> str:
+    """DuckDB's expression for a parquet file, or for the parquet files of a folder."""
     quoted = str(path / "*.parquet" if path.is_dir() else path).replace("'", "''")
     return f"read_parquet('{quoted}')"
 

@@ -1,4 +1,4 @@
-"""Load the online store: point the workspace's Feast sources at a features artifact, apply the repository, materialize."""
+"""Load the online store: point the workspace's sources at a features artifact, apply the repository, materialize."""
 
 import io
 import os
@@ -67,11 +67,12 @@ def check_sources(workspace: Path, features: Path) -> None:
     """Raise ArtifactMismatch unless the workspace's Feast sources are this features artifact."""
     loaded = (workspace / SOURCES).resolve()
     if loaded != features.resolve():
-        raise ArtifactMismatch(f"{workspace / SOURCES} leads to {loaded}, not {features}: run the materialize stage again")
+        raise ArtifactMismatch(
+            f"{workspace / SOURCES} leads to {loaded}, not {features}: run the materialize stage again"
+        )
 
 
 def _apply(workspace: Path) -> "FeatureStore":
-    from feast import Entity, FeatureService, FeatureView
 
     from feature_repo.definitions import feast_objects, open_store
 

@@ -7,6 +7,7 @@ several machines, RAW and DIR lie on a file system that all of them see.
 import hashlib
 import json
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,7 @@ from jobs.beam.item_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import CatalogueRow, ImageUse, Item
-from jobs.sources.raw import TableFiles, raw_digest, table_files
+from jobs.sources.raw import RawTableUnusable, TableFiles, raw_digest, table_files
 from model import artifact
 from model.artifact import Manifest
 from model.courier import images
@@ -351,27 +352,32 @@ def _run(options: PipelineOptions, table: TableFiles, folder: Path, out: Path, c
     wire(pipeline, table, folder, out, config)
     if options.view_as(StandardOptions).runner == LOCAL_RUNNER:
         with _quiet(), progress.bar("images", progress.TALLY):
-            return progress.counters(pipeline.run())
+            return progress.counters(_run_here(pipeline))
     result = pipeline.run()
     with progress.report(result):
         result.wait_until_finish()
     return progress.counters(result)
 
 
+def _run_here(pipeline: Any) -> Any:
+    try:
+        return pipeline.run()
+    except RawTableUnusable as error:  # Beam adds the transform's name to what a user is to read
+        raise RawTableUnusable(str(error).partition(" [while running")[0]) from None
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Beam's notes on type hints and coders off the terminal of a local run; errors still come."""
-    loggers = [logging.getLogger(name) for name in ("apache_beam", "root")]
-    levels = [logger.level for logger in loggers]
+    """Keep Beam's notes, and its own copy of a traceback that is raised anyway, off the terminal of a local run."""
+    beams = logging.getLogger("apache_beam")
+    level = beams.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
+        beams.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+            beams.setLevel(level)
 
 
 app = typer.Typer(add_completion=False)
@@ -392,7 +398,9 @@ def image_references(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """The command line; its answer on stdout, its log on stderr."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     app(args=argv)
 
 

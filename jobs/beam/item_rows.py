@@ -94,7 +94,9 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             for row in reader:
                 yield {name: row.get(name) for name in COLUMNS}
         except csv.Error as error:
-            raise RawTableUnusable(f"{path}, line {reader.line_num}: {error}: look for an unclosed quote") from None
+            raise RawTableUnusable(
+                f"{path}, after line {reader.line_num}: {error}: look for an unclosed quote"
+            ) from None
 
 
 # --- JSON lines -----------------------------------------------------------------------------------------------------

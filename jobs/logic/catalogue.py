@@ -7,9 +7,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
+
+from jobs.logic import events
 
 # Why a row of the items table is rejected, in the order in which the reasons are looked for.
 BAD_ROW: Final = "bad_row"  # a line that is not a JSON object
@@ -137,7 +139,7 @@ def text(value: object) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     written = str(value)
-    return written if written.strip() else None
+    return written if written.strip(events.WHITE_SPACE) else None
 
 
 def price(value: object) -> float | None:
@@ -159,9 +161,10 @@ def _number(value: object) -> float | None:
     written = text(value)
     if written is None:
         return None
-    if written.strip().lower() == "nan":
+    written = written.strip(events.WHITE_SPACE)
+    if written.lower() == "nan":
         return math.nan
-    if isinstance(value, bool) or not _NUMBER.fullmatch(written.strip()):
+    if not _NUMBER.fullmatch(written):
         raise ValueError(f"{value!r} is not a number")
     return float(written)
 
@@ -172,11 +175,9 @@ def moment(value: object) -> datetime | None:
         written = text(value)
         if written is None:
             return None
-        value = datetime.fromisoformat(written.strip())
-    if value.tzinfo is None:
-        raise ValueError(f"{value} has no offset from UTC")
+        value = written
     try:
-        return value.astimezone(UTC)
+        return events.moment(value)
     except OverflowError:
         raise ValueError(f"{value} lies outside the years 1 to 9999 in UTC") from None
 

@@ -31,6 +31,7 @@ _COLUMNS: Final = {
     "interactions": {"user_id": pa.string(), "item_id": pa.int64(), "timestamp": pa.int64(), "rating": pa.float64()},
     "items": {"item_id": pa.int64(), "title": pa.string(), "genres": pa.string(), "image_path": pa.string()},
 }
+_REQUIRED: Final = {"interactions": ("user_id", "item_id", "timestamp", "rating"), "items": ("item_id",)}
 
 Ints = NDArray[np.int64]
 
@@ -55,6 +56,10 @@ def convert(src: Path, out: Path, *, seed: int) -> None:
     item_ids, item = np.unique(ratings["item_id"].to_numpy(), return_inverse=True)
     rated = _rated(user, item, len(users))
     liked = ratings["rating"].to_numpy() >= CLICK_RATING
+    if not liked.any():
+        raise ValueError(
+            f"{src / 'interactions.parquet'} has no rating of {CLICK_RATING:g} or more: nothing is a click"
+        )
     clicks = in_time_order(user[liked], item[liked], ratings["timestamp"].to_numpy()[liked])
     pages = list(
         track(
@@ -144,7 +149,7 @@ def _rated(user: Ints, item: Ints, users: int) -> list[set[int]]:
 
 
 def _read(src: Path, name: str) -> pa.Table:
-    """The needed columns of a table of `src`, cast to their types, without rows that lack an id."""
+    """The needed columns of a table of `src`, cast to their types."""
     path = src / f"{name}.parquet"
     if not path.is_file():
         raise FileNotFoundError(
@@ -152,10 +157,14 @@ def _read(src: Path, name: str) -> pa.Table:
         )
     try:
         table = pq.read_table(path)
-        return pa.table({column: pc.cast(table[column], kind) for column, kind in _COLUMNS[name].items()})
+        table = pa.table({column: pc.cast(table[column], kind) for column, kind in _COLUMNS[name].items()})
     except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         needed = ", ".join(f"{column} {kind}" for column, kind in _COLUMNS[name].items())
         raise ValueError(f"{path} is not a table with the columns {needed} ({str(error).splitlines()[0]})") from None
+    for column in _REQUIRED[name]:
+        if table[column].null_count:
+            raise ValueError(f"{path} has {table[column].null_count} rows without {column}: remove or complete them")
+    return table
 
 
 def _event_columns(

@@ -31,17 +31,17 @@ class Habits:
     novelty_days: float = 2.0
     # who comes
     activity_spread: float = 0.7  # standard deviation of log visits per user
-    visit_pages: float = 4.0  # mean page views a visit
-    stay: float = 0.9  # probability that the next page of a visit serves the same intention
+    visit_pages: float = 6.0  # mean page views a visit
+    stay: float = 0.9  # probability that a page serves the visit's intention, not one drawn anew
     intentions: tuple[float, ...] = (0.5, 0.35, 0.15)  # probability of holding 1, 2, 3 at once
-    intention_days: float = 50.0  # mean life of an intention
-    category_focus: float = 1.6  # standard deviation of an intention's log preference over categories
+    intention_days: float = 60.0  # mean life of an intention
+    category_focus: float = 2.0  # standard deviation of an intention's log preference over categories
     # what is clicked
-    base: float = -1.73
+    base: float = -1.74
     position: tuple[float, ...] = (0.45, 0.2, 0.0, -0.15, -0.25)
-    quality: float = 0.45  # per standard deviation of log popularity
+    quality: float = 0.47  # per standard deviation of log popularity
     favourites: tuple[tuple[float, ...], ...] = ((1.8, 1.0), (1.3,), (1.0,))  # palette, texture, ornament
-    idiosyncrasy: float = 0.25  # standard deviation over (user, item) pairs
+    idiosyncrasy: float = 0.2  # standard deviation over (user, item) pairs
     # what follows a click (probabilities)
     cart: float = 0.16
     purchase: float = 0.35  # of carts
@@ -86,7 +86,7 @@ def simulate(
     style_sizes: tuple[int, ...],
     habits: Habits,
     seed: int,
-    advance: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> PageViews:
     """Page views and clicks of the whole period; `advance` is told the number of page views as they are made."""
     rng = np.random.default_rng([seed, 1])

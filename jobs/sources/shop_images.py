@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 Points: TypeAlias = NDArray[np.float64]  # (P, 2)
-Plane: TypeAlias = NDArray[np.float64]  # (SIZE, SIZE)
+Plane: TypeAlias = NDArray[np.float32]  # (SIZE, SIZE)
+Photo: TypeAlias = NDArray[np.float32]  # (3, SIZE, SIZE): red, green, blue, 0..255
+Paint: TypeAlias = NDArray[np.float32]  # (3, 1, 1) or a Photo
 Colour: TypeAlias = tuple[int, int, int]
 
 SIZE: Final = 112  # pixels, square
@@ -31,8 +33,9 @@ PALETTES: Final[dict[str, tuple[Colour, Colour]]] = {  # main colour, second col
 TEXTURES: Final = ("plain", "stripes", "checks", "dots", "zigzag", "blotches")
 ORNAMENTS: Final = ("none", "star", "heart", "ring", "bow")
 
-_INK: Final = (44, 38, 42)
-_CREAM: Final = (253, 247, 230)
+_INK: Final = np.array((44, 38, 42), np.float32)[:, None, None]
+_CREAM: Final = np.array((253, 247, 230), np.float32)[:, None, None]
+_ROW, _COLUMN = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32) + np.float32(0.5)
 
 
 class Shape(NamedTuple):
@@ -66,13 +69,13 @@ def draw(category: str, palette: str, texture: str, ornament: str, rng: np.rando
     x, y = _product_coordinates(pose)
 
     photo = _ground(rng)
-    photo = photo * (1 - 0.4 * _shadow(whole, pose.light))[..., None]
+    photo = photo * (1 - 0.4 * _shadow(whole, pose.light))
     photo = _over(photo, second * 0.8, behind)
-    photo = _over(photo, _mix(main, second, TEXTURE[texture](x, y, rng)), body)
+    photo = _over(photo, _over(main, second, TEXTURE[texture](x, y, rng)), body)
     photo = _over(photo, second * 0.8, trim)
-    photo = np.where(whole[..., None] > 0, photo * _shading(whole, x, y, pose)[..., None], photo)
+    photo = np.where(whole > 0, photo * _shading(whole, x, y, pose), photo)
     outline, fill = _ornament(ornament, shape, pose)
-    photo = _over(_over(photo, np.array(_INK, float), outline), np.array(_CREAM, float), fill)
+    photo = _over(_over(photo, _INK, outline), _CREAM, fill)
     return _expose(photo, rng)
 
 
@@ -264,20 +267,20 @@ Texture: TypeAlias = Callable[[Plane, Plane, np.random.Generator], Plane]
 
 def _wave(phase: Plane) -> Plane:
     """A square wave of period 1 with softened edges, 0..1."""
-    return np.clip(0.5 + 2.5 * np.sin(2 * np.pi * phase), 0, 1)
+    return np.asarray(np.clip(0.5 + 2.5 * np.sin(2 * np.pi * phase), 0, 1), np.float32)
 
 
-def _plain(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
+def _plain(x: Plane, _y: Plane, _rng: np.random.Generator) -> Plane:
     return np.zeros_like(x)
 
 
-def _stripes(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
+def _stripes(_x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     return _wave(y / rng.uniform(0.3, 0.38) + rng.uniform())
 
 
 def _checks(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     period = rng.uniform(0.42, 0.52)
-    return (_wave(x / period + rng.uniform()) + _wave(y / period + rng.uniform())) / 2
+    return np.asarray((_wave(x / period + rng.uniform()) + _wave(y / period + rng.uniform())) / 2, np.float32)
 
 
 def _dots(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
@@ -285,7 +288,7 @@ def _dots(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
     row = y / period + rng.uniform()
     column = x / period + rng.uniform() + 0.5 * (np.floor(row) % 2)
     distance = np.hypot(row % 1 - 0.5, column % 1 - 0.5)
-    return np.clip((0.32 - distance) * 10 + 0.5, 0, 1)
+    return np.asarray(np.clip((0.32 - distance) * 10 + 0.5, 0, 1), np.float32)
 
 
 def _zigzag(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
@@ -294,10 +297,10 @@ def _zigzag(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
 
 
 def _blotches(x: Plane, y: Plane, rng: np.random.Generator) -> Plane:
-    angle, phase = rng.uniform(0, np.pi, 6), rng.uniform(0, 2 * np.pi, 6)
-    pitch = rng.uniform(7, 12, 6)
-    waves = np.sin(pitch * (np.cos(angle) * x[..., None] + np.sin(angle) * y[..., None]) + phase)
-    return np.asarray(np.clip(waves.sum(-1) * 1.6 + 0.3, 0, 1))
+    waves = np.zeros_like(x)
+    for angle, phase, pitch in rng.uniform((0, 0, 7), (np.pi, 2 * np.pi, 12), (6, 3)).astype(np.float32):
+        waves += np.sin(pitch * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    return np.asarray(np.clip(waves * 1.6 + 0.3, 0, 1), np.float32)
 
 
 TEXTURE: Final[dict[str, Texture]] = {
@@ -330,20 +333,19 @@ def _mask(pose: Pose, parts: tuple[Points, ...]) -> Plane:
     pen = ImageDraw.Draw(canvas)
     for part in parts:
         pen.polygon(((pose.centre + part @ pose.matrix.T) * OVERSAMPLE).ravel().tolist(), fill=255)
-    return np.asarray(canvas.reduce(OVERSAMPLE), float) / 255
+    return np.asarray(canvas.reduce(OVERSAMPLE), np.float32) / np.float32(255)
 
 
 def _product_coordinates(pose: Pose) -> tuple[Plane, Plane]:
     """Every pixel's place on the product."""
-    row, column = np.mgrid[0:SIZE, 0:SIZE] + 0.5
-    offsets = np.stack([column, row], -1) - pose.centre
-    x, y = np.moveaxis(offsets @ np.linalg.inv(pose.matrix).T, -1, 0)
-    return x, y
+    across, down = _COLUMN - np.float32(pose.centre[0]), _ROW - np.float32(pose.centre[1])
+    (a, b), (c, d) = np.linalg.inv(pose.matrix).astype(np.float32)
+    return a * across + b * down, c * across + d * down
 
 
 def _blurred(plane: Plane, radius: float) -> Plane:
     image = Image.fromarray((plane * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius))
-    return np.asarray(image, float) / 255
+    return np.asarray(image, np.float32) / np.float32(255)
 
 
 def _shadow(whole: Plane, light: NDArray[np.float64]) -> Plane:
@@ -353,14 +355,16 @@ def _shadow(whole: Plane, light: NDArray[np.float64]) -> Plane:
 
 def _shading(whole: Plane, x: Plane, y: Plane, pose: Pose) -> Plane:
     """Brightness over the product: lighter towards the light, darker at its edges."""
-    across = np.clip((x * pose.matrix[0, 0] * pose.light[0] + y * pose.matrix[1, 1] * pose.light[1]) / SIZE, -0.6, 0.6)
+    slope = (pose.matrix.diagonal() * pose.light / SIZE).astype(np.float32)
+    across = np.clip(slope[0] * x + slope[1] * y, -0.6, 0.6)
     return np.asarray((1 + 0.28 * across) * (0.72 + 0.3 * _blurred(whole, 3)))
 
 
-def _ground(rng: np.random.Generator) -> NDArray[np.float64]:
-    tone = rng.uniform(232, 250) + rng.uniform(-4, 4, 3)
-    slope = np.linspace(rng.uniform(0, 6), rng.uniform(-14, -4), SIZE)
-    return np.clip(tone + slope[:, None, None] + np.zeros((SIZE, SIZE, 3)), 0, 255)
+def _ground(rng: np.random.Generator) -> Photo:
+    tone = (rng.uniform(232, 250) + rng.uniform(-4, 4, 3))[:, None, None]
+    slope = np.linspace(rng.uniform(0, 6), rng.uniform(-14, -4), SIZE)[:, None]
+    column = np.clip(tone + slope, 0, 255).astype(np.float32)
+    return np.broadcast_to(column, (3, SIZE, SIZE))
 
 
 def _ornament(name: str, shape: Shape, pose: Pose) -> tuple[Plane, Plane]:
@@ -371,19 +375,18 @@ def _ornament(name: str, shape: Shape, pose: Pose) -> tuple[Plane, Plane]:
     return np.clip(_blurred(fill, 1.6) * 3.2, 0, 1) if placed else fill, fill
 
 
-def _tinted(colour: Colour, rng: np.random.Generator) -> NDArray[np.float64]:
-    return np.array(colour, float) * rng.uniform(0.93, 1.05) + rng.uniform(-8, 8, 3)
+def _tinted(colour: Colour, rng: np.random.Generator) -> Paint:
+    tinted = np.array(colour) * rng.uniform(0.93, 1.05) + rng.uniform(-8, 8, 3)
+    return tinted.astype(np.float32)[:, None, None]
 
 
-def _mix(main: NDArray[np.float64], second: NDArray[np.float64], share: Plane) -> NDArray[np.float64]:
-    return main + (second - main) * share[..., None]
+def _over(photo: Photo, paint: Paint, mask: Plane) -> Photo:
+    """Lay `paint` over the photo where the mask covers it."""
+    return np.asarray(photo + (paint - photo) * mask)
 
 
-def _over(photo: NDArray[np.float64], colour: NDArray[np.float64], mask: Plane) -> NDArray[np.float64]:
-    return np.asarray(photo + (colour - photo) * mask[..., None])
-
-
-def _expose(photo: NDArray[np.float64], rng: np.random.Generator) -> Image.Image:
-    exposure = rng.uniform(0.93, 1.05) * (1 + np.array([1, 0, -1]) * rng.uniform(-0.03, 0.03))
-    grain = rng.normal(0, 1.5, (SIZE, SIZE, 1))
-    return Image.fromarray(np.clip(photo * exposure + grain, 0, 255).astype(np.uint8))
+def _expose(photo: Photo, rng: np.random.Generator) -> Image.Image:
+    cast = rng.uniform(0.93, 1.05) * (1 + np.array([1, 0, -1]) * rng.uniform(-0.03, 0.03))
+    grain = 1.5 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
+    pixels = np.clip(photo * cast.astype(np.float32)[:, None, None] + grain, 0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

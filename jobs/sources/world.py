@@ -1,9 +1,8 @@
 """Generate a shop: drawn product images, users with drifting intentions, page views, clicks, and their truth."""
 
-import multiprocessing
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -119,8 +118,12 @@ def _defects(items: int, rng: np.random.Generator) -> Defects:
     return Defects(broken, missing, placeholders, duplicate, original)
 
 
+def _item_id(index: int) -> str:
+    return f"i{index:05d}"
+
+
 def _item_ids(items: int) -> list[str]:
-    return [f"i{index:05d}" for index in range(items)]
+    return [_item_id(index) for index in range(items)]
 
 
 def _item_columns(catalogue: Catalogue, rng: np.random.Generator) -> dict[str, Any]:
@@ -148,10 +151,9 @@ def _write_images(folder: Path, catalogue: Catalogue, defects: Defects, seed: in
     others = np.concatenate([defects.missing, defects.placeholder, defects.duplicate])
     own = np.setdiff1d(np.arange(len(ids)), others)
     task = progress.add_task("images", total=len(own))
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        chunks = np.array_split(own, max(1, len(own) // 50))
-        for written in pool.map(partial(_draw_items, folder, catalogue, seed), chunks):
-            progress.advance(task, written)
+    with ThreadPoolExecutor(2) as pool:  # Pillow and NumPy leave the interpreter's lock while they draw
+        for _ in pool.map(partial(_write_image, folder, catalogue, seed), own.tolist()):
+            progress.advance(task)
     for index in defects.placeholder:
         (folder / f"{ids[index]}.jpg").write_bytes(encode(placeholder()))
     for copy, original in zip(defects.duplicate, defects.original, strict=True):
@@ -160,16 +162,12 @@ def _write_images(folder: Path, catalogue: Catalogue, defects: Defects, seed: in
         _break(folder / f"{ids[index]}.jpg", kind)
 
 
-def _draw_items(folder: Path, catalogue: Catalogue, seed: int, indexes: NDArray[np.int64]) -> int:
-    """Draw these items' pictures, each from its own seed, so that how the work is split changes nothing."""
-    for index in indexes.tolist():
-        palette, texture, ornament = (
-            names[label] for names, label in zip(STYLES, catalogue.styles[index], strict=True)
-        )
-        rng = np.random.default_rng([seed, 6, index])
-        image = draw(CATEGORIES[catalogue.category[index]], palette, texture, ornament, rng)
-        (folder / f"i{index:05d}.jpg").write_bytes(encode(image))
-    return len(indexes)
+def _write_image(folder: Path, catalogue: Catalogue, seed: int, index: int) -> None:
+    """Draw one item's picture from the item's own seed, so that the order of drawing changes nothing."""
+    palette, texture, ornament = (names[label] for names, label in zip(STYLES, catalogue.styles[index], strict=True))
+    rng = np.random.default_rng([seed, 6, index])
+    image = draw(CATEGORIES[catalogue.category[index]], palette, texture, ornament, rng)
+    (folder / f"{_item_id(index)}.jpg").write_bytes(encode(image))
 
 
 def _break(path: Path, kind: int) -> None:

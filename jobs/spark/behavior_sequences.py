@@ -51,18 +51,18 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig) -> 
     """
     began = time.monotonic()
     sampled = bool(source(raw).get("sampled_negatives", False))
-    spark = spark_session("courier sequences")
-    judged = read_events(spark, raw).persist()
+    judged = read_events(spark_session("courier sequences"), raw).persist()
     events = deduplicate(accepted(judged)).persist()
-    shown = pages(events).persist()
+    met = shown_or_clicked(events).persist()
+    shown = pages(met).persist()
     try:
         with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
-            draft.facts = event_facts(judged, events, raw)
+            draft.facts = event_facts(judged, events, met, raw)
             splits = time_splits(events, shown, config.train_fraction, config.valid_fraction)
             _write_tables(judged, events, with_period(shown, splits), draft.path, config)
-            draft.facts |= {"splits": splits.facts(), "sampled_negatives": sampled}
+            draft.facts |= {"requests": shown.count(), "splits": splits.facts(), "sampled_negatives": sampled}
     finally:
-        for frame in (shown, events, judged):
+        for frame in (shown, met, events, judged):
             frame.unpersist()
     manifest = artifact.read(out, kind=KIND)
     counts = {name: manifest.facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
@@ -86,16 +86,17 @@ def _write_tables(judged: DataFrame, events: DataFrame, shown: DataFrame, out: P
 # --- page views -----------------------------------------------------------------------------------------------------
 
 
-def pages(events: DataFrame) -> DataFrame:
+def pages(met: DataFrame) -> DataFrame:
     """request_id, user_id, request_time, shown: array of (position, item_id, clicked), from the top down."""
-    met = _met(events).filter(F.col("shown_at").isNotNull())
     one = F.struct("position", "item_id", "clicked")
-    return met.groupBy("request_id", "user_id").agg(
-        F.min("shown_at").alias("request_time"), F.array_sort(F.collect_list(one)).alias("shown")
+    return (
+        met.filter(F.col("shown_at").isNotNull())
+        .groupBy("request_id", "user_id")
+        .agg(F.min("shown_at").alias("request_time"), F.array_sort(F.collect_list(one)).alias("shown"))
     )
 
 
-def _met(events: DataFrame) -> DataFrame:
+def shown_or_clicked(events: DataFrame) -> DataFrame:
     """Each (request, item) that was shown or clicked: its topmost position, its first showing or null, its clicks."""
     seen = F.col("event_type") == IMPRESSION
     hit = F.col("event_type") == CLICK
@@ -207,7 +208,7 @@ def _item_ids() -> Column:
 # --- facts ----------------------------------------------------------------------------------------------------------
 
 
-def event_facts(judged: DataFrame, events: DataFrame, raw: Path) -> dict[str, Any]:
+def event_facts(judged: DataFrame, events: DataFrame, met: DataFrame, raw: Path) -> dict[str, Any]:
     """The counts of the manifest. Raises RawTableUnusable where no event is accepted."""
     kept, refused = count_reasons(judged)
     if not kept:
@@ -219,23 +220,18 @@ def event_facts(judged: DataFrame, events: DataFrame, raw: Path) -> dict[str, An
         F.countDistinct("user_id").alias("users"),
         F.countDistinct("item_id").alias("items"),
     ).collect()[0]
-    met = F.col("shown_at").isNotNull()
-    pairs = (
-        _met(events)
-        .agg(
-            F.count_if(met).alias("impressions"),
-            F.countDistinct(F.when(met, F.col("request_id"))).alias("requests"),
-            F.coalesce(F.sum(F.when(~met, F.col("clicks"))), F.lit(0)).alias("unmatched_clicks"),
-        )
-        .collect()[0]
-    )
+    seen = F.col("shown_at").isNotNull()
+    of_pair = met.agg(
+        F.count_if(seen).alias("impressions"),
+        F.coalesce(F.sum(F.when(~seen, F.col("clicks"))), F.lit(0)).alias("unmatched_clicks"),
+    ).collect()[0]
     return {
         "events_read": kept + sum(refused.values()),
         "events_accepted": kept,
         "events_rejected": refused,
         "duplicates": kept - int(of_type["events"]),
         **{name: int(of_type[name]) for name in ("clicks", "users", "items")},
-        **{name: int(pairs[name]) for name in ("requests", "impressions", "unmatched_clicks")},
+        **{name: int(of_pair[name]) for name in ("impressions", "unmatched_clicks")},
     }
 
 

@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame
 def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
     """Write the frame to `folder`: rows that agree in `by` in one part, each part sorted by `by` and `then`.
 
-    `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts, less the empty ones.
+    `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts; empty ones go.
     """
     parts = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8")
     # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.

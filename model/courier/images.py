@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
@@ -25,7 +26,7 @@ MAX_PIXELS = 50_000_000
 MIN_SIDE = 8  # pixels
 
 # Pillow also opens formats that start other programs (EPS) or that no shop sends; a narrow door is easier to guard.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 CODES = ("empty", "not_an_image", "truncated", "unsupported", "too_large", "too_many_pixels", "too_small")
 
 DECODING_THREADS = 2
@@ -180,7 +181,7 @@ def _held(shards: Sequence[Path]) -> list[str]:
 def _wanted(shard: Path, rows_of: dict[str, list[int]]) -> tuple[list[bytes], list[list[int]]]:
     table = pq.read_table(shard, columns=["image_id", "image"])
     wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in rows_of]
-    table = table.take(wanted)
+    table = table.take(pa.array(wanted, pa.int64()))
     return table["image"].to_pylist(), [rows_of[image_id] for image_id in table["image_id"].to_pylist()]
 
 

@@ -41,7 +41,8 @@ class IntentionReconstruction(nn.Module):
         empty_R1 = ~clicked_RH.any(1, keepdim=True)
         first_RH = torch.arange(clicked_RH.shape[1], device=clicked_RH.device)[None, :] == 0
         stand_in_RH = empty_R1 & first_RH
-        return torch.where(stand_in_RH[..., None], self.nothing_clicked, history_RHD), clicked_RH | stand_in_RH
+        known_RHD = history_RHD.masked_fill(~clicked_RH[..., None], 0.0)  # a weight of 0 would not stop a NaN
+        return torch.where(stand_in_RH[..., None], self.nothing_clicked, known_RHD), clicked_RH | stand_in_RH
 
     def _split(self, x_RLD: Tensor) -> Tensor:
         rows, length, width = x_RLD.shape

@@ -39,3 +39,4 @@ class CtrConfig:
     neural: NeuralConfig = field(default_factory=NeuralConfig)
     vector_components: int = 32  # principal components of a vector that LightGBM sees
     seed: int = 0
+    threads: int = 0  # 0: all cores; the number is part of what makes a run repeatable

@@ -85,7 +85,7 @@ class ItemVectors:
         rows = np.arange(len(item_ids), dtype=np.int32) if rows is None else np.asarray(rows, dtype=np.int32)
         if matrix.ndim != 2 or matrix.shape[1] != EMBEDDING_DIM or len(rows) != len(item_ids):
             raise ValueError(
-                f"{len(item_ids)} items, {len(rows)} rows, vectors {matrix.shape}: each item needs one of {EMBEDDING_DIM}"
+                f"{len(item_ids)} items, {len(rows)} rows, vectors {matrix.shape}: an item needs one of {EMBEDDING_DIM}"
             )
         self.item_ids = pa.array(item_ids, type=pa.string())
         self.matrix = np.ascontiguousarray(matrix, dtype=np.float32)
@@ -228,7 +228,8 @@ def _bin_edges(train: pa.Table, state: InputsState, vectors: ItemVectors) -> Flo
 
 def labels(table: pa.Table) -> Floats:
     """Whether each row was clicked: (B,) float32 of 0/1."""
-    return table.column("clicked").to_numpy().astype(np.float32)
+    clicked: Floats = table.column("clicked").to_numpy().astype(np.float32)
+    return clicked
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +57,8 @@ class Widths:
 class Batch:
     """Some rows as tensors; C = their clicks, one after the other, `click_row` (C,) says whose each is.
 
-    vectors: (U, 256), the distinct vectors of the batch; target_vector (B,), click_vector (C,) index them; 0 is no vector.
+    vectors: (U, 256), the distinct vectors of the batch, the first of them zero: no vector.
+    target_vector (B,), click_vector (C,): which of them is whose.
     """
 
     dense: Tensor  # (B, F)
@@ -71,6 +73,9 @@ class Batch:
 
 class TargetAttention(nn.Module):
     """Logits of clicks; see the module's docstring."""
+
+    median: Tensor
+    scale: Tensor
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()
@@ -94,7 +99,7 @@ class TargetAttention(nn.Module):
         self.target = nn.Linear(one, 16)
         self.weigh = nn.Linear(16, 1)
         sizes = (widths.dense + 2 * one + 4, *widths.hidden)
-        layers = [nn.Sequential(nn.Linear(a, b), nn.PReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Sequential(nn.Linear(a, b), nn.PReLU()) for a, b in pairwise(sizes)]
         self.head = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, batch: Batch) -> Tensor:
@@ -155,8 +160,9 @@ class NeuralModel:
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> "NeuralModel":
-        """Train until the validation log loss stops falling, and keep the best weights. clicked: labels of train and valid.
+        """Train until the validation log loss stops falling, and keep the best weights.
 
+        clicked: labels (B,) of train and valid.
         Early stopping looks at the validation rows with their observed positions, as they were shown; only predictions
         put them at the top. Same seed and same number of threads, same weights.
         """
@@ -174,7 +180,7 @@ class NeuralModel:
             network = TargetAttention(widths)
             _standardise(network, train.dense)
             start = float(np.clip(clicked[0].mean(), 1e-4, 1 - 1e-4))
-            nn.init.constant_(network.head[-1].bias, float(np.log(start / (1 - start))))  # type: ignore[arg-type,union-attr]
+            nn.init.constant_(network.head[-1].bias, float(np.log(start / (1 - start))))  # type: ignore[arg-type]
             model = cls(train.images, state, widths, network)
             history = _train(model, train, valid, clicked, config=config, seed=seed, progress=progress)
         return cls(train.images, state, widths, network, tuple(history))
@@ -326,8 +332,8 @@ def _standardise(network: TargetAttention, dense: Floats) -> None:
     median, scale = np.zeros(dense.shape[1]), np.ones(dense.shape[1])
     median[some] = np.nanmedian(dense[:, some], axis=0)
     scale[some] = np.maximum(np.nanstd(dense[:, some], axis=0), 1e-6)
-    network.median.copy_(torch.from_numpy(median))  # type: ignore[operator,union-attr]
-    network.scale.copy_(torch.from_numpy(scale))  # type: ignore[operator,union-attr]
+    network.median.copy_(torch.from_numpy(median))
+    network.scale.copy_(torch.from_numpy(scale))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The form of a CTR row, in training and in serving: its columns, their types, and what stands where a value is missing.
+"""The form of a CTR row, in training and in serving: its columns, their types, what stands for a missing value.
 
 A row is one item shown in one request. Training rows carry every column; a serving row has no position, no label and
 no `cold`, and its features are these, in this order, with these defaults.
@@ -51,12 +51,8 @@ FEATURES: Final = (*USER_FEATURES, *ITEM_FEATURES, *CLUSTER_FEATURES)
 
 FEATURE_COLUMNS: Final[Mapping[str, pa.DataType]] = {
     **{feature.name: KIND_TYPES[feature.kind] for feature in FEATURES},
-    HISTORY_CLUSTERS: pa.list_(
-        pa.int32()
-    ),  # parallel to history_item_ids; -1 where the item has no usable image
-    HISTORY_CATEGORIES: pa.list_(
-        pa.string()
-    ),  # parallel to history_item_ids; "" where unknown
+    HISTORY_CLUSTERS: pa.list_(pa.int32()),  # parallel to history_item_ids; -1 where the item has no usable image
+    HISTORY_CATEGORIES: pa.list_(pa.string()),  # parallel to history_item_ids; "" where unknown
 }
 REQUEST_COLUMNS: Final[Mapping[str, pa.DataType]] = {
     "request_id": pa.string(),
@@ -73,10 +69,7 @@ ROW_COLUMNS: Final[Mapping[str, pa.DataType]] = {
 }
 
 ROW_DEFAULTS: Final[Mapping[str, object]] = {
-    **{
-        feature.name: DEFAULTS.get(feature.name, KIND_DEFAULTS[feature.kind])
-        for feature in FEATURES
-    },
+    **{feature.name: DEFAULTS.get(feature.name, KIND_DEFAULTS[feature.kind]) for feature in FEATURES},
     HISTORY_CLUSTERS: [],
     HISTORY_CATEGORIES: [],
 }
@@ -90,14 +83,10 @@ def fill(table: pa.Table) -> pa.Table:
     """
     missing = [name for name in FEATURE_COLUMNS if name not in table.column_names]
     if missing:
-        raise ValueError(
-            f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract"
-        )
+        raise ValueError(f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract")
     names = [name for name in ROW_COLUMNS if name in table.column_names]
     columns = [filled(table.column(name), name) for name in names]
-    return pa.table(
-        columns, schema=pa.schema([(name, ROW_COLUMNS[name]) for name in names])
-    )
+    return pa.table(columns, schema=pa.schema([(name, ROW_COLUMNS[name]) for name in names]))
 
 
 def filled(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -111,16 +100,28 @@ def filled(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pc.coalesce(column, default)  # pyarrow's fill_null knows no lists
 
 
+def with_history_facts(table: pa.Table, clusters: pa.Table, categories: pa.Table) -> pa.Table:
+    """`table` and, parallel to its history_item_ids, what kind of picture and what kind of item each click was.
+
+    clusters: item_id, cluster_id; categories: item_id, category; each item once. Unknown items get -1 and "".
+    """
+    history = filled(table.column(HISTORY), HISTORY).combine_chunks()
+    facts = ((HISTORY_CLUSTERS, clusters, "cluster_id"), (HISTORY_CATEGORIES, categories, "category"))
+    for name, known, fact in facts:
+        column = along_history(history, known.column(ITEM_KEY), known.column(fact), default=ROW_DEFAULTS[fact])
+        table = table.append_column(name, column.cast(ROW_COLUMNS[name]))
+    return table
+
+
 def along_history(
-    history: pa.ListArray, item_ids: pa.Array, values: pa.Array, default: pa.Scalar
+    history: pa.ListArray, item_ids: pa.ChunkedArray, values: pa.ChunkedArray, *, default: object
 ) -> pa.ListArray:
     """For each history the values of its items, in its order: a list parallel to it, of the values' type.
 
     history: list<string>, no nulls; item_ids: distinct, with values[i] belonging to item_ids[i].
     An item that is not among them, or whose value is null, gets `default`.
     """
-    found = pc.index_in(history.flatten(), value_set=item_ids)
-    offsets = pc.subtract(
-        history.offsets, history.offsets[0]
-    )  # a slice keeps its parent's offsets
-    return pa.ListArray.from_arrays(offsets, values.take(found).fill_null(default))
+    found = pc.index_in(history.flatten(), value_set=item_ids.combine_chunks())
+    taken = values.combine_chunks().take(found).fill_null(pa.scalar(default, values.type))
+    offsets = pc.subtract(history.offsets, history.offsets[0])  # a slice keeps its parent's offsets
+    return pa.ListArray.from_arrays(offsets, taken)

@@ -30,7 +30,7 @@ LOADERS: Final[Mapping[str, Callable[[Path], CtrModel]]] = {
 
 
 def load_model(folder: Path) -> CtrModel:
-    """The model saved in `folder`. Raises ArtifactMissing if none is, ArtifactMismatch if its kind is not known here."""
+    """The model saved in `folder`. Raises ArtifactMissing if none is, ArtifactMismatch if its kind is unknown."""
     try:
         kind = json.loads((folder / "model.json").read_text())["model"]
     except FileNotFoundError:

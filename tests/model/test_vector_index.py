@@ -37,7 +37,7 @@ rows = st.lists(st.integers(-2, 2), min_size=WIDTH, max_size=WIDTH).filter(any)
 matrices = st.lists(rows, min_size=1, max_size=40).map(unit)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(vectors=matrices, query=rows, k=st.integers(1, 50), kind=st.sampled_from(["flat", "ivf"]))
 def test_a_search_answers_as_brute_force_does(vectors: Floats, query: list[float], k: int, kind: str) -> None:
     ids = named(len(vectors))
@@ -45,7 +45,7 @@ def test_a_search_answers_as_brute_force_does(vectors: Floats, query: list[float
     assert (found[0], scores[0].tolist()) == brute(vectors, ids, unit([query])[0], k)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(vectors=matrices, data=st.data(), kind=st.sampled_from(["flat", "ivf"]))
 def test_adding_and_removing_leaves_the_index_that_would_have_been_built(
     vectors: Floats, data: st.DataObject, kind: str

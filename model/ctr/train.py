@@ -1,0 +1,205 @@
+"""Train every CTR model with every image input on the same rows, and predict the test rows with each."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from model import artifact, metrics
+from model.artifact import ArtifactMismatch, Manifest
+from model.ctr import inputs
+from model.ctr.boosted import BoostedModel
+from model.ctr.config import CtrConfig
+from model.ctr.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
+from model.ctr.neural import NeuralModel
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False)
+
+KIND: Final = "ctr"
+PERIODS: Final = ("train", "valid", "test")
+ROW_KEYS: Final = ("request_id", "item_id", "user_id", "clicked", "cold")
+
+
+class NotEnoughRows(ValueError):
+    """A period has nothing that a model could learn from, or be stopped by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The three periods as arrays, encoded once for all variants, and their labels."""
+
+    state: InputsState
+    vectors: ItemVectors
+    rows: Mapping[str, Encoded]
+    clicked: Mapping[str, Floats]
+
+    def with_images(self, images: str) -> dict[str, ModelInput]:
+        """Each period's model input with one kind of image input."""
+        return {p: inputs.with_images(rows, self.state, self.vectors, images) for p, rows in self.rows.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trained variant: its predictions of the test rows, (n,) in their order, and its validation figures."""
+
+    model: BoostedModel | NeuralModel
+    test: Floats
+    valid_auc: float
+    valid_logloss: float
+
+
+def encode_splits(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: CtrConfig) -> Splits:
+    """Fit the inputs' state on the training rows and encode all periods. tables: train, valid and test.
+
+    Raises NotEnoughRows if train or valid has no click, or nothing but clicks.
+    """
+    clicked = {period: inputs.labels(tables[period]) for period in PERIODS}
+    for period in PERIODS[:2]:
+        if len(np.unique(clicked[period])) < 2:
+            raise NotEnoughRows(
+                f"the {period} rows hold {int(clicked[period].sum())} clicks in {len(clicked[period])} rows: "
+                "bring more page views, with clicked and unclicked items"
+            )
+    state = inputs.fit(tables["train"], vectors, config.vector_components)
+    rows = {period: inputs.encode(tables[period], state, vectors) for period in PERIODS}
+    return Splits(state, vectors, rows, clicked)
+
+
+def fit_variant(
+    model: str,
+    images: str,
+    train: pa.Table,
+    valid: pa.Table,
+    test: pa.Table,
+    vectors: ItemVectors,
+    config: CtrConfig,
+) -> Fitted:
+    """One model (lightgbm, neural) with one image input, from tables of rows."""
+    splits = encode_splits({"train": train, "valid": valid, "test": test}, vectors, config)
+    return fit_encoded(model, splits.with_images(images), splits, config)
+
+
+def fit_encoded(
+    model: str, given: Mapping[str, ModelInput], splits: Splits, config: CtrConfig, progress: Progress | None = None
+) -> Fitted:
+    """One model on encoded rows; given: train, valid and test with the image input to use."""
+    clicked = splits.clicked["train"], splits.clicked["valid"]
+    shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads or None, "progress": progress}
+    fitted: BoostedModel | NeuralModel
+    if model == "lightgbm":
+        fitted = BoostedModel.fit(
+            given["train"], given["valid"], clicked, splits.state, config=config.boosted, **shared
+        )
+    elif model == "neural":
+        fitted = NeuralModel.fit(given["train"], given["valid"], clicked, splits.state, config=config.neural, **shared)
+    else:
+        raise ValueError(f"no CTR model '{model}': there are lightgbm and neural")
+    valid = fitted.score(given["valid"].at_top())
+    return Fitted(
+        fitted, fitted.score(given["test"].at_top()), metrics.auc(clicked[1], valid), metrics.logloss(clicked[1], valid)
+    )
+
+
+def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
+    """The ctr artifact: a folder per variant, predictions.parquet of the test rows, history.jsonl.
+
+    rows, embed: finished artifacts. Raises ArtifactMismatch if they are of two spaces, NotEnoughRows.
+    """
+    about_rows, about_embed = artifact.read(rows, kind="rows"), artifact.read(embed, kind="embed")
+    if about_rows.facts["space_id"] != about_embed.facts["space_id"]:
+        raise ArtifactMismatch(f"{rows} and {embed} are of two spaces: build the rows again")
+    tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
+    digests = {"rows": artifact.digest(rows), "embed": artifact.digest(embed)}
+    with artifact.write(out, kind=KIND, inputs=digests, config=asdict(config)) as draft:
+        fitted = _fit_all(tables, ItemVectors.load(embed), draft.path, config)
+        predictions = {name: pa.array(variant.test, pa.float32()) for name, variant in fitted.items()}
+        keys = {name: tables["test"].column(name) for name in ROW_KEYS}
+        pq.write_table(pa.table(keys | predictions), draft.path / "predictions.parquet")
+        draft.facts |= {
+            "space_id": about_embed.facts["space_id"],
+            "encoder": about_embed.facts["encoder"],
+            "validation": {
+                name: {"auc": variant.valid_auc, "logloss": variant.valid_logloss} for name, variant in fitted.items()
+            },
+            "best": max(fitted, key=lambda name: fitted[name].valid_auc),
+        }
+    return artifact.read(out, kind=KIND)
+
+
+def _fit_all(
+    tables: Mapping[str, pa.Table], vectors: ItemVectors, folder: Path, config: CtrConfig
+) -> dict[str, Fitted]:
+    """Every variant, saved under `folder`; name "<model>/<images>" -> what was fitted."""
+    begun = time.monotonic()
+    splits = encode_splits(tables, vectors, config)
+    log.info("ctr_rows_encoded", rows=sum(map(len, splits.rows.values())), seconds=round(time.monotonic() - begun, 1))
+    fitted: dict[str, Fitted] = {}
+    with progress_bar() as progress, (folder / "history.jsonl").open("w") as history:
+        for images in config.images:
+            given = splits.with_images(images)
+            for model in config.models:
+                begun = time.monotonic()
+                variant = fit_encoded(model, given, splits, config, progress)
+                fitted[f"{model}/{images}"] = variant
+                _save(variant, folder / f"{model}-{images}")
+                for step in variant.model.history:
+                    history.write(json.dumps({"model": model, "images": images, **step}) + "\n")
+                log.info(
+                    "ctr_model_trained",
+                    model=model,
+                    images=images,
+                    valid_auc=round(variant.valid_auc, 5),
+                    seconds=round(time.monotonic() - begun, 1),
+                )
+    return {f"{m}/{i}": fitted[f"{m}/{i}"] for m, i in product(config.models, config.images)}
+
+
+def _save(variant: Fitted, folder: Path) -> None:
+    folder.mkdir()
+    variant.model.save(folder)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar per model on stderr, with its loss and rows a second."""
+    columns = (
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
+        yield progress
+
+
+@app.command()
+def command(
+    rows: Annotated[Path, typer.Option(help="a finished rows artifact")],
+    embed: Annotated[Path, typer.Option(help="a finished embed artifact")],
+    out: Annotated[Path, typer.Option(help="where the ctr artifact goes")],
+    seed: Annotated[int, typer.Option(help="same seed, same models")] = 0,
+) -> None:
+    """Train LightGBM and the neural model with each image input."""
+    build(rows=rows, embed=embed, out=out, config=CtrConfig(seed=seed))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`python -m model.ctr.train`."""
+    app(args=argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Order a user's candidates by predicted click probability: `courier rank` and the answer to POST /rank."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import structlog
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from serving.release import OpenRelease, load_ctr_model, open_release
+from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
+from serving.settings import read_settings
+
+if TYPE_CHECKING:
+    from model.ctr.saved import CtrModel
+    from serving.features import RankingRows
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+STORE_FAILED = "the feature store does not answer: the items are in the order given"
+
+
+class BadRanking(ValueError):
+    """The command line asks for a ranking that cannot be made; the message says what to change."""
+
+
+class FeatureSource(Protocol):
+    """Where the rows of a user and some items come from."""
+
+    def ranking_rows(
+        self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
+    ) -> "RankingRows":
+        """One row per item, in the order given; whether user and items are known; image vectors if asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Candidates, likeliest click first, and what was missing."""
+
+    results: list[Ranked]
+    degraded: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    """Ranks with one release's CTR model over one space's features."""
+
+    features: FeatureSource
+    model: "CtrModel"
+    space_id: str
+
+    def rank(self, user_id: str, item_ids: Sequence[str], as_of: datetime) -> Ranking:
+        """The distinct candidates by predicted click probability; equal ones keep the order given.
+
+        as_of: the moment that the items' and clicks' ages are counted to.  An unknown user is ranked without a history,
+        an unknown item on default values. Where the feature store fails, the order given is kept, and the answer tells.
+        """
+        candidates = list(dict.fromkeys(item_ids))
+        try:
+            rows = self._rows(user_id, candidates, as_of)
+        except Exception:  # whatever its driver raises: a page without an order helps nobody
+            log.exception("features_failed", user_id=user_id, items=len(candidates))
+            return Ranking([Ranked(item_id=item, score=None, known=None) for item in candidates], STORE_FAILED)
+        scores = self.model.predict(rows.table, rows.vectors)
+        scored = zip(candidates, scores.tolist(), rows.known_items, strict=True)
+        ranked = [Ranked(item_id=item, score=round(score, 6), known=known) for item, score, known in scored]
+        unknown = None if rows.known_user else f"user '{user_id}' is unknown: ranked without a history"
+        return Ranking(sorted(ranked, key=lambda one: -(one.score or 0.0)), unknown)
+
+    def _rows(self, user_id: str, candidates: Sequence[str], as_of: datetime) -> "RankingRows":
+        from model.ctr.inputs import needs_vectors
+
+        return self.features.ranking_rows(
+            user_id, candidates, self.space_id, as_of=as_of, vectors=needs_vectors(self.model.images)
+        )
+
+
+def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
+    """The ranker of a release, reading the workspace's online store."""
+    from serving.features import FeastFeatures  # Feast takes seconds to import
+
+    return Ranker(FeastFeatures(workspace), load_ctr_model(opened), opened.space_id)
+
+
+def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:
+    """The ranking in the form that goes out."""
+    return RankAnswer(results=ranking.results, release=release_id, degraded=ranking.degraded)
+
+
+# --- command line ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def rank(
+    user: Annotated[str, typer.Option(help="whose candidates they are")],
+    items: Annotated[str, typer.Option(help="the candidates, separated by commas")],
+    workspace: Annotated[Path | None, typer.Option(help="the folder that holds the release")] = None,
+    as_of: Annotated[str | None, typer.Option(help="ISO 8601 with offset: count ages to here (now)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """A user's items in order of predicted click probability, from the features in the online store."""
+    candidates = [item.strip() for item in items.split(",") if item.strip()]
+    if not 1 <= len(candidates) <= MAX_CANDIDATES:
+        raise BadRanking(f"--items names {len(candidates)} items: give 1 to {MAX_CANDIDATES}, separated by commas")
+    moment = _moment(as_of) if as_of is not None else datetime.now(UTC)
+    settings = read_settings(workspace=workspace)
+    opened = open_release(settings.workspace, settings.catalogue_url)
+    ranking = load_ranker(opened, settings.workspace).rank(user, candidates, moment)
+    if as_json:
+        print(answer_of(ranking, opened.release_id).model_dump_json(indent=1))
+    else:
+        _print_table(user, ranking, opened.release_id)
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadRanking(f"--as-of {text!r} is not an ISO 8601 moment such as 2024-06-01T12:00:00Z") from None
+    if moment.tzinfo is None:
+        raise BadRanking(f"--as-of {text} names no offset from UTC: write {text}Z")
+    return moment.astimezone(UTC)
+
+
+def _print_table(user: str, ranking: Ranking, release_id: str) -> None:
+    table = Table("", "item", "P(click)", "known", title=escape(f"ranked for {user}"), caption=release_id)
+    for place, one in enumerate(ranking.results, start=1):
+        score = "" if one.score is None else f"{one.score:.4f}"
+        table.add_row(str(place), escape(one.item_id), score, {True: "yes", False: "no", None: "?"}[one.known])
+    Console().print(table)
+    if ranking.degraded:
+        Console().print(f"degraded: {ranking.degraded}", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`courier rank`; returns on success, so that another verb may follow in the same process."""
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name="courier rank")
+    except SystemExit as end:
+        if end.code:
+            raise
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Open the current release: find its artifacts, refuse what does not fit together, and load its parts."""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL.Image import Image
+
+from model import artifact, catalogue
+from model.artifact import ArtifactMismatch
+from model.catalogue import NoRelease, Release
+from model.courier.images import resize
+
+if TYPE_CHECKING:
+    from model.courier.encoder import LoadedEncoder
+    from model.ctr.saved import CtrModel
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRelease:
+    """A release whose artifacts were found, whole and of one space. folders: stage -> its artifact's folder."""
+
+    release: Release
+    folders: Mapping[str, Path]
+
+    @property
+    def release_id(self) -> str:
+        """Its name in the catalogue."""
+        return self.release.release_id
+
+    @property
+    def space_id(self) -> str:
+        """The space that its encoder, index and features share."""
+        return self.release.space_id
+
+
+def open_release(workspace: Path, catalogue_url: str | None = None) -> OpenRelease:
+    """The current release of a workspace.
+
+    Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
+    rebuilt since, or is of another space.
+    """
+    release = catalogue.current(workspace, catalogue_url)
+    if release is None:
+        raise NoRelease(f"{workspace} has no current release: `courier run RAW --workspace {workspace}` makes one")
+    folders = {stage: workspace / where["path"] for stage, where in release.artifacts.items()}
+    for stage, folder in folders.items():
+        _check(release, stage, folder)
+    return OpenRelease(release, folders)
+
+
+def _check(release: Release, stage: str, folder: Path) -> None:
+    manifest = artifact.read(folder, kind=stage)
+    if artifact.digest(folder) != release.artifacts[stage]["digest"]:
+        raise ArtifactMismatch(f"{folder} was rebuilt after {release.release_id} named it: `courier run` releases it")
+    space = manifest.facts.get("space_id", release.space_id)
+    if space != release.space_id:
+        raise ArtifactMismatch(f"{folder} is of space {space}, {release.release_id} of {release.space_id}: rebuild it")
+
+
+@dataclass(slots=True)
+class ReleasedEncoder:
+    """The release's image encoder, loaded when first asked: a search by item needs neither it nor torch."""
+
+    opened: OpenRelease
+    _loaded: "LoadedEncoder | None" = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def load(self) -> "LoadedEncoder":
+        """The encoder. Raises ArtifactMismatch if it is of another space than the release."""
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = _load_encoder(self.opened)
+            return self._loaded
+
+    def embed(self, image: Image) -> npt.NDArray[np.float32]:
+        """The unit vector (256,) of an RGB image of any size."""
+        from model.courier.encoder import embed_images
+
+        encoder = self.load()
+        vectors = embed_images(encoder, resize(image, encoder.preprocessing.size)[None])
+        return vectors.reshape(-1)
+
+
+def _load_encoder(opened: OpenRelease) -> "LoadedEncoder":
+    from model.courier.encoder import load_encoder
+
+    encoder = load_encoder(opened.folders["pretrain"])
+    if encoder.space_id != opened.space_id:
+        raise ArtifactMismatch(
+            f"{opened.folders['pretrain']} embeds into space {encoder.space_id}, the release is of {opened.space_id}"
+        )
+    return encoder
+
+
+def load_ctr_model(opened: OpenRelease) -> "CtrModel":
+    """The release's CTR model. Raises ArtifactMissing or ArtifactMismatch."""
+    from model.ctr.saved import load_model
+
+    return load_model(opened.folders["ctr"] / opened.release.ctr_model.replace("/", "-"))

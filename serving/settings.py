@@ -1,0 +1,33 @@
+"""What the environment may say to a serving process; the only module of serving that reads it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsRefused(ValueError):
+    """A setting has a value that it cannot have; the message names the variable."""
+
+
+class Settings(BaseSettings):
+    """Each field is read from COURIER_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="COURIER_", extra="ignore", frozen=True)
+
+    workspace: Path = Path("workspace")
+    catalogue_url: str | None = None  # SQLAlchemy's URL; None is the workspace's own catalogue.db
+    max_upload_bytes: int = Field(default=10_000_000, ge=1)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65_535)
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings: what is given and not None, then the environment, then the defaults. Raises SettingsRefused."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "COURIER_" + str(first["loc"][0]).upper()
+        raise SettingsRefused(f"{name}={first['input']!r} will not do: {first['msg']}") from None

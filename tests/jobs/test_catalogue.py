@@ -1,0 +1,147 @@
+"""The logic of the catalogue: which rows are accepted, and who shares a picture with whom."""
+
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.logic import catalogue
+from jobs.logic.catalogue import Item
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+IDS = st.sampled_from(["a", "b", "c", "d"])
+PRICES = st.sampled_from([None, 1.5, "2", -1, "cheap", math.nan])
+MOMENTS = st.sampled_from([None, NOON, "2024-05-01T12:00:00Z", "2024-05-01T12:00:00"])
+ROWS = st.lists(
+    st.fixed_dictionaries({"item_id": st.one_of(IDS, st.none()), "price": PRICES, "created_at": MOMENTS}), max_size=12
+)
+
+
+@pytest.mark.parametrize("item_id", [None, "", "  ", math.nan])
+def test_a_row_without_an_item_id_is_rejected(item_id):
+    assert catalogue.reject_reason({"item_id": item_id}) == catalogue.NULL_ITEM_ID
+
+
+@pytest.mark.parametrize(
+    "price", [-0.01, "-1", "cheap", "1,50", "1_000", True, math.inf, "inf", 10**400, "1 2", "\u0661"]
+)
+def test_a_price_that_is_no_amount_is_rejected(price):
+    assert catalogue.reject_reason({"item_id": "a", "price": price}) == catalogue.BAD_PRICE
+
+
+@pytest.mark.parametrize(
+    ("price", "amount"),
+    [
+        (None, None),
+        ("", None),
+        (math.nan, None),
+        ("NaN", None),
+        (0, 0.0),
+        ("12.50", 12.5),
+        (Decimal("0.1"), 0.1),
+        (" 3 ", 3.0),
+    ],
+)
+def test_an_unknown_price_is_none_and_a_known_one_a_float(price, amount):
+    assert catalogue.item({"item_id": "a", "price": price}).price == amount
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["yesterday", "2024-05-01", "2024-05-01T12:00:00", datetime(2024, 5, 1), 1714564800, "0001-01-01T00:00:00+14:00"],  # noqa: DTZ001
+)
+def test_a_moment_that_is_unreadable_or_has_no_offset_is_rejected(moment):
+    assert catalogue.reject_reason({"item_id": "a", "created_at": moment}) == catalogue.BAD_CREATED_AT
+
+
+@pytest.mark.parametrize("moment", [NOON, "2024-05-01T12:00:00Z", "2024-05-01T14:00:00+02:00"])
+def test_every_spelling_of_a_moment_becomes_the_same_utc_moment(moment):
+    accepted = catalogue.item({"item_id": "a", "created_at": moment}).created_at
+    assert (accepted, accepted.tzinfo) == (NOON, UTC)
+
+
+def test_the_first_acceptable_row_of_an_item_is_kept():
+    rows = [
+        {"item_id": "a", "price": -1, "title": "bad"},
+        {"item_id": "a", "title": "first"},
+        {"item_id": "a", "title": "second"},
+    ]
+    items, rejected = catalogue.accept(rows)
+    assert items == [Item(item_id="a", title="first")]
+    assert rejected == [(rows[0], "bad_price"), (rows[2], "duplicate_item_id")]
+
+
+@given(ROWS)
+def test_every_row_is_either_accepted_or_rejected_and_ids_are_unique(rows):
+    items, rejected = catalogue.accept(rows)
+    assert len(items) + len(rejected) == len(rows)
+    assert len({one.item_id for one in items}) == len(items)
+    assert {reason for _, reason in rejected} <= set(catalogue.REJECTIONS)
+
+
+def test_an_unacceptable_row_describes_no_item():
+    with pytest.raises(ValueError, match="null_item_id"):
+        catalogue.item({"item_id": None})
+
+
+def test_numbers_as_ids_are_text():
+    assert catalogue.item({"item_id": 7}).item_id == "7"
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_duplicate_names_the_smallest_item_that_shows_its_picture():
+    assert catalogue.find_duplicates([("b", "x"), ("c", "x"), ("a", "x"), ("d", "y")]) == {"b": "a", "c": "a"}
+
+
+def test_a_placeholder_is_shared_by_enough_items_of_enough_categories():
+    shared = [("a", "x", "shoe"), ("b", "x", "hat"), ("c", "x", "hat")]
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == {"x"}
+    assert catalogue.find_placeholders(shared, min_items=4, min_categories=2) == set()
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=3) == set()
+
+
+def test_an_unknown_category_counts_for_none():
+    shared = [("a", "x", "shoe"), ("b", "x", None), ("c", "x", None)]
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == set()
+
+
+SHARED = st.lists(
+    st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz"), st.sampled_from(["shoe", "hat", None])),
+    max_size=12,
+    unique_by=lambda item: item[0],
+)
+
+
+@given(SHARED, st.integers(1, 3), st.integers(0, 2), st.randoms(use_true_random=False))
+def test_uses_combined_in_any_order_and_grouping_settle_as_the_whole_table_does(
+    items, min_items, min_categories, random
+):
+    duplicates = catalogue.find_duplicates([(item_id, image_id) for item_id, image_id, _ in items])
+    placeholders = catalogue.find_placeholders(items, min_items, min_categories)
+    for item_id, image_id, category in items:
+        uses = [catalogue.use(i, c) for i, x, c in items if x == image_id]
+        random.shuffle(uses)
+        cut = random.randrange(len(uses))
+        combined = catalogue.together([catalogue.together(part) for part in (uses[:cut], uses[cut:]) if part])
+        opened = catalogue.usable(Item(item_id=item_id, category=category), image_id, "bytes")
+        settled = catalogue.settle(opened, combined, min_items, min_categories)
+        if image_id in placeholders:
+            assert (settled.status, settled.reason, settled.image_id) == ("placeholder", "shared_by_many", None)
+        else:
+            assert (settled.status, settled.image_id) == ("ok", image_id)
+            assert settled.duplicate_of == duplicates.get(item_id)
+
+
+def test_every_reason_leads_to_a_known_status():
+    assert set(catalogue.STATUS_OF.values()) == set(catalogue.STATUSES)
+
+
+def test_a_picture_that_nobody_shows_has_no_use():
+    with pytest.raises(ValueError, match="no item"):
+        catalogue.together([])

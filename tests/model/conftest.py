@@ -1,0 +1,107 @@
+"""A small generated shop in the form of CTR rows: users prefer clusters of images, and the clusters show in vectors."""
+
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, WINDOWS_DAYS
+from model.ctr.inputs import ItemVectors
+from model.ctr.rows import ROW_COLUMNS
+
+START = datetime(2024, 3, 1, tzinfo=UTC)
+CLUSTERS, CATEGORIES, PAGE = 12, 4, 5
+
+
+@dataclass(frozen=True)
+class Shop:
+    """Rows of the three periods in time order, and the vectors of their items."""
+
+    train: pa.Table
+    valid: pa.Table
+    test: pa.Table
+    vectors: ItemVectors
+
+
+class _Generator:
+    def __init__(self, users: int, items: int, seed: int) -> None:
+        self.rng = rng = np.random.default_rng(seed)
+        self.item_ids = [f"i{n:05d}" for n in range(items)]
+        self.cluster = rng.integers(0, CLUSTERS, items)
+        self.category = rng.integers(0, CATEGORIES, items)
+        self.quality = rng.normal(0, 0.4, items)
+        self.price = np.where(rng.random(items) < 0.1, np.nan, rng.lognormal(3, 0.5, items))
+        # the last tenth of the items is new in the test period
+        self.born = np.where(np.arange(items) < items * 0.9, -10.0, 0.9)
+        self.liked = np.array([rng.choice(CLUSTERS, 2, replace=False) for _ in range(users)])
+        self.likes_category = rng.integers(0, CATEGORIES, users)
+        self.history = defaultdict(lambda: deque(maxlen=CTR_HISTORY))
+        self.counts = defaultdict(int)
+
+    def page(self, request: int, of: int, days: int) -> list[dict]:
+        """The rows of one page view."""
+        rng, share = self.rng, request / of
+        user = int(rng.integers(len(self.liked)))
+        at = START + timedelta(days=days * share)
+        shown = rng.choice(np.flatnonzero(self.born <= share), PAGE, replace=False)
+        taste = np.isin(self.cluster[shown], self.liked[user]) * 2.4 + (
+            self.category[shown] == self.likes_category[user]
+        )
+        logit = taste + self.quality[shown] - 0.3 * np.arange(PAGE) - 2.4
+        clicked = rng.random(PAGE) < 1 / (1 + np.exp(-logit))
+        rows = [self._row(request, user, at, int(i), place, bool(clicked[place])) for place, i in enumerate(shown)]
+        for i, click in zip(shown, clicked, strict=True):
+            for key in (("user", user), ("item", int(i))):
+                self.counts[*key, "impressions"] += 1
+                self.counts[*key, "clicks"] += int(click)
+            if click:
+                self.history[user].appendleft((int(i), at))
+        return rows
+
+    def _row(self, request: int, user: int, at: datetime, item: int, place: int, clicked: bool) -> dict:
+        history = self.history[user]
+        row = {
+            "request_id": f"r{request:07d}",
+            "user_id": f"u{user:05d}",
+            "item_id": self.item_ids[item],
+            "request_time": at,
+            "position": place,
+            "clicked": int(clicked),
+            "history_item_ids": [self.item_ids[i] for i, _ in history],
+            "history_clicked_at": [int(t.timestamp() * 1e6) for _, t in history],
+            "category": f"c{self.category[item]}",
+            "price": float(self.price[item]),
+            "created_at": int((START + timedelta(days=float(self.born[item]))).timestamp() * 1e6),
+            "cluster_id": int(self.cluster[item]),
+            "history_cluster_ids": [int(self.cluster[i]) for i, _ in history],
+            "history_categories": [f"c{self.category[i]}" for i, _ in history],
+            "cold": bool(self.born[item] > 0),
+        }
+        for who, key in (("user", user), ("item", item)):
+            for what in ("impressions", "clicks"):
+                row |= {f"{who}_{what}_{window}d": self.counts[who, key, what] for window in WINDOWS_DAYS}
+        return row
+
+    def vectors(self) -> ItemVectors:
+        centres = self.rng.normal(size=(CLUSTERS, EMBEDDING_DIM))
+        found = centres[self.cluster] + self.rng.normal(size=(len(self.item_ids), EMBEDDING_DIM))
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        return ItemVectors(self.item_ids, found.astype(np.float32))
+
+
+def make_shop(*, users: int = 150, items: int = 300, requests: int = 2400, days: int = 20, seed: int = 0) -> Shop:
+    """Page views of five items; 80 % of them train, then 10 % valid, then 10 % test."""
+    generator = _Generator(users, items, seed)
+    rows = [row for request in range(requests) for row in generator.page(request, requests, days)]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(list(ROW_COLUMNS.items())))
+    first, second = int(requests * 0.8) * PAGE, int(requests * 0.9) * PAGE
+    parts = table.slice(0, first), table.slice(first, second - first), table.slice(second)
+    return Shop(*parts, generator.vectors())
+
+
+@pytest.fixture(scope="session")
+def shop() -> Shop:
+    return make_shop()

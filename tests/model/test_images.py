@@ -1,0 +1,278 @@
+"""From untrusted bytes to pixels: what is refused and why, and that every road gives the same pixels."""
+
+import pickle
+import struct
+import zlib
+from contextlib import suppress
+from dataclasses import asdict
+from io import BytesIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from jobs.config import ImagesConfig
+from jobs.logic.catalogue import STATUS_OF
+from model import artifact
+from model.courier import images
+from model.courier.images import ImageRefused
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image, form="PNG", **options):
+    stream = BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def noise(width=40, height=30, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def refusal(data, **limits):
+    with pytest.raises(ImageRefused) as caught:
+        images.decode(data, **limits)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds no pixels: 8-bit RGB, https://www.w3.org/TR/png/#11IHDR."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_file_is_refused():
+    assert refusal(b"") == "empty"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"<!doctype html><title>404</title>",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        b"GIF",
+        b"\0" * 99,
+    ],
+)
+def test_what_is_no_image_by_content_is_refused(data):
+    assert refusal(data) == "not_an_image"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_half_a_file_is_refused(form):
+    data = encoded(noise(), form)
+    assert refusal(data[: len(data) // 2]) in ("truncated", "not_an_image")
+
+
+def test_a_jpeg_cut_short_by_its_last_tenth_is_truncated():
+    data = encoded(noise(), "JPEG")
+    assert refusal(data[: len(data) * 9 // 10]) == "truncated"
+
+
+def test_more_bytes_than_allowed_are_refused_and_exactly_as_many_are_not():
+    data = encoded(noise())
+    assert refusal(data, max_bytes=len(data) - 1) == "too_large"
+    assert images.decode(data, max_bytes=len(data)).size == (40, 30)
+
+
+def test_more_pixels_than_allowed_are_refused_and_exactly_as_many_are_not():
+    data = encoded(noise(40, 30))
+    assert refusal(data, max_pixels=1199) == "too_many_pixels"
+    assert images.decode(data, max_pixels=1200).size == (40, 30)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [8_000, 10_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(side):
+    assert refusal(png_header(side, side)) == "too_many_pixels"
+
+
+def test_a_side_below_the_least_is_refused_and_the_least_is_not():
+    assert refusal(encoded(noise(7, 100)), min_side=8) == "too_small"
+    assert images.decode(encoded(noise(8, 100)), min_side=8).size == (8, 100)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), st.integers(0, 10**6), st.binary(min_size=1, max_size=8)
+)
+def test_damaged_bytes_are_decoded_or_refused_and_never_anything_else(form, place, damage):
+    data = bytearray(encoded(noise(16, 16), form))
+    place %= len(data)
+    data[place : place + len(damage)] = damage
+    with suppress(ImageRefused):
+        assert images.decode(bytes(data), max_pixels=10_000).mode == "RGB"
+
+
+def test_every_refusal_has_a_status_in_the_catalogue():
+    assert set(images.CODES) <= set(STATUS_OF)
+
+
+def test_the_job_and_the_search_refuse_the_same_images():
+    config = ImagesConfig()
+    assert (config.max_bytes, config.max_pixels, config.min_side) == (
+        images.MAX_BYTES,
+        images.MAX_PIXELS,
+        images.MIN_SIDE,
+    )
+
+
+def test_a_refusal_survives_the_way_to_another_process():
+    copy = pickle.loads(pickle.dumps(ImageRefused("empty", "the file is empty")))
+    assert (copy.reason, str(copy)) == ("empty", "the file is empty")
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_orientation_in_exif_is_applied():
+    sideways = Image.new("RGB", (20, 10), RED)
+    sideways.paste(BLUE, (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate 90 degrees clockwise to see it upright: the left half comes to the top
+    upright = images.decode(encoded(sideways, "PNG", exif=exif))
+    assert upright.size == (10, 20)
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 17))) == (BLUE, RED)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_unreadable_exif_names_no_orientation():
+    assert images.decode(encoded(noise(), "JPEG", exif=b"Exif\0\0MM\0*broken")).size == (40, 30)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode):
+    image = Image.new(mode, (9, 9), (0,) * len(mode))
+    assert images.decode(encoded(image)).getcolors() == [(81, WHITE)]
+
+
+def test_a_transparent_palette_colour_is_white():
+    image = Image.new("P", (9, 9), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.paste(1, (0, 0, 9, 3))
+    assert sorted(images.decode(encoded(image, transparency=0)).getcolors()) == [(27, BLUE), (54, WHITE)]
+
+
+def test_half_transparent_black_is_grey():
+    image = Image.new("RGBA", (9, 9), (0, 0, 0, 128))
+    assert images.decode(encoded(image)).getcolors() == [(81, (127, 127, 127))]
+
+
+@pytest.mark.parametrize(("deep", "shallow"), [(0, 0), (32768, 128), (65535, 255)])
+def test_sixteen_bit_grey_keeps_its_brightness(deep, shallow):
+    image = Image.fromarray(np.full((9, 9), deep, np.uint16))
+    assert images.decode(encoded(image)).getcolors() == [(81, (shallow,) * 3)]
+
+
+def test_a_cmyk_jpeg_becomes_rgb():
+    red = images.decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG"))
+    assert red.mode == "RGB"
+    assert np.abs(np.asarray(red).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_every_format_of_the_list_is_decoded(form):
+    assert images.decode(encoded(noise(), form)).size == (40, 30)
+
+
+def test_a_picture_of_a_stereo_camera_is_its_first_view():
+    data = encoded(Image.new("RGB", (16, 16), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
+    assert np.abs(np.asarray(images.decode(data)).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_other_modes_become_rgb(mode):
+    assert images.decode(encoded(Image.new(mode, (9, 9)))).mode == "RGB"
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_its_first_frame(form):
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, BLUE)]
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
+    assert images.decode(data).getcolors() == [(256, RED)]
+
+
+def test_resizing_squashes_the_whole_image():
+    halves = Image.new("RGB", (40, 10), RED)
+    halves.paste(BLUE, (20, 0, 40, 10))
+    square = images.resize(halves, 8)
+    assert (square.shape, square.dtype) == ((8, 8, 3), np.uint8)
+    assert (square[:, 0] == RED).all()
+    assert (square[:, 7] == BLUE).all()
+
+
+@given(hnp.arrays(np.uint8, (5, 4, 3)))
+def test_a_png_gives_back_every_pixel(pixels):
+    assert (images.from_png(images.to_png(pixels)) == pixels).all()
+
+
+def test_the_hash_is_of_pixels_not_of_files():
+    image = noise()
+    assert images.pixel_hash(images.decode(encoded(image, "PNG"))) == images.pixel_hash(
+        images.decode(encoded(image, "BMP"))
+    )
+
+
+def test_the_hash_tells_apart_one_pixel_and_one_shape():
+    flat = Image.new("RGB", (10, 20))
+    spot = flat.copy()
+    spot.putpixel((0, 0), (1, 0, 0))
+    hashes = {images.pixel_hash(image) for image in (flat, spot, Image.new("RGB", (20, 10)))}
+    assert len(hashes) == 3
+    assert all(len(one) == 32 and int(one, 16) >= 0 for one in hashes)
+
+
+# --- shards ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """An images artifact of 6 distinct 8-pixel squares in 2 shards: image n, of id `n`, is filled with n."""
+    out = tmp_path / "images"
+    with artifact.write(out, kind="images", inputs={}, config=asdict(ImagesConfig(size=8))) as draft:
+        (draft.path / "shards").mkdir()
+        for shard in range(2):
+            ids = [n for n in range(6) if n % 2 == shard]
+            pngs = [images.to_png(np.full((8, 8, 3), n, np.uint8)) for n in ids]
+            table = pa.table({"image_id": [str(n) for n in ids], "image": pa.array(pngs, pa.binary())})
+            pq.write_table(table, draft.path / "shards" / f"images-{shard:05d}-of-00002.parquet")
+    return out
+
+
+def test_without_ids_every_image_comes_sorted_by_id(shards):
+    ids, pixels = images.load_images(shards)
+    assert ids == list("012345")
+    assert pixels.shape == (6, 8, 8, 3)
+    assert pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_images_come_in_the_order_asked_for_repeats_included(shards):
+    ids, pixels = images.load_images(shards, ["4", "1", "4"])
+    assert ids == ["4", "1", "4"]
+    assert pixels[:, 7, 7, 2].tolist() == [4, 1, 4]
+
+
+def test_asking_for_none_gives_none(shards):
+    assert images.load_images(shards, [])[1].shape == (0, 8, 8, 3)
+
+
+def test_an_image_that_is_not_held_is_named(shards):
+    with pytest.raises(ValueError, match="holds no image 9"):
+        images.load_images(shards, ["4", "9"])

@@ -1,0 +1,95 @@
+"""The cross-attention that rebuilds an image from a history, with its masks."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.courier.intention import ClickHead, IntentionReconstruction
+
+WIDTH, HEADS = 8, 4
+
+
+@pytest.fixture
+def attention() -> IntentionReconstruction:
+    torch.manual_seed(0)
+    return IntentionReconstruction(WIDTH, HEADS).eval()
+
+
+def vectors(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.nn.functional.normalize(torch.randn(*shape, WIDTH, generator=generator), dim=-1)
+
+
+def slow(attention: IntentionReconstruction, target: Tensor, history: list[Tensor]) -> Tensor:
+    """One target (D,) and its history, head by head in plain loops."""
+    size = WIDTH // HEADS
+    query, parts = attention.query(target), []
+    for head in range(HEADS):
+        span = slice(head * size, (head + 1) * size)
+        scores = [float(query[span] @ attention.key(one)[span]) / math.sqrt(size) for one in history]
+        shares = [math.exp(score) / sum(math.exp(other) for other in scores) for score in scores]
+        parts.append(sum(share * attention.value(one)[span] for share, one in zip(shares, history, strict=True)))
+    out = attention.out(torch.cat(parts))  # type: ignore[arg-type]
+    return out / out.norm()
+
+
+@pytest.mark.parametrize("length", range(6))
+def test_rebuilding_equals_the_plain_loops_for_every_length_of_history(
+    attention: IntentionReconstruction, length: int
+) -> None:
+    target, history = vectors(1, 3), vectors(1, 5)
+    attention.requires_grad_(False)
+    rebuilt = attention(target, history, torch.arange(5)[None, :] < length)
+    known = list(history[0, :length]) or [attention.nothing_clicked]
+    expected = torch.stack([slow(attention, one, known) for one in target[0]])
+    torch.testing.assert_close(rebuilt[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_lies_in_a_padded_place_changes_nothing(attention: IntentionReconstruction) -> None:
+    target, history = vectors(2, 3), vectors(2, 5)
+    clicked = torch.tensor([[True, False, True, False, False], [True, True, True, True, False]])
+    other = torch.where(clicked[..., None], history, 1000.0)
+    torch.testing.assert_close(attention(target, history, clicked), attention(target, other, clicked))
+
+
+def test_without_history_every_image_is_rebuilt_alike_without_nan(attention: IntentionReconstruction) -> None:
+    none = torch.zeros(2, 5, dtype=torch.bool)
+    rebuilt = attention(vectors(2, 3), vectors(2, 5), none)
+    assert torch.isfinite(rebuilt).all()
+    torch.testing.assert_close(rebuilt, rebuilt[:1, :1].expand_as(rebuilt))
+    torch.testing.assert_close(rebuilt, attention(vectors(2, 3), vectors(2, 5) * float("nan"), none))
+
+
+def test_without_history_gradients_are_finite_and_reach_the_stand_in(attention: IntentionReconstruction) -> None:
+    history = vectors(2, 5).requires_grad_(True)
+    rebuilt = attention(vectors(2, 3), history, torch.tensor([[False] * 5, [True] * 5]))
+    rebuilt[..., 0].sum().backward()
+    assert history.grad is not None
+    assert torch.isfinite(history.grad).all()
+    assert (history.grad[0] == 0).all()
+    assert (history.grad[1] != 0).any()
+    assert attention.nothing_clicked.grad is not None
+    assert (attention.nothing_clicked.grad != 0).any()
+
+
+def test_the_order_of_the_history_does_not_matter(attention: IntentionReconstruction) -> None:
+    target, history, all_of_it = vectors(1, 3), vectors(1, 5), torch.ones(1, 5, dtype=torch.bool)
+    torch.testing.assert_close(
+        attention(target, history, all_of_it), attention(target, history.flip(1), all_of_it), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_what_is_rebuilt_has_unit_length(attention: IntentionReconstruction) -> None:
+    lengths = attention(vectors(4, 3), vectors(4, 5), torch.ones(4, 5, dtype=torch.bool)).norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.ones(4, 3))
+
+
+def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 is not a multiple of 4 heads"):
+        IntentionReconstruction(10, 4)
+
+
+def test_the_click_head_gives_one_logit_an_image() -> None:
+    assert ClickHead(WIDTH)(vectors(2, 3), vectors(2, 3)).shape == (2, 3)

@@ -1,7 +1,5 @@
 """The front door: one command, `courier`, whose verbs are imported only when they are called."""
 
-import atexit
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,7 +56,7 @@ def find_verb(argv: Sequence[str]) -> tuple[str, Sequence[str]] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb. An error that the user can cure (its class is one of ours) is one sentence and exit status 1."""
+    """Run one verb. An error that the user can cure is one sentence on stderr and exit status 1."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
@@ -72,24 +70,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     entry = getattr(import_module(module), function)
     try:
         entry([verb, *rest] if function == "stage_main" else rest)
+    except SystemExit as stop:  # typer's way to return; the demo has more to say after it
+        if stop.code:
+            raise
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ROOMS:
+        if not _is_for_the_user(error):
             raise
         sys.exit(f"courier: {error}")
 
 
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether our own code refused: a refusal carries its cure, anything else is a bug and needs its traceback."""
+    if not isinstance(error, (ValueError, FileNotFoundError)) or error.__traceback__ is None:
+        return False
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    return str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ROOMS
+
+
 def _prepare_terminal() -> None:
-    """Answers go to stdout, all else to stderr; and what native libraries mutter while Python ends goes nowhere."""
+    """Answers go to stdout, all else to stderr."""
     import structlog  # here, because `courier --help` must not wait for it
 
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    atexit.register(_hush)  # first in, last out
-
-
-def _hush() -> None:
-    # DuckDB 2.0 prints hundreds of "nanobind: leaked ..." lines to file descriptor 2 after Python's own last word.
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def demo_main(argv: Sequence[str]) -> None:

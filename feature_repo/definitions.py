@@ -61,7 +61,7 @@ def open_store(workspace: Path) -> FeatureStore:
 def _close_stderr() -> None:
     # DuckDB's bindings end a process that used ibis with a page of "nanobind: leaked ...", past Python's own streams.
     sys.stderr.flush()
-    with open(os.devnull, "w") as nowhere:
+    with Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 

@@ -23,6 +23,7 @@ from feature_repo.contract import (
     VIEWS,
     View,
 )
+from jobs.logic.statistics import midnight_after
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.rows import KIND_TYPES, TIME

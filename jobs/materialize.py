@@ -63,13 +63,16 @@ def point_sources(workspace: Path, features: Path) -> None:
     aside.replace(link)
 
 
+def sources_lead_to(workspace: Path, features: Path) -> bool:
+    """Whether the workspace's Feast sources are this features artifact."""
+    return (workspace / SOURCES).resolve() == features.resolve()
+
+
 def check_sources(workspace: Path, features: Path) -> None:
     """Raise ArtifactMismatch unless the workspace's Feast sources are this features artifact."""
-    loaded = (workspace / SOURCES).resolve()
-    if loaded != features.resolve():
-        raise ArtifactMismatch(
-            f"{workspace / SOURCES} leads to {loaded}, not {features}: run the materialize stage again"
-        )
+    if not sources_lead_to(workspace, features):
+        loaded = (workspace / SOURCES).resolve()
+        raise ArtifactMismatch(f"{workspace / SOURCES} leads to {loaded}, not {features}: run materialize again")
 
 
 def _apply(workspace: Path) -> "FeatureStore":

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from jobs.materialize import sources_lead_to
 from jobs.presets import PRESETS
 from jobs.sources.raw import raw_digest
 from model import artifact
@@ -105,7 +106,7 @@ class State:
 
 
 def stage_key(stage: Stage, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """12 hex digits that name a version of an artifact: the stage, its config, its inputs, the courier that builds it."""
+    """12 hex digits that name a version of an artifact: stage, config, inputs, and the courier that builds it."""
     identity = {"stage": stage.name, "courier": version("courier"), "config": config, "inputs": dict(inputs)}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -125,7 +126,12 @@ def _state(road: Road, raw: str, stage: Stage, before: Mapping[str, State]) -> S
     if "raw_digest" in stage.takes:
         inputs["raw"] = raw
     folder = road.workspace / stage.name / stage_key(stage, road.config(stage), inputs)
-    return State(folder, fresh=_is_whole(folder, stage.name))
+    whole = _is_whole(folder, stage.name)
+    if stage.name == "materialize":  # all versions share one online store: fresh is the one that it holds
+        whole = whole and sources_lead_to(road.workspace, cast(Path, before["features"].folder))
+    if stage.name == "release":  # made current again by whoever walks its road again
+        whole = whole and _current_release(road.workspace) == artifact.read(folder, kind="release").facts["release_id"]
+    return State(folder, fresh=whole)
 
 
 def _is_whole(folder: Path, kind: str) -> bool:

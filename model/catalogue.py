@@ -169,18 +169,19 @@ def history(session: Session) -> list[Release]:
     return [_release(row) for row in rows]
 
 
-def current(workspace: Path, url: str | None = None) -> Release | None:
+def current(workspace: Path) -> Release | None:
     """The current release of a workspace, only read: a catalogue that does not exist is not made.
 
-    url: another database than the workspace's own file.  Returns None where nothing was released yet.
-    Raises CatalogueUnreadable.
+    Returns None where nothing was released yet.  Raises CatalogueUnreadable.
     """
-    if url is None and not (workspace / CATALOGUE_FILE).is_file():
+    if not (workspace / CATALOGUE_FILE).is_file():
         return None
-    engine = connect(url or url_in(workspace))
+    engine = connect(url_in(workspace))
     try:
         with Session(engine) as session:
-            return answering(session)
+            # A run that was killed before the tables were made leaves an empty file.
+            made = sa.inspect(session.connection()).has_table(CurrentRow.__tablename__)
+            return answering(session) if made else None
     except sa.exc.DBAPIError as error:
         raise CatalogueUnreadable(f"the catalogue of {workspace} cannot be read ({error.orig})") from None
     finally:

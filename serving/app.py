@@ -33,7 +33,7 @@ def load_world(settings: Settings) -> World:
     Raises NoRelease, ArtifactMissing or ArtifactMismatch.
     """
     begun = time.monotonic()
-    opened = open_release(settings.workspace, settings.catalogue_url)
+    opened = open_release(settings.workspace)
     search = load_search(opened)
     if isinstance(search.encoder, ReleasedEncoder):
         search.encoder.load()  # the first upload must not wait for torch

@@ -101,10 +101,11 @@ def _rows(user: pa.Table, items: pa.Table, clusters: pa.Table, as_of: datetime) 
     # user: one row; items: the candidates; clusters: of the candidates and others.
     candidates = items.column(ITEM_KEY).combine_chunks()
     place = pc.index_in(candidates, value_set=clusters.column(ITEM_KEY).combine_chunks())
-    columns = {name: pa.repeat(user.column(name)[0], len(items)) for name in user.column_names}
+    repeated = user.take(pa.array([0] * len(items), pa.int64()))
+    columns = {name: repeated.column(name) for name in user.column_names}
     columns |= {name: items.column(name) for name in items.column_names}
     columns |= {feature.name: clusters.column(feature.name).take(place) for feature in CLUSTER_FEATURES}
-    columns["request_time"] = pa.repeat(pa.scalar(as_of, ROW_COLUMNS["request_time"]), len(items))
+    columns["request_time"] = pa.array([as_of] * len(items), ROW_COLUMNS["request_time"])
     return fill(pa.table(columns))
 
 

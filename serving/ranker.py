@@ -110,7 +110,7 @@ def rank(
         raise BadRanking(f"--items names {len(candidates)} items: give 1 to {MAX_CANDIDATES}, separated by commas")
     moment = _moment(as_of) if as_of is not None else datetime.now(UTC)
     settings = read_settings(workspace=workspace)
-    opened = open_release(settings.workspace, settings.catalogue_url)
+    opened = open_release(settings.workspace)
     ranking = load_ranker(opened, settings.workspace).rank(user, candidates, moment)
     if as_json:
         print(answer_of(ranking, opened.release_id).model_dump_json(indent=1))

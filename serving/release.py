@@ -38,13 +38,13 @@ class OpenRelease:
         return self.release.space_id
 
 
-def open_release(workspace: Path, catalogue_url: str | None = None) -> OpenRelease:
+def open_release(workspace: Path) -> OpenRelease:
     """The current release of a workspace.
 
     Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
     rebuilt since, or is of another space.
     """
-    release = catalogue.current(workspace, catalogue_url)
+    release = catalogue.current(workspace)
     if release is None:
         raise NoRelease(f"{workspace} has no current release: `courier run RAW --workspace {workspace}` makes one")
     folders = {stage: workspace / where["path"] for stage, where in release.artifacts.items()}

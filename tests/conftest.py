@@ -45,17 +45,22 @@ class Shop:
 def draw_events(
     rng: random.Random, *, users: int, items: int, requests: int, days: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Impressions and clicks in time order; every third request comes at the very moment of the user's last click."""
+    """Impressions and clicks in time order; every third request comes at the very moment of the user's last click.
+
+    Every tenth request comes at midnight, when statistics change; the last two items are shown in the last tenth only.
+    """
     impressions, clicks = [], []
     last: dict[str, datetime] = {}
     span = timedelta(days=days)
     for number, moment in enumerate(sorted(rng.random() for _ in range(requests))):
         at = START + timedelta(microseconds=int(moment * span / MICROSECOND))
+        if number % 10 == 0:
+            at = at.replace(hour=0, minute=0, second=0, microsecond=0)
         user = f"u{rng.randrange(users)}"
         if number % 3 == 0 and user in last:
             at = last[user]
         request = f"r{number:06d}"
-        for position, item in enumerate(rng.sample(range(items), 5)):
+        for position, item in enumerate(rng.sample(range(items if moment > 0.9 else items - 2), 5)):
             clicked = rng.random() < 0.3
             row = {"request_id": request, "user_id": user, "item_id": f"i{item}"}
             impressions.append({**row, "request_time": at, "position": position, "clicked": int(clicked)})

@@ -300,9 +300,9 @@ def _moment(part: DataFrame, name: str) -> Moment:
         return Moment(column, column.isNull(), F.lit(False))
     text = column.cast("string")
     whole = text.rlike(f"^{logic.LOCAL_MOMENT}{logic.OFFSET}\\z")
-    colon = F.regexp_replace(text, r"([+-]\d\d)(\d\d)$", "$1:$2")  # Spark reads +01:00 but not +0100
+    seconds = F.regexp_replace(text, r"^(.{16})([Z+-])", "$1:00$2")  # Spark reads no moment without them
     naive = F.coalesce(text.rlike(f"^{logic.LOCAL_MOMENT}\\z"), F.lit(False))
-    return Moment(F.when(whole, colon.try_cast("timestamp")), _is_blank(text), naive)
+    return Moment(F.when(whole, seconds.try_cast("timestamp")), _is_blank(text), naive)
 
 
 def _first_reason(reasons: Mapping[str, Column]) -> Column:
@@ -311,7 +311,9 @@ def _first_reason(reasons: Mapping[str, Column]) -> Column:
 
 def _row_if(reason: Column, names: Sequence[str]) -> Column:
     as_read = F.to_json(F.struct(*names), {"ignoreNullFields": "false"})
-    return F.when(reason.isNotNull(), F.coalesce(F.to_json(F.struct(CORRUPT)), as_read))
+    return F.when(
+        reason.isNotNull(), F.when(F.col(CORRUPT).isNotNull(), F.to_json(F.struct(CORRUPT))).otherwise(as_read)
+    )
 
 
 # --- rows that contradict other rows --------------------------------------------------------------------------------

@@ -24,11 +24,12 @@ LOCAL_SETTINGS = {
     "spark.driver.host": "127.0.0.1",  # a laptop's host name often leads nowhere
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "4g",
-    # A short job spends its time compiling: without the second compiler, a cold run on 370k events took 49 s of CPU, not 70.
+    # A short job spends its time compiling: without the second compiler, 370k events took 49 s of CPU cold, not 70.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
-    "spark.sql.shuffle.partitions": "8",
     "spark.ui.enabled": "false",
 }
+PARTITIONS = "spark.sql.shuffle.partitions"
+LOCAL_PARTITIONS = "8"  # Spark's 200 cost one machine more than the work: 18k events took over 3 minutes
 
 
 class JavaMissing(ValueError):
@@ -50,7 +51,10 @@ def spark_session(app_name: str, master: str | None = None) -> SparkSession:
     for name, value in settings.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
-    session.sparkContext.setLogLevel(settings["spark.log.level"])
+    context = session.sparkContext
+    context.setLogLevel(settings["spark.log.level"])
+    if context.master.startswith("local") and not context.getConf().contains(PARTITIONS):
+        session.conf.set(PARTITIONS, LOCAL_PARTITIONS)
     return session
 
 

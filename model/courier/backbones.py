@@ -11,6 +11,7 @@ from torch import Tensor, nn
 NAMES = ("lite0", "small", "swin_t")
 SMALL_CHANNELS = (32, 64, 128, 256)
 NORM_GROUPS = 8
+SWIN_MIN_SIZE = 224  # below, the last map is smaller than a window, and transformers' attention fails
 
 
 class Backbone(Protocol):
@@ -111,6 +112,11 @@ class SwinT(nn.Module):
         super().__init__()
         from transformers import SwinConfig, SwinModel  # late: the import takes seconds
 
+        if image_size < SWIN_MIN_SIZE:
+            raise ValueError(
+                f"swin_t takes images of at least {SWIN_MIN_SIZE} pixels, not {image_size}: "
+                "run the images stage with a larger size, or choose another backbone"
+            )
         self.model = SwinModel(SwinConfig(image_size=image_size), add_pooling_layer=False)
         first = self.model.config.embed_dim
         self.channels = tuple(first * 2**stage for stage in (0, 1, 2, 3, 3))

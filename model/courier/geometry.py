@@ -49,7 +49,7 @@ def measure(vectors: Tensor, pairs: Tensor) -> Geometry:
 
 def refuse_collapse(geometry: Geometry, images: int) -> None:
     """Raise Collapsed, with the figures, where `images` distinct images fill too few directions or too little space."""
-    least = min(MIN_EFFECTIVE_RANK, (images - 1) / 2)  # a handful of images cannot span more
+    least = min(MIN_EFFECTIVE_RANK, images / 16)  # a handful of images may honestly be of two or three kinds
     if geometry.effective_rank < least or geometry.deviation < MIN_DEVIATION:
         raise Collapsed(
             f"the encoder collapsed: effective rank {geometry.effective_rank:.2f} (at least {least:.1f}), "

@@ -36,6 +36,7 @@ app = typer.Typer(add_completion=False)
 
 INTENTION = "intention.safetensors"
 CURVE = "loss.jsonl"
+STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean and deviation
 GEOMETRY_IMAGES = 4000  # at most, evenly spaced: the figures are means, a singular value decomposition is not free
 
 
@@ -151,6 +152,9 @@ def _inputs(
 ) -> Callable[[npt.NDArray[np.int64]], Tensor]:
     """What gives a step its input: features computed once, or images normalised as they are asked for."""
     if config.trainable == "all":
+        # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
+        sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
+        encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
         return lambda numbers: normalise(pixels[numbers], preprocessing).to(device)
     features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
     encoder.standardise_by(features)

@@ -163,7 +163,7 @@ def fit(train: pa.Table, vectors: ItemVectors | None, components: int) -> Inputs
         items=_frequent(train.column(ITEM_KEY), MIN_ITEM_ROWS),
         categories=categories,
         clusters=1 + max(_largest(train.column("cluster_id")), _largest(_flat(train.column(HISTORY_CLUSTERS)))),
-        prior_ctr=float(np.clip(labels(train).mean(), 1e-4, 1 - 1e-4)),
+        prior_ctr=float(np.clip(labels(train).mean(dtype=np.float64), 1e-4, 1 - 1e-4)),
         median_price=_median_prices(train, categories),
         bin_edges=np.linspace(-1, 1, HISTOGRAM_BINS + 1, dtype=np.float32)[1:-1],
         mean=np.zeros(EMBEDDING_DIM, dtype=np.float32),

@@ -20,6 +20,7 @@ from jobs.logic.page_views import page_views, pretrain_row, time_split, unmatche
 from jobs.sources.raw import RawTableUnusable
 from model import artifact
 
+pytestmark = pytest.mark.usefixtures("spark")
 ROOT = Path(__file__).parents[2]
 SMALL = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4)
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -94,7 +95,7 @@ def plain_histories(clicks) -> list[dict]:
     suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(st.integers(0, 10**12), min_size=400, max_size=400))
-def test_spark_builds_what_plain_python_builds(spark, drawn_events, write_events, tmp_path, codes) -> None:
+def test_spark_builds_what_plain_python_builds(drawn_events, write_events, tmp_path, codes) -> None:
     raw_events = drawn_events(codes)
     manifest = built(write_events(tmp_path / "raw", raw_events), tmp_path / "sequences")
     accepted = logic.accept(raw_events)
@@ -133,14 +134,14 @@ def shown(item_id: str, position: int, at: datetime = AT, request_id: str = "r")
     )
 
 
-def test_the_same_events_in_another_order_give_the_same_bytes(spark, drawn_events, write_events, tmp_path) -> None:
+def test_the_same_events_in_another_order_give_the_same_bytes(drawn_events, write_events, tmp_path) -> None:
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(150)])
     one = built(write_events(tmp_path / "one", events), tmp_path / "out" / "one")
     other = built(write_events(tmp_path / "other", events[::-1]), tmp_path / "out" / "other")
     assert one.files == other.files
 
 
-def test_columns_and_types_are_those_that_the_next_stages_read(spark, write_events, tmp_path) -> None:
+def test_columns_and_types_are_those_that_the_next_stages_read(write_events, tmp_path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "SOURCE.json").write_text('{"sampled_negatives": true}')
     manifest = built(write_events(tmp_path / "raw", [shown("a", 0)]), tmp_path / "out")  # and not one click
@@ -158,7 +159,7 @@ def test_columns_and_types_are_those_that_the_next_stages_read(spark, write_even
     assert pq.read_table(tmp_path / "out" / "page_views").schema.field("labels").type.value_type == pa.int8()
 
 
-def test_events_without_an_impression_are_refused_in_one_sentence(spark, write_events, tmp_path) -> None:
+def test_events_without_an_impression_are_refused_in_one_sentence(write_events, tmp_path) -> None:
     click = Event(user_id="u", item_id="a", event_time=AT, event_type="click", request_id="r")
     with pytest.raises(RawTableUnusable, match="no impression is accepted"):
         built(write_events(tmp_path / "raw", [click]), tmp_path / "out")

@@ -160,6 +160,11 @@ def test_looking_at_a_workspace_makes_no_catalogue(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_catalogue_whose_tables_were_never_made_has_no_current_release(tmp_path: Path) -> None:
+    (tmp_path / catalogue.CATALOGUE_FILE).touch()
+    assert catalogue.current(tmp_path) is None
+
+
 def test_a_file_that_is_no_catalogue_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / catalogue.CATALOGUE_FILE).write_text("hello, I am a text file, and not a database at all")
     with pytest.raises(CatalogueUnreadable, match="cannot be read"):

@@ -48,7 +48,7 @@ def written(out: Path, encoder: Encoder, config: CourierConfig = SMALL) -> Path:
     [
         ("lite0", 48, (32, 16, 24, 40, 80, 112, 192, 320, 1280)),
         ("small", 32, (32, 64, 128, 256)),
-        ("swin_t", 64, (96, 192, 384, 768, 768)),
+        ("swin_t", 224, (96, 192, 384, 768, 768)),
     ],
 )
 def test_every_backbone_gives_the_maps_it_promises(name: str, size: int, channels: tuple[int, ...]) -> None:
@@ -158,11 +158,16 @@ def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
         build_encoder(CourierConfig(**asdict(SMALL) | wrong))
 
 
+def test_swin_refuses_images_smaller_than_its_last_window() -> None:
+    with pytest.raises(ValueError, match="at least 224 pixels"):
+        build_backbone("swin_t", 96)
+
+
 def test_weights_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="small takes random"):
         warm_start(build_backbone("small", SIZE), "imagenet")
     with pytest.raises(FileNotFoundError, match="no Swin-T weights"):
-        warm_start(build_backbone("swin_t", 64), str(tmp_path / "nowhere"))
+        warm_start(build_backbone("swin_t", 224), str(tmp_path / "nowhere"))
 
 
 def test_loading_an_encoder_imports_no_training_code() -> None:

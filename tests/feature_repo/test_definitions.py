@@ -1,0 +1,75 @@
+"""The Feast repository says what the contract says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from feature_repo.contract import EVENT_TIME, SERVICES, VIEWS
+from feature_repo.definitions import FEAST_TYPES, feast_objects, open_store, source_path
+
+REPOSITORY = Path(__file__).parents[2] / "feature_repo"
+
+
+@pytest.fixture(scope="module")
+def store(loaded_shop):
+    return open_store(loaded_shop.workspace)
+
+
+def test_the_applied_registry_holds_the_contracts_views_and_no_others(store):
+    applied = {
+        view.name: (
+            {column.name for column in view.entity_columns},
+            {feature.name: feature.dtype for feature in view.features},
+        )
+        for view in store.list_feature_views()
+    }
+    assert applied == {
+        view.name: (set(view.keys), {feature.name: FEAST_TYPES[feature.kind] for feature in view.features})
+        for view in VIEWS
+    }
+
+
+def test_no_feature_of_the_applied_registry_expires(store):
+    assert not any(view.ttl for view in store.list_feature_views())
+
+
+def test_the_applied_registry_holds_the_contracts_services_and_no_others(store):
+    applied = {
+        service.name: [projection.name for projection in service.feature_view_projections]
+        for service in store.list_feature_services()
+    }
+    assert applied == {name: [view.name for view in views] for name, views in SERVICES.items()}
+
+
+def test_every_source_is_a_folder_of_the_workspace(store, loaded_shop):
+    for view in VIEWS:
+        source = store.get_feature_view(view.name).batch_source
+        assert Path(source.path) == source_path(loaded_shop.workspace, view)
+        assert source.timestamp_field == EVENT_TIME
+
+
+def test_feast_finds_in_the_folder_exactly_the_objects_that_the_jobs_apply(monkeypatch, tmp_path):
+    from feast.repo_operations import parse_repo
+
+    monkeypatch.setenv("COURIER_WORKSPACE", str(tmp_path))
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.syspath_prepend(str(REPOSITORY))
+    monkeypatch.delitem(sys.modules, "definitions", raising=False)
+    found = parse_repo(REPOSITORY)
+    monkeypatch.delitem(sys.modules, "definitions", raising=False)
+    names = {
+        item.name
+        for item in (*found.entities, *found.data_sources, *found.feature_views, *found.feature_services)
+        if item.name != "__dummy"
+    }
+    assert names == {item.name for item in feast_objects(tmp_path).values()}
+
+
+def test_the_plain_feast_command_lists_the_workspaces_views(loaded_shop):
+    environment = {**os.environ, "COURIER_WORKSPACE": str(loaded_shop.workspace)}
+    command = [sys.executable, "-m", "feast.cli.cli", "feature-views", "list"]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert all(view.name in done.stdout for view in VIEWS)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 
 
@@ -15,13 +16,16 @@ def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequ
     # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
     placed = frame.repartition(parts, *by).sortWithinPartitions(*by, *then)
     placed.write.mode("errorifexists").parquet(f"file://{folder.absolute()}")
-    _name_plainly(folder)
-
-
-def _name_plainly(folder: Path) -> None:
-    # Spark's own names hold a random job id; its checksums and its marker would no longer fit.
     for path in sorted(folder.iterdir()):
-        if path.name[0] in "._":
-            path.unlink()
-        else:
-            path.rename(folder / ("-".join(path.name.split("-")[:2]) + ".parquet"))
+        if path.name[0] not in "._":  # Spark's checksums and its marker would no longer fit
+            _settle(path)
+        path.unlink()
+
+
+def _settle(part: Path) -> None:
+    """Write the part again beside itself, under a name without Spark's random job id."""
+    # Spark's footers list a column's encodings in the order of a hash set: another one in every Java process.
+    settled = part.with_name("-".join(part.name.split("-")[:2]) + ".parquet")
+    with pq.ParquetFile(part) as source, pq.ParquetWriter(settled, source.schema_arrow.remove_metadata()) as sink:
+        for group in range(source.num_row_groups):
+            sink.write_table(source.read_row_group(group))

@@ -53,7 +53,7 @@ def spark_session(app_name: str, master: str | None = None) -> SparkSession:
     session = builder.getOrCreate()
     context = session.sparkContext
     context.setLogLevel(settings["spark.log.level"])
-    if context.master.startswith("local") and not context.getConf().contains(PARTITIONS):
+    if (context.master or "").startswith("local") and not context.getConf().contains(PARTITIONS):
         session.conf.set(PARTITIONS, LOCAL_PARTITIONS)
     return session
 

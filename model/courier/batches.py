@@ -20,10 +20,12 @@ Ints = npt.NDArray[np.int32]
 class PageViews:
     """Training rows in time order; every number names an image of `image_ids`, -1 is padding.
 
+    categories: (images,) int64, the category of each image (of its first item by id), as a number.
     page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, 5) int32, newest first, padded last.
     """
 
     image_ids: tuple[str, ...]
+    categories: npt.NDArray[np.int64]
     page: Ints
     clicked: npt.NDArray[np.bool_]
     history: Ints
@@ -40,6 +42,7 @@ class Batch:
     page, history: (R, 5) int64 into `images`; 0 where padded, which the masks hide.
     shown, clicked, remembered: (R, 5) bool.
     page_image, history_image: (R, 5) int64, numbers of PageViews.image_ids, -1 padded.
+    page_category, history_category: (R, 5) int64, what PageViews.categories says of them; any number where padded.
     """
 
     images: npt.NDArray[np.int64]
@@ -50,6 +53,8 @@ class Batch:
     remembered: npt.NDArray[np.bool_]
     page_image: npt.NDArray[np.int64]
     history_image: npt.NDArray[np.int64]
+    page_category: npt.NDArray[np.int64]
+    history_category: npt.NDArray[np.int64]
 
 
 def read_page_views(sequences: Path, images: Path) -> PageViews:
@@ -58,7 +63,7 @@ def read_page_views(sequences: Path, images: Path) -> PageViews:
     An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
     loss learns from them. Raises ValueError if no row is left.
     """
-    item_image = _item_images(images / "items.parquet")
+    item_image, image_category = _usable_items(images / "items.parquet")
     table = pq.read_table(
         sequences / "page_views",
         columns=["request_id", "request_time", "item_ids", "labels", "history_item_ids"],
@@ -69,6 +74,7 @@ def read_page_views(sequences: Path, images: Path) -> PageViews:
         table["labels"].to_pylist(),
         table["history_item_ids"].to_pylist(),
         item_image,
+        image_category,
     )
 
 
@@ -77,6 +83,7 @@ def index_page_views(
     labels: Sequence[Sequence[int]],
     histories: Sequence[Sequence[str]],
     item_image: Mapping[str, str],
+    image_category: Mapping[str, str],
 ) -> PageViews:
     """Page views of item ids, in time order, as padded arrays of image numbers; see read_page_views."""
     used = {item for rows in (pages, histories) for row in rows for item in row if item in item_image}
@@ -100,6 +107,7 @@ def index_page_views(
             history.append(_padded([item_number[item] for item in clicks if item in item_number], PRETRAIN_HISTORY))
     return PageViews(
         image_ids=image_ids,
+        categories=np.unique([image_category[image] for image in image_ids], return_inverse=True)[1].astype(np.int64),
         page=np.array(page, np.int32),
         clicked=np.array(clicked, np.bool_),
         history=np.array(history, np.int32),
@@ -134,12 +142,19 @@ def take_batch(views: PageViews, rows: npt.NDArray[np.int64]) -> Batch:
         remembered=history != PADDING,
         page_image=page,
         history_image=history,
+        page_category=views.categories[page],
+        history_category=views.categories[history],
     )
 
 
-def _item_images(path: Path) -> dict[str, str]:
-    table = pq.read_table(path, columns=["item_id", "image_id", "status"], filters=[("status", "==", "ok")])
-    return dict(zip(table["item_id"].to_pylist(), table["image_id"].to_pylist(), strict=True))
+def _usable_items(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Item -> image of the items with a usable one, and image -> category ("" where unknown) of its first item."""
+    columns = ["item_id", "image_id", "category", "status"]
+    rows = pq.read_table(path, columns=columns, filters=[("status", "==", "ok")]).sort_by("item_id").to_pylist()
+    return (
+        {row["item_id"]: row["image_id"] for row in rows},
+        {row["image_id"]: row["category"] or "" for row in reversed(rows)},
+    )
 
 
 def _padded(values: Sequence[Any], length: int, padding: Any = PADDING) -> list[Any]:

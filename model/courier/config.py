@@ -16,12 +16,19 @@ class CourierConfig:
     width: int = EMBEDDING_DIM
     head: str = "linear"  # linear | mlp; without a projection head either way: its output is the embedding
     hidden: int = 1024  # of the mlp head
+    feature_components: int = (
+        256  # principal components of the frozen features that the head sees; 0: the features themselves
+    )
+    feature_whitening: float = 0.5  # 0: components keep their spread, 1: all have the same
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4
     temperature: float = 0.05
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
+    # all, as in the paper | category: an image's negatives are of its own category. Who browses lamps clicks lamps:
+    # against other categories the category alone wins, and that the CTR model knows already.
+    negatives: str = "category"
     mask_false_negatives: bool = True  # the same image elsewhere in the batch is no negative
     batch_rows: int = 256  # of the global batch, over all processes
     steps: int = 1000

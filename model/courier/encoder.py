@@ -1,6 +1,6 @@
 """The image encoder: backbone, pooled features, head to a unit vector; saved with, and loaded by, its space."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,23 @@ KIND = "pretrain"
 WEIGHTS = "weights.safetensors"
 HEADS = ("linear", "mlp")
 TRAINABLE = ("head", "all")
+PRODUCT_CHANNELS = 80  # up to the fourth stage of Lite0; wider maps have more products than images to learn from
+BASIS_IMAGES = 3000  # more change the leading components little and cost their cube
 MIN_SCALE = 1e-6  # a feature that never varies on the training images is divided by one, not by nothing
 
 
 class Encoder(nn.Module):
     """An image as a unit vector: features (backbone, pooled), then standardise, head, normalise.
 
-    pooling: `statistics` is the mean and standard deviation over space of every stage's map: what the early stages
-    see of colour and texture stays visible. `last` is the mean of the last map alone, as in the paper.
+    pooling: `statistics` is the mean and standard deviation over space of every stage's map, and the mean products of
+    the narrow (early) maps' channels, which tell colour and texture (Gatys et al. 2016, eq. 3). `last` is the mean of
+    the last map alone, as in the paper.
+    components: the head sees so many principal components of the standardised features; 0: the features themselves.
     """
 
     feature_mean: Tensor
     feature_scale: Tensor
+    feature_basis: Tensor
 
     def __init__(
         self,
@@ -42,6 +47,7 @@ class Encoder(nn.Module):
         head: str,
         hidden: int,
         width: int,
+        components: int = 0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -49,36 +55,51 @@ class Encoder(nn.Module):
         self.width = width
         self.pooling = pooling
         channels: tuple[int, ...] = backbone.channels  # type: ignore[assignment]
-        self.feature_width = 2 * sum(channels) if pooling == "statistics" else channels[-1]
+        self.feature_width = _statistics_width(channels) if pooling == "statistics" else channels[-1]
+        self.components = components
         self.register_buffer("feature_mean", torch.zeros(self.feature_width))
         self.register_buffer("feature_scale", torch.ones(self.feature_width))
+        self.register_buffer("feature_basis", torch.eye(self.feature_width, components))
         self.dropout = nn.Dropout(dropout)
-        self.head = _head(head, self.feature_width, hidden, width)
+        self.head = _head(head, components or self.feature_width, hidden, width)
 
     def features(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) normalised -> (N, feature_width)."""
         maps: list[Tensor] = self.backbone.stages(images)  # type: ignore[operator]
         if self.pooling == "last":
             return maps[-1].float().mean((2, 3))
-        return torch.cat([pooled for one in maps for pooled in _mean_and_deviation(one.float())], dim=1)
+        return torch.cat([pooled for one in maps for pooled in _statistics(one.float())], dim=1)
 
     def project(self, features: Tensor) -> Tensor:
         """features: (N, feature_width) -> (N, width) of unit length."""
+        return self.unit(self.standard(features))
+
+    def standard(self, features: Tensor) -> Tensor:
+        """features: (N, feature_width) -> (N, components): standardised, and in the basis if there is one."""
         standard = (features - self.feature_mean) / self.feature_scale
+        return standard @ self.feature_basis if self.components else standard
+
+    def unit(self, standard: Tensor) -> Tensor:
+        """standard: (N, components) -> (N, width) of unit length; all of project that is trained."""
         return F.normalize(self.head(self.dropout(standard)).float(), dim=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) normalised -> (N, width) of unit length."""
         return self.project(self.features(images))
 
-    def standardise_by(self, features: Tensor) -> None:
-        """Measure mean and deviation of every feature on `features` (N, feature_width) and keep them in the weights.
+    def standardise_by(self, features: Tensor, whitening: float = 0.0) -> None:
+        """Measure mean, deviation and basis of the features on `features` (N, feature_width); they are kept as weights.
 
         Colour directions of the early stages vary little in absolute terms; unstandardised, shape drowns them.
+        A principal component of spread s is divided by s ** whitening: at 0 the few loud ones (product shape) drown the
+        quiet ones, at 1 noise is as loud as signal.
         """
         self.feature_mean.copy_(features.mean(0))
         scale = features.std(0, correction=0)
         self.feature_scale.copy_(torch.where(scale > MIN_SCALE, scale, torch.ones_like(scale)))
+        if self.components:
+            standard = (features - self.feature_mean) / self.feature_scale
+            self.feature_basis.copy_(_principal_basis(standard, self.components, whitening))
 
     def freeze_backbone(self) -> None:
         """Leave only the head to train."""
@@ -105,6 +126,7 @@ def build_encoder(config: CourierConfig) -> Encoder:
         head=config.head,
         hidden=config.hidden,
         width=config.width,
+        components=config.feature_components if config.trainable == "head" else 0,
         dropout=config.feature_dropout,
     )
 
@@ -182,8 +204,31 @@ def _head(kind: str, width_in: int, hidden: int, width: int) -> nn.Sequential:
     raise ValueError(f"unknown head {kind!r}: choose one of {', '.join(HEADS)}")
 
 
-def _mean_and_deviation(one: Tensor) -> tuple[Tensor, Tensor]:
-    """one: (N, C, H, W) -> mean and standard deviation over space, (N, C) each."""
+def _statistics(one: Tensor) -> Iterator[Tensor]:
+    """one: (N, C, H, W) -> mean and standard deviation over space, (N, C) each; of a narrow map also the products."""
     flat = one.flatten(2)
     deviation, mean = torch.std_mean(flat, dim=2, correction=0)
-    return mean, deviation
+    yield mean
+    yield deviation
+    if one.shape[1] <= PRODUCT_CHANNELS:
+        row, column = torch.triu_indices(one.shape[1], one.shape[1], device=one.device)
+        yield (flat @ flat.transpose(1, 2) / flat.shape[2])[:, row, column]
+
+
+def _statistics_width(channels: Sequence[int]) -> int:
+    return sum(2 * c + (c * (c + 1) // 2 if c <= PRODUCT_CHANNELS else 0) for c in channels)
+
+
+def _principal_basis(standard: Tensor, components: int, whitening: float) -> Tensor:
+    """(N, width) with mean zero -> (width, components): axes of greatest spread, scaled to a mean square of one.
+
+    From the N x N products of at most BASIS_IMAGES rows, evenly spaced. Columns beyond the rank stay zero.
+    """
+    rows = standard[:: -(-len(standard) // BASIS_IMAGES)]
+    squares, combinations = torch.linalg.eigh((rows @ rows.T).double() / len(rows))
+    spread = squares.clamp(min=0).sqrt().flip(0)
+    kept = min(components, int((spread > MIN_SCALE * spread[0]).sum()))
+    spread, combinations = spread[:kept], combinations.flip(1)[:, :kept]
+    axes = rows.T.double() @ combinations / (spread * len(rows) ** 0.5)
+    scale = spread**-whitening / (spread ** (2 - 2 * whitening)).mean().sqrt()
+    return F.pad(axes * scale, (0, components - kept)).float()

@@ -26,6 +26,8 @@ class BatchTensors:
     remembered: Tensor
     page_image: Tensor
     history_image: Tensor
+    page_category: Tensor
+    history_category: Tensor
 
     @staticmethod
     def of(batch: Batch, device: torch.device) -> "BatchTensors":
@@ -35,7 +37,7 @@ class BatchTensors:
 
 
 class Objective(nn.Module):
-    """The losses of a step. `encode` is Encoder.forward on images, or Encoder.project on features computed before."""
+    """The losses of a step. `encode` is Encoder.forward on images, or Encoder.unit on features computed before."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Objective(nn.Module):
         heads: int,
         temperature: float,
         mask_false_negatives: bool,
+        within_category: bool,
         from_features: bool,
     ) -> None:
         super().__init__()
@@ -53,7 +56,8 @@ class Objective(nn.Module):
         self.click_head = ClickHead(width)
         self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
-        self.encode: Callable[[Tensor], Tensor] = encoder.project if from_features else encoder.forward
+        self.within_category = within_category
+        self.encode: Callable[[Tensor], Tensor] = encoder.unit if from_features else encoder.forward
 
     def forward(self, inputs: Tensor, batch: BatchTensors) -> Tensor:
         """inputs: the batch's distinct images or their features, (U, ...) -> (3,): PV contrast, UCS contrast, click.
@@ -82,10 +86,12 @@ class Objective(nn.Module):
         page, rebuilt, newest, rebuilt_newest, logit = map(gather, (page, rebuilt, newest, rebuilt_newest, logit))
         shown, clicked, page_image = map(gather, (batch.shown, batch.clicked, batch.page_image))
         clicks, newest_image = gather(batch.remembered.sum(1)), gather(batch.history_image[:, 0])
+        page_rival = gather(batch.page_category) if self.within_category else None
+        newest_rival = gather(batch.history_category[:, 0].contiguous()) if self.within_category else None
         return torch.stack(
             [
-                pv_contrast(page, rebuilt, clicked, shown, clicks > 0, page_image, **options),
-                user_click_sequence_contrast(newest, rebuilt_newest, clicks, newest_image, **options),
+                pv_contrast(page, rebuilt, clicked, shown, clicks > 0, page_image, page_rival, **options),
+                user_click_sequence_contrast(newest, rebuilt_newest, clicks, newest_image, newest_rival, **options),
                 click_prediction(logit, clicked, shown),
             ]
         )

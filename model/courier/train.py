@@ -34,6 +34,7 @@ from model.space import Preprocessing
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False)
 
+NEGATIVES = ("all", "category")
 INTENTION = "intention.safetensors"
 CURVE = "loss.jsonl"
 STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean and deviation
@@ -125,6 +126,8 @@ def _check(config: CourierConfig, rows: int, processes: int) -> None:
         raise ValueError(f"batch_rows {config.batch_rows} can't be split over {processes} processes: choose a multiple")
     if min(config.steps, config.batch_rows) < 1:
         raise ValueError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
+    if config.negatives not in NEGATIVES:
+        raise ValueError(f"unknown negatives {config.negatives!r}: choose one of {', '.join(NEGATIVES)}")
     if rows < 2:
         raise ValueError(f"{rows} page view to train on: the contrast needs at least 2")
 
@@ -139,6 +142,7 @@ def _objective(config: CourierConfig) -> Objective:
         heads=config.heads,
         temperature=config.temperature,
         mask_false_negatives=config.mask_false_negatives,
+        within_category=config.negatives == "category",
         from_features=config.trainable == "head",
     )
 
@@ -157,8 +161,9 @@ def _inputs(
         encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
         return lambda numbers: normalise(pixels[numbers], preprocessing).to(device)
     features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
-    encoder.standardise_by(features)
-    return lambda numbers: features[torch.from_numpy(numbers).to(device)]
+    encoder.standardise_by(features, config.feature_whitening)
+    standard = encoder.standard(features)  # a fraction of the features' width: a step costs so much less
+    return lambda numbers: standard[torch.from_numpy(numbers).to(device)]
 
 
 def _fit(

@@ -1,7 +1,6 @@
 """The boosted CTR model: LightGBM on the rows' numbers, with category, and cluster where asked for, as categoricals."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ class BoostedModel:
         *,
         config: BoostedConfig,
         seed: int,
-        threads: int | None = None,
+        threads: int = 1,
         progress: Progress | None = None,
     ) -> "BoostedModel":
         """Train until the validation log loss stops falling. clicked: labels (B,) of train and valid.
@@ -52,7 +51,6 @@ class BoostedModel:
         Early stopping looks at the validation rows with their observed positions, as they were shown; only predictions
         put them at the top. Same seed and same number of threads, same trees.
         """
-        threads = threads or os.cpu_count() or 1
         names, columns = columns_of(train, state)
         settings = {"feature_name": list(names), "categorical_feature": [n for n in names if n in CATEGORICAL]}
         first = lgb.Dataset(columns, clicked[0], params=_parameters(config, seed, threads), **settings)
@@ -117,6 +115,7 @@ def _parameters(config: BoostedConfig, seed: int, threads: int) -> dict[str, Any
     return {
         "objective": "binary",
         "metric": "binary_logloss",
+        "max_bin": 63,  # half the time of 255, and no worse on 240,000 generated rows
         "num_leaves": config.leaves,
         "learning_rate": config.learning_rate,
         "min_data_in_leaf": config.min_rows_in_leaf,

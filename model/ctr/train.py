@@ -97,7 +97,7 @@ def fit_encoded(
 ) -> Fitted:
     """One model on encoded rows; given: train, valid and test with the image input to use."""
     clicked = splits.clicked["train"], splits.clicked["valid"]
-    shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads or None, "progress": progress}
+    shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "progress": progress}
     fitted: BoostedModel | NeuralModel
     if model == "lightgbm":
         fitted = BoostedModel.fit(

@@ -1,10 +1,18 @@
 """The evaluation's page and table: self-contained, honest about its intervals, the same bytes each time."""
 
+import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import evaluate, report
+from jobs.config import EvaluateConfig
+from model import artifact
+from model.ctr.config import CtrConfig
 
 
 def _part(gain, n=100):
@@ -117,3 +125,70 @@ def test_reports_are_copied_whole(tmp_path):
     for _ in range(2):  # the second time over the first
         evaluate.publish(made, tmp_path / "ws" / "reports")
     assert sorted(path.name for path in (tmp_path / "ws" / "reports").iterdir()) == sorted(evaluate.FILES)
+
+
+def _stages(folder):
+    """Finished artifacts of 200 test rows, scored by LightGBM with and without cluster IDs."""
+    rng = np.random.default_rng(0)
+    clicked = rng.integers(0, 2, 200)
+    table = {
+        "request_id": [f"r{n // 5}" for n in range(200)],
+        "item_id": [f"i{n}" for n in range(200)],
+        "user_id": [f"u{n // 10}" for n in range(200)],
+        "clicked": pa.array(clicked, pa.int8()),
+        "cold": rng.random(200) < 0.2,
+        "lightgbm/none": pa.array(rng.random(200), pa.float32()),
+        "lightgbm/cluster_id": pa.array(rng.random(200) * 0.5 + 0.4 * clicked, pa.float32()),
+    }
+    for kind in ("rows", "embed", "sequences"):
+        with artifact.write(folder / kind, kind=kind, inputs={}, config={}) as draft:
+            draft.facts |= {"splits": {"start": "2024-01-01"}}
+            for period in ("train", "valid", "test") if kind == "rows" else ():
+                pq.write_table(pa.table({"clicked": table["clicked"]}), draft.path / f"{period}.parquet")
+    digests = {kind: artifact.digest(folder / kind) for kind in ("rows", "embed")}
+    config = CtrConfig(models=("lightgbm",), images=("none", "cluster_id"))
+    with artifact.write(folder / "ctr", kind="ctr", inputs=digests, config=asdict(config)) as draft:
+        pq.write_table(pa.table(table), draft.path / "predictions.parquet")
+        draft.facts |= {"space_id": "s1", "encoder": "courier-test"}
+    (folder / "raw").mkdir()
+    return {kind: folder / kind for kind in ("ctr", "rows", "embed", "sequences", "raw")}, pa.table(table)
+
+
+def _evaluate(stages, folder):
+    config = EvaluateConfig(bootstrap=50)
+    return evaluate.build(**stages, raw_digest="d", workspace=folder, out=folder / "evaluate", config=config)
+
+
+def test_an_evaluation_lies_in_its_artifact_and_in_the_reports(tmp_path, capsys):
+    stages, table = _stages(tmp_path)
+    truth = table.select(["request_id", "item_id"]).append_column("p_click", table["lightgbm/cluster_id"])
+    pq.write_table(truth, stages["raw"] / "truth.parquet")
+    (stages["raw"] / "SOURCE.json").write_text('{"name": "toy", "sampled_negatives": true}')
+    _evaluate(stages, tmp_path)
+    found = json.loads((tmp_path / "reports" / "evaluation.json").read_text())
+    assert found["schema"] == 1
+    assert [(row["images"], row["encoder"]) for row in found["rows"]] == [
+        ("none", None),
+        ("cluster_id", "courier-test"),
+    ]
+    assert found["oracle"]["auc"] == pytest.approx(found["rows"][1]["auc"])
+    assert found["dataset"]["sampled_negatives"] is True
+    assert found["dataset"]["rows"]["test"] == {"rows": 200, "clicks": sum(table["clicked"].to_pylist())}
+    assert "Negatives are sampled" in (tmp_path / "reports" / "evaluation.html").read_text()
+    assert "CTR models on toy" in capsys.readouterr().out
+
+
+def test_without_truth_there_is_no_oracle_and_the_folder_names_the_data(tmp_path):
+    stages, _ = _stages(tmp_path)
+    _evaluate(stages, tmp_path)
+    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    assert found["oracle"] is None
+    assert found["dataset"]["name"] == "raw"
+
+
+def test_models_trained_on_other_rows_are_refused(tmp_path):
+    stages, _ = _stages(tmp_path)
+    with artifact.write(stages["rows"], kind="rows", inputs={}, config={}):
+        pass
+    with pytest.raises(artifact.ArtifactMismatch, match="train them again"):
+        _evaluate(stages, tmp_path)

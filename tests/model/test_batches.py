@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from model.courier.batches import index_page_views, read_page_views, rows_of_step, take_batch
 
 IMAGES = {"a": "x", "b": "y", "c": "z", "a2": "x"}  # a and a2 share a picture; item n has none
+CATEGORIES = {"x": "lamp", "y": "hat", "z": "lamp"}
 
 
 def test_items_become_numbers_of_their_images_and_items_without_one_are_dropped() -> None:
-    views = index_page_views([["a", "n", "c", "a2"]], [[0, 1, 1, 0]], [["b", "n", "a"]], IMAGES)
+    views = index_page_views([["a", "n", "c", "a2"]], [[0, 1, 1, 0]], [["b", "n", "a"]], IMAGES, CATEGORIES)
     assert views.image_ids == ("x", "y", "z")
+    assert views.categories.tolist() == [1, 0, 1]
     assert views.page.tolist() == [[0, 2, 0, -1, -1]]
     assert views.clicked.tolist() == [[False, True, False, False, False]]
     assert views.history.tolist() == [[1, 0, -1, -1, -1]]
@@ -25,14 +27,14 @@ def test_items_become_numbers_of_their_images_and_items_without_one_are_dropped(
 
 
 def test_a_row_whose_clicked_item_has_no_image_stays_and_one_without_any_image_goes() -> None:
-    views = index_page_views([["a", "n"], ["n"]], [[0, 1], [1]], [[], ["a"]], IMAGES)
+    views = index_page_views([["a", "n"], ["n"]], [[0, 1], [1]], [[], ["a"]], IMAGES, CATEGORIES)
     assert views.page.tolist() == [[0, -1, -1, -1, -1]]
     assert not views.clicked.any()
 
 
 def test_no_usable_row_is_refused_with_the_cure() -> None:
     with pytest.raises(ValueError, match="check the images stage"):
-        index_page_views([["n"]], [[1]], [["a"]], IMAGES)
+        index_page_views([["n"]], [[1]], [["a"]], IMAGES, CATEGORIES)
 
 
 def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
@@ -55,7 +57,8 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
     )
     ids, status = ["a", "b", "c"], ["ok", "ok", "ok"]
     pq.write_table(
-        pa.table({"item_id": ids, "image_id": ["x", "y", "z"], "status": status}), tmp_path / "items.parquet"
+        pa.table({"item_id": ids, "image_id": ["x", "y", "z"], "category": ["hat", None, "hat"], "status": status}),
+        tmp_path / "items.parquet",
     )
     views = read_page_views(tmp_path, tmp_path)
     assert views.image_ids == ("x", "y")
@@ -88,6 +91,7 @@ def test_a_batch_names_each_image_once_and_finds_every_place_again(rows: list[tu
         [[n % 2 for n in page] for page, _ in rows],
         [[f"i{n}" for n in history] for _, history in rows],
         {f"i{n}": f"p{n}" for n in range(7)},
+        {f"p{n}": f"c{n % 3}" for n in range(7)},
     )
     batch = take_batch(views, np.arange(len(rows))[::-1])
     assert len(set(batch.images)) == len(batch.images)
@@ -99,4 +103,5 @@ def test_a_batch_names_each_image_once_and_finds_every_place_again(rows: list[tu
         assert (batch.images[places][mask] == whole[mask]).all()
     assert (batch.clicked == views.clicked[::-1]).all()
     assert (batch.page_image == views.page[::-1]).all()
+    assert (batch.page_category == views.categories[views.page[::-1]]).all()
     assert set(batch.images) == {n for n in np.concatenate([views.page, views.history]).ravel() if n >= 0}

@@ -24,6 +24,7 @@ IDS = ["p3", "p0", "p2", "p1"]  # shards are sorted; the pixels of p0 are PIXELS
 ITEMS = {
     "item_id": ["e", "a", "b", "d", "c"],
     "image_id": ["p2", "p0", "p1", "p0", None],
+    "category": ["lamp"] * 5,
     "status": ["ok", "ok", "ok", "ok", "broken"],
 }
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,12 +82,15 @@ def test_lite0s_imagenet_weights_fit_and_its_vectors_ignore_the_batch_while_trai
     torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_statistics_are_the_mean_and_deviation_of_every_map() -> None:
+def test_statistics_are_mean_and_deviation_of_every_map_and_the_products_of_narrow_ones() -> None:
     encoder = seeded()
     images = normalise(pictures(2), PREPROCESSING)
     expected = []
     for one in encoder.backbone.stages(images):
         expected += [one.mean((2, 3)), one.var((2, 3), correction=0).sqrt()]
+        if one.shape[1] <= 80:
+            pairs = [(i, j) for i in range(one.shape[1]) for j in range(i, one.shape[1])]
+            expected.append(torch.stack([(one[:, i] * one[:, j]).mean((1, 2)) for i, j in pairs], dim=1))
     torch.testing.assert_close(encoder.features(images), torch.cat(expected, dim=1), atol=1e-5, rtol=1e-4)
 
 
@@ -101,10 +104,36 @@ def test_standardised_features_have_mean_zero_and_deviation_one_and_a_constant_o
     features = torch.randn(50, encoder.feature_width) * 3 + 2
     features[:, 0] = 7.0
     encoder.standardise_by(features)
-    standard = (features - encoder.feature_mean) / encoder.feature_scale
+    encoder.components = 0
+    standard = encoder.standard(features)
     torch.testing.assert_close(standard.mean(0), torch.zeros(encoder.feature_width), atol=1e-5, rtol=0)
     torch.testing.assert_close(standard[:, 1:].std(0, correction=0), torch.ones(encoder.feature_width - 1))
     assert (standard[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_the_components_are_uncorrelated_and_their_spread_is_the_principal_ones_to_the_power_left(
+    whitening: float,
+) -> None:
+    encoder = seeded(replace(SMALL, feature_components=6))
+    mixed = torch.randn(200, 6) @ torch.randn(6, encoder.feature_width) + 1e-3 * torch.randn(200, encoder.feature_width)
+    encoder.standardise_by(mixed, whitening)
+    plain = (mixed - encoder.feature_mean) / encoder.feature_scale
+    principal = torch.linalg.svdvals(plain)[:6] ** (1 - whitening)
+    found = encoder.standard(mixed)
+    spread = found.square().mean(0).sqrt()
+    torch.testing.assert_close(spread / spread[0], principal / principal[0], atol=1e-3, rtol=1e-3)
+    assert float(found.square().mean()) == pytest.approx(1, abs=1e-3)
+    off = found.T @ found / len(found) - torch.diag(spread**2)
+    torch.testing.assert_close(off, torch.zeros(6, 6), atol=1e-3, rtol=0)
+
+
+def test_fewer_images_than_components_leave_the_rest_at_zero() -> None:
+    encoder = seeded()
+    encoder.standardise_by(torch.randn(10, encoder.feature_width), 0.5)
+    found = encoder.standard(torch.randn(3, encoder.feature_width))
+    assert torch.isfinite(found).all()
+    assert (found[:, 9:] == 0).all()
 
 
 def test_a_saved_encoder_loads_into_the_same_vectors_and_space(tmp_path: Path) -> None:

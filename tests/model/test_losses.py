@@ -31,10 +31,12 @@ class Rows:
     rebuilt_newest: Tensor
     clicks: Tensor
     newest_image: Tensor
+    rival: Tensor | None
+    newest_rival: Tensor | None
     logit: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
-        return Rows(**{name: value[rows] for name, value in vars(self).items()})
+        return Rows(**{name: None if value is None else value[rows] for name, value in vars(self).items()})
 
     def pv(self, mask: bool = True) -> Tensor:
         return pv_contrast(
@@ -44,6 +46,7 @@ class Rows:
             self.shown,
             self.clicks > 0,
             self.image,
+            self.rival,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -54,6 +57,7 @@ class Rows:
             self.rebuilt_newest,
             self.clicks,
             self.newest_image,
+            self.newest_rival,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -76,6 +80,7 @@ def batches(draw: st.DrawFn) -> Rows:
     shown, clicked, image = (np.array(column).reshape(count, PAGE) for column in zip(*cells, strict=True))
     clicks = np.array(draw(st.lists(st.integers(0, HISTORY), min_size=count, max_size=count)))
     newest = np.array(draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)))
+    within = draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     return Rows(
         page=unit(rng, count, PAGE),
@@ -87,17 +92,20 @@ def batches(draw: st.DrawFn) -> Rows:
         rebuilt_newest=unit(rng, count),
         clicks=torch.tensor(clicks),
         newest_image=torch.tensor(np.where(clicks > 0, newest, -1)),
+        rival=torch.tensor(image % 2) if within else None,
+        newest_rival=torch.tensor(newest % 2) if within else None,
         logit=torch.tensor(rng.normal(size=(count, PAGE)), dtype=torch.float32),
     )
 
 
-def slow_contrast(embedded, rebuilt, anchors, candidates, image, mask):  # type: ignore[no-untyped-def]
+def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, mask):  # type: ignore[no-untyped-def]
     losses = []
     for j in anchors:
         own = float(embedded[j] @ rebuilt[j]) / TAU
         total = 0.0
         for i in candidates:
-            if i == j or not mask or image[i] != image[j]:
+            fair = (not mask or image[i] != image[j]) and (rival is None or rival[i] == rival[j])
+            if i == j or fair:
                 total += math.exp(float(embedded[i] @ rebuilt[j]) / TAU - own)
         losses.append(math.log(total))
     return sum(losses) / len(losses) if losses else 0.0
@@ -107,13 +115,15 @@ def slow_pv(rows: Rows, mask: bool) -> float:
     places = [(r, p) for r in range(len(rows.page)) for p in range(PAGE)]
     candidates = [place for place in places if rows.shown[place]]
     anchors = [(r, p) for r, p in candidates if rows.clicked[r, p] and rows.clicks[r] > 0]
-    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, mask)
+    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, mask)
 
 
 def slow_ucs(rows: Rows, mask: bool) -> float:
     candidates = [r for r in range(len(rows.page)) if rows.clicks[r] >= 1]
     anchors = [r for r in candidates if rows.clicks[r] >= 2]
-    return slow_contrast(rows.newest, rows.rebuilt_newest, anchors, candidates, rows.newest_image, mask)
+    return slow_contrast(
+        rows.newest, rows.rebuilt_newest, anchors, candidates, rows.newest_image, rows.newest_rival, mask
+    )
 
 
 def slow_click(rows: Rows) -> float:
@@ -191,6 +201,8 @@ def rows_of(image: list[list[int]], clicked: list[list[bool]]) -> Rows:
         rebuilt_newest=same[:, 0],
         clicks=torch.full((count,), 2),
         newest_image=torch.tensor(image)[:, 0],
+        rival=None,
+        newest_rival=None,
         logit=torch.zeros(count, page),
     )
 
@@ -201,6 +213,13 @@ def test_the_same_image_elsewhere_in_the_batch_leaves_the_softmax_unless_switche
     assert rows.pv(mask=False).item() == pytest.approx(math.log(4))
     assert rows.ucs(mask=True).item() == pytest.approx(0.0, abs=1e-6)
     assert rows.ucs(mask=False).item() == pytest.approx(math.log(2))
+
+
+def test_with_rivals_given_only_they_are_negatives() -> None:
+    rows = rows_of([[1, 2, 3], [4, 5, 6]], [[True, False, False], [False, False, False]])
+    rows.rival, rows.newest_rival = torch.tensor([[7, 7, 8], [8, 7, 8]]), torch.tensor([7, 8])
+    assert rows.pv().item() == pytest.approx(math.log(3))
+    assert rows.ucs().item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_unclicked_images_of_the_same_page_are_negatives() -> None:

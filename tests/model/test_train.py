@@ -42,13 +42,21 @@ def generated_views(seed: int = 0) -> PageViews:
     length = rng.integers(0, 6, ROWS)
     history = np.where(np.arange(5) < length[:, None], rng.integers(0, IMAGES, (ROWS, 5)), -1).astype(np.int32)
     clicked = (rng.random((ROWS, 5)) < 0.3) & (page >= 0)
-    return PageViews(tuple(f"p{n:02d}" for n in range(IMAGES)), page, clicked, history)
+    return PageViews(tuple(f"p{n:02d}" for n in range(IMAGES)), np.arange(IMAGES) % 3, page, clicked, history)
 
 
 def objective() -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(replace(TINY, trainable="all"))
-    return Objective(encoder, width=256, heads=4, temperature=0.05, mask_false_negatives=True, from_features=False)
+    return Objective(
+        encoder,
+        width=256,
+        heads=4,
+        temperature=0.05,
+        mask_false_negatives=True,
+        within_category=True,
+        from_features=False,
+    )
 
 
 def pixels_of(batch: Batch) -> torch.Tensor:
@@ -110,6 +118,8 @@ def test_encoding_each_image_once_equals_encoding_every_place() -> None:
         remembered=batch.remembered,
         page_image=batch.page_image,
         history_image=batch.history_image,
+        page_category=batch.page_category,
+        history_category=batch.history_category,
     )
     again = gradients(inner, inner, every)
     for name, gradient in once.items():
@@ -133,7 +143,12 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
         pq.write_table(
             pa.table({"image_id": ids, "image": pngs}), draft.path / "shards" / "images-00000-of-00001.parquet"
         )
-        items = {"item_id": [f"i{n:02d}" for n in range(IMAGES)], "image_id": ids, "status": ["ok"] * IMAGES}
+        items = {
+            "item_id": [f"i{n:02d}" for n in range(IMAGES)],
+            "image_id": ids,
+            "category": ["lamp"] * IMAGES,
+            "status": ["ok"] * IMAGES,
+        }
         pq.write_table(pa.table(items), draft.path / "items.parquet")
     taste = rng.integers(0, 2, 200)
     pages = [rng.permutation(IMAGES)[:5] for _ in taste]

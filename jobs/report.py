@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-MODELS: Final = {"lightgbm": "LightGBM", "neural": "the neural model"}
+MODELS: Final = {"lightgbm": "LightGBM", "neural": "Neural"}
 IMAGES: Final = {
     "none": "none",
     "vector": "vector",
@@ -62,7 +62,7 @@ def headline(evaluation: Mapping[str, Any]) -> str:
 
 
 def _told(row: Row) -> str:
-    model = MODELS.get(row["model"], row["model"])
+    model = {"neural": "the neural model"}.get(row["model"], MODELS.get(row["model"], row["model"]))
     if row["auc_gain"] is None or row["p_value"] is None:
         return f"{model} by an amount that these rows cannot tell"
     verdict = "" if row["p_value"] < SIGNIFICANT else ", not told apart from zero"

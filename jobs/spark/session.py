@@ -19,13 +19,14 @@ SETTINGS = {
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # pandas writes nanoseconds, which Spark otherwise refuses
     "spark.log.level": "ERROR",
 }
+LOGGING = Path(__file__).with_name("log4j2.properties")
 # What one machine needs besides; a cluster brings its own.
 LOCAL_SETTINGS = {
     "spark.driver.host": "127.0.0.1",  # a laptop's host name often leads nowhere
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "4g",
     # A short job spends its time compiling: without the second compiler, 370k events took 49 s of CPU cold, not 70.
-    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
+    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile={LOGGING.as_uri()}",
     "spark.ui.enabled": "false",
 }
 PARTITIONS = "spark.sql.shuffle.partitions"

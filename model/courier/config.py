@@ -22,6 +22,7 @@ class CourierConfig:
     feature_whitening: float = 0.5  # 0: components keep their spread, 1: all have the same
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4
+    value_maps: bool = False  # of the attention; the paper has them, see IntentionReconstruction
     temperature: float = 0.05
     weight_pv: float = 1.0
     weight_ucs: float = 1.0

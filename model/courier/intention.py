@@ -11,19 +11,22 @@ class IntentionReconstruction(nn.Module):
     """One multi-head cross-attention: query = an image, keys and values = the user's clicked images.
 
     Yang et al. 2025 (COURIER), section 3.2; attention: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1.
+    value_maps: with them the values pass two learned linear maps (the paper). Without them an image is rebuilt as a
+    weighted mean of the clicked images' own embeddings, so that the losses train the very cosine that is used later:
+    the maps are a projection head by another name.
     Padded clicks get no weight. A user without clicks is rebuilt from one learned vector, `nothing_clicked`, which
     stands where the history would: the result is defined, the same for every such user, and never NaN.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, *, value_maps: bool) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"width {width} is not a multiple of {heads} heads: change --set heads")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.value = nn.Linear(width, width) if value_maps else nn.Identity()
+        self.out = nn.Linear(width, width) if value_maps else nn.Identity()
         self.nothing_clicked = nn.Parameter(torch.randn(width) / width**0.5)
 
     def forward(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor) -> Tensor:

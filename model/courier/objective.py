@@ -45,6 +45,7 @@ class Objective(nn.Module):
         *,
         width: int,
         heads: int,
+        value_maps: bool,
         temperature: float,
         mask_false_negatives: bool,
         within_category: bool,
@@ -52,7 +53,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.intention = IntentionReconstruction(width, heads)
+        self.intention = IntentionReconstruction(width, heads, value_maps=value_maps)
         self.click_head = ClickHead(width)
         self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives

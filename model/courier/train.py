@@ -140,6 +140,7 @@ def _objective(config: CourierConfig) -> Objective:
         encoder,
         width=config.width,
         heads=config.heads,
+        value_maps=config.value_maps,
         temperature=config.temperature,
         mask_false_negatives=config.mask_false_negatives,
         within_category=config.negatives == "category",

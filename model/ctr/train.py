@@ -107,6 +107,8 @@ def fit_encoded(
         fitted = NeuralModel.fit(given["train"], given["valid"], clicked, splits.state, config=config.neural, **shared)
     else:
         raise ValueError(f"no CTR model '{model}': there are lightgbm and neural")
+    if progress:  # a model that stopped early is done: its bar is full and its clock stands
+        progress.update(progress.tasks[-1].id, total=progress.tasks[-1].completed)
     valid = fitted.score(given["valid"].at_top())
     return Fitted(
         fitted, fitted.score(given["test"].at_top()), metrics.auc(clicked[1], valid), metrics.logloss(clicked[1], valid)

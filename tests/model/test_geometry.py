@@ -25,7 +25,7 @@ def test_two_opposite_points_have_rank_one_and_are_refused() -> None:
     assert figures.effective_rank == pytest.approx(1.0)
     assert figures.alignment == pytest.approx((4 + 0) / 2)
     with pytest.raises(Collapsed, match=r"effective rank 1\.00 \(at least 4\.0\)"):
-        refuse_collapse(figures, 20)
+        refuse_collapse(figures, 100)
 
 
 def test_one_point_has_no_deviation_and_uniformity_zero() -> None:

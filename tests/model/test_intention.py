@@ -11,10 +11,10 @@ from model.courier.intention import ClickHead, IntentionReconstruction
 WIDTH, HEADS = 8, 4
 
 
-@pytest.fixture
-def attention() -> IntentionReconstruction:
+@pytest.fixture(params=[True, False], ids=["value maps", "no value maps"])
+def attention(request: pytest.FixtureRequest) -> IntentionReconstruction:
     torch.manual_seed(0)
-    return IntentionReconstruction(WIDTH, HEADS).eval()
+    return IntentionReconstruction(WIDTH, HEADS, value_maps=request.param).eval()
 
 
 def vectors(*shape: int) -> Tensor:
@@ -45,6 +45,12 @@ def test_rebuilding_equals_the_plain_loops_for_every_length_of_history(
     known = list(history[0, :length]) or [attention.nothing_clicked]
     expected = torch.stack([slow(attention, one, known) for one in target[0]])
     torch.testing.assert_close(rebuilt[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_without_value_maps_one_click_is_rebuilt_as_itself() -> None:
+    history = vectors(1, 5)
+    rebuilt = IntentionReconstruction(WIDTH, HEADS, value_maps=False)(vectors(1, 3), history, torch.arange(5)[None] < 1)
+    torch.testing.assert_close(rebuilt, history[:, :1].expand(1, 3, WIDTH))
 
 
 def test_what_lies_in_a_padded_place_changes_nothing(attention: IntentionReconstruction) -> None:
@@ -88,7 +94,7 @@ def test_what_is_rebuilt_has_unit_length(attention: IntentionReconstruction) -> 
 
 def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
     with pytest.raises(ValueError, match="10 is not a multiple of 4 heads"):
-        IntentionReconstruction(10, 4)
+        IntentionReconstruction(10, 4, value_maps=True)
 
 
 def test_the_click_head_gives_one_logit_an_image() -> None:

@@ -52,6 +52,7 @@ def objective() -> Objective:
         encoder,
         width=256,
         heads=4,
+        value_maps=True,
         temperature=0.05,
         mask_false_negatives=True,
         within_category=True,

@@ -81,7 +81,7 @@ def test_the_sources_are_a_relative_link_that_moves_in_one_step(tmp_path):
         link = workspace / materialize.SOURCES
         assert link.readlink() == Path("..") / "features" / version
         materialize.check_sources(workspace, workspace / "features" / version)
-    with pytest.raises(ArtifactMismatch, match="run the materialize stage again"):
+    with pytest.raises(ArtifactMismatch, match="run materialize again"):
         materialize.check_sources(workspace, workspace / "features" / "a")
     assert sorted(path.name for path in (workspace / "feast").iterdir()) == ["sources"]
 

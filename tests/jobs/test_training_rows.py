@@ -161,6 +161,6 @@ def test_the_rows_are_the_same_in_another_time_zone(loaded_shop, built, tmp_path
 def test_a_store_that_was_loaded_from_other_features_is_refused(loaded_shop, tmp_path):
     with artifact.write(tmp_path / "features", kind="features", inputs={}, config={}):
         pass
-    with pytest.raises(ArtifactMismatch, match="run the materialize stage again"):
+    with pytest.raises(ArtifactMismatch, match="run materialize again"):
         training_rows.build(**{**paths(loaded_shop), "features": tmp_path / "features"}, out=tmp_path / "rows")
     assert not (tmp_path / "rows").exists()

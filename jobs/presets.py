@@ -21,7 +21,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "demo": {
         "sequences": SequencesConfig(),
         "images": ImagesConfig(),
-        "pretrain": CourierConfig(),
+        "pretrain": CourierConfig(temperature=0.5, steps=400, learning_rate=3e-4),  # docs/LOG.md, 2026-11-22
         "cluster": ClusterConfig(),
         "index": IndexConfig(),
         "ctr": CtrConfig(),

@@ -1,6 +1,7 @@
 """A small shop's artifacts, written directly, and its real Feast store, applied and loaded once for all tests."""
 
 import bisect
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ import pytest
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs import features
 from model import artifact
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the front door does, before torch is loaded
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 SPACE = "s0123456789ab"

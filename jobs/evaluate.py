@@ -32,10 +32,11 @@ from model.ctr.evaluate import (
     Variant,
     compare,
     oracle,
+    side_by_side,
     true_probabilities,
-    with_true_styles,
+    with_true_labels,
 )
-from model.ctr.inputs import ItemVectors
+from model.ctr.inputs import ItemVectors, ModelInput
 from model.ctr.train import PERIODS, encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
@@ -74,7 +75,7 @@ def build(
         with progress_bar() as progress:
             if (raw / STYLES).is_file():
                 tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
-                styles = pq.read_table(raw / STYLES, columns=["item_id", "style"])
+                styles = pq.read_table(raw / STYLES)
                 variants += _true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
@@ -137,10 +138,17 @@ def _ctr_config(manifest: Manifest) -> CtrConfig:
 def _true_style(
     tables: Mapping[str, pa.Table], styles: pa.Table, vectors: ItemVectors, config: CtrConfig, progress: Any
 ) -> list[Variant]:
-    """Every model with the true style labels in place of cluster IDs: what perfect visual clusters would give."""
-    relabelled = {period: with_true_styles(table, styles) for period, table in tables.items()}
-    splits = encode_splits(relabelled, vectors, config)
-    given = splits.with_images("cluster_id")
+    """Every model with the true style labels in place of cluster IDs: what perfect visual clusters would give.
+
+    The labels are told apart (palette, texture, ornament): their combination is so fine that few clicks share one.
+    """
+    labels = [name for name in styles.column_names if name not in ("item_id", "style")]
+    coded: dict[str, Mapping[str, ModelInput]] = {}
+    for label in labels:
+        relabelled = {period: with_true_labels(table, styles, label) for period, table in tables.items()}
+        splits = encode_splits(relabelled, vectors, config)
+        coded[label] = splits.with_images("cluster_id")
+    given = {period: side_by_side({label: coded[label][period] for label in labels}) for period in PERIODS}
     return [
         Variant(
             model=model,

@@ -22,7 +22,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "sequences": SequencesConfig(),
         "images": ImagesConfig(),
         "pretrain": CourierConfig(temperature=0.5, steps=400, learning_rate=3e-4),  # docs/LOG.md, 2026-11-22
-        "cluster": ClusterConfig(),
+        "cluster": ClusterConfig(clusters=16),  # of 8 to 256, by validation: docs/LOG.md, 2026-11-22
         "index": IndexConfig(),
         "ctr": CtrConfig(),
         "evaluate": EvaluateConfig(),

@@ -23,7 +23,7 @@ class CourierConfig:
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4
     value_maps: bool = False  # of the attention; the paper has them, see IntentionReconstruction
-    temperature: float = 0.05
+    temperature: float = 0.05  # the paper's; a head on frozen features learns more at 0.5 (docs/LOG.md)
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
@@ -32,8 +32,8 @@ class CourierConfig:
     negatives: str = "category"
     mask_false_negatives: bool = True  # the same image elsewhere in the batch is no negative
     batch_rows: int = 256  # of the global batch, over all processes
-    steps: int = 1000
+    steps: int = 400  # longer runs fit the training period's pages and lose on the next one
     warmup_steps: int = 50
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 1e-6
     seed: int = 0

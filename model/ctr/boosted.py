@@ -115,12 +115,14 @@ def _parameters(config: BoostedConfig, seed: int, threads: int) -> dict[str, Any
     return {
         "objective": "binary",
         "metric": "binary_logloss",
-        "max_bin": 63,  # half the time of 255, and no worse on 240,000 generated rows
+        "max_bin": 63,
         "num_leaves": config.leaves,
         "learning_rate": config.learning_rate,
         "min_data_in_leaf": config.min_rows_in_leaf,
-        "min_data_per_group": config.min_rows_in_leaf,  # a rare cluster must not buy a split of its own
-        "cat_smooth": 20.0,
+        # A rare cluster must not buy its own split: by LightGBM's defaults 128 clusters cost half a point of AUC.
+        "min_data_per_group": 500,
+        "cat_smooth": 200.0,
+        "cat_l2": 100.0,
         "feature_fraction_bynode": 0.8,
         "seed": seed,
         "deterministic": True,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from model import metrics
+from model.ctr.inputs import BASE_FEATURES, ModelInput
 from model.ctr.rows import HISTORY, HISTORY_CLUSTERS, along_history
 from model.metrics import Gain, UserBootstrap
 
@@ -104,18 +105,30 @@ def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
     return found
 
 
-def with_true_styles(rows: pa.Table, truth_items: pa.Table) -> pa.Table:
-    """The rows with the true style of each item, as a number, where its cluster ID was; -1 for an unlabelled item.
+def with_true_labels(rows: pa.Table, truth_items: pa.Table, label: str) -> pa.Table:
+    """The rows with the true `label` of each item, as a number, where its cluster ID was; -1 for an unlabelled item.
 
-    truth_items: item_id, style.
+    truth_items: item_id and a column named `label`.
     """
     item_ids = truth_items.column("item_id").cast(pa.string())
-    codes = pa.chunked_array([pa.array(_codes(truth_items.column("style")), pa.int32())])
+    codes = pa.chunked_array([pa.array(_codes(truth_items.column(label)), pa.int32())])
     found = pc.index_in(rows.column("item_id"), value_set=item_ids.combine_chunks())
     target = codes.take(found).fill_null(pa.scalar(-1, pa.int32()))
     history = along_history(rows.column(HISTORY).combine_chunks(), item_ids, codes, default=-1)
     replaced = {"cluster_id": target, HISTORY_CLUSTERS: history}
     return pa.table({name: replaced.get(name, rows.column(name)) for name in rows.column_names})
+
+
+def side_by_side(inputs: Mapping[str, ModelInput]) -> ModelInput:
+    """One model input that holds what several labels tell: the first as the cluster ID, of all the match columns.
+
+    inputs: label -> the same rows with that label in place of the cluster ID, as with_images(..., "cluster_id") gives.
+    """
+    first, *others = inputs.items()
+    plain = len(BASE_FEATURES)
+    names = (*first[1].names, *(f"{label}_{name}" for label, given in others for name in given.names[plain:]))
+    dense = np.hstack([first[1].dense, *(given.dense[:, plain:] for _, given in others)])
+    return replace(first[1], names=names, dense=dense)
 
 
 def nulled(value: Any) -> Any:

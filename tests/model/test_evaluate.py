@@ -7,7 +7,17 @@ import pyarrow as pa
 import pytest
 
 from model import metrics
-from model.ctr.evaluate import TestRows, Variant, compare, nulled, oracle, true_probabilities, with_true_styles
+from model.ctr import inputs
+from model.ctr.evaluate import (
+    TestRows,
+    Variant,
+    compare,
+    nulled,
+    oracle,
+    side_by_side,
+    true_probabilities,
+    with_true_labels,
+)
 
 
 def _predictions(n=600, seed=0):
@@ -95,13 +105,28 @@ def test_the_oracle_is_scored_by_its_own_probabilities():
 def test_true_styles_stand_where_the_cluster_ids_were(shop):
     rows = shop.test.slice(7, 30)
     styles = pa.table({"item_id": shop.vectors.item_ids[:250], "style": [f"s{n % 7}" for n in range(250)]})
-    found = with_true_styles(rows, styles)
+    found = with_true_labels(rows, styles, "style")
     code = {f"i{n:05d}": n % 7 for n in range(250)}
     for before, after in zip(rows.to_pylist(), found.to_pylist(), strict=True):
         assert after["cluster_id"] == code.get(before["item_id"], -1)
         assert after["history_cluster_ids"] == [code.get(item, -1) for item in before["history_item_ids"]]
         assert after["request_id"] == before["request_id"]
     assert found.schema.names == rows.schema.names
+
+
+def test_several_labels_stand_side_by_side_behind_the_same_plain_columns(shop):
+    state = inputs.fit(shop.train, shop.vectors, 4)
+    truth = pa.table({"item_id": shop.vectors.item_ids, "a": ["x", "y"] * 150, "b": ["x", "y", "z", "w"] * 75})
+    given = {
+        label: inputs.with_images(
+            inputs.encode(with_true_labels(shop.test, truth, label), state, shop.vectors), state, None, "cluster_id"
+        )
+        for label in ("a", "b")
+    }
+    both, plain = side_by_side(given), len(inputs.BASE_FEATURES)
+    assert both.names == (*given["a"].names, *(f"b_{name}" for name in given["b"].names[plain:]))
+    np.testing.assert_array_equal(both.dense[:, : len(given["a"].names)], given["a"].dense)
+    np.testing.assert_array_equal(both.dense[:, len(given["a"].names) :], given["b"].dense[:, plain:])
 
 
 def test_numbers_that_json_does_not_know_become_null():

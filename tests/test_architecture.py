@@ -7,8 +7,10 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import courier
+from feature_repo.contract import SERVICES, VIEWS
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("feature_repo", "jobs", "model", "serving")
@@ -77,10 +79,11 @@ def test_the_readmes_tree_exists() -> None:
 
 
 def test_the_readmes_commands_exist() -> None:
-    verbs = {match.split()[0] for match in re.findall(r"^\s*(?:\$ )?courier ([a-z].*)$", README, flags=re.M)}
+    code = "\n".join(README.split("```")[1::2])
+    verbs = {match.split()[0] for match in re.findall(r"^courier ([a-z].*)$", code, flags=re.M)}
     assert {"run", "search", "rank"} <= verbs
     assert verbs <= {name.split()[0] for name in courier.VERBS}
-    targets = set(re.findall(r"^\s*(?:\$ )?make ([a-z]+)", README, flags=re.M))
+    targets = set(re.findall(r"^make ([a-z]+)", code, flags=re.M))
     assert {"demo", "test"} <= targets
     assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
 
@@ -107,6 +110,34 @@ def test_the_lock_pins_every_dependency() -> None:
     names = {re.match(r"[\w.-]+", dependency)[0].lower() for dependency in wanted} - {"courier", "faiss-gpu"}  # type: ignore[index]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lock.splitlines() if "==" in line}
     assert sorted(name for name in names if name.replace("_", "-") not in pinned) == []
+
+
+def test_the_applied_registry_holds_the_contracts_views_and_no_others(loaded_shop: Any) -> None:
+    from feature_repo.definitions import FEAST_TYPES, open_store
+
+    store = open_store(loaded_shop.workspace)
+    applied = {
+        view.name: (
+            {column.name for column in view.entity_columns},
+            {feature.name: feature.dtype for feature in view.features},
+        )
+        for view in store.list_feature_views()
+    }
+    assert applied == {
+        view.name: (set(view.keys), {feature.name: FEAST_TYPES[feature.kind] for feature in view.features})
+        for view in VIEWS
+    }
+
+
+def test_the_applied_registry_holds_the_contracts_services_and_no_others(loaded_shop: Any) -> None:
+    from feature_repo.definitions import open_store
+
+    store = open_store(loaded_shop.workspace)
+    applied = {
+        service.name: [projection.name for projection in service.feature_view_projections]
+        for service in store.list_feature_services()
+    }
+    assert applied == {name: [view.name for view in views] for name, views in SERVICES.items()}
 
 
 def _section(title: str) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_repo.contract import EVENT_TIME, SERVICES, VIEWS
-from feature_repo.definitions import FEAST_TYPES, feast_objects, open_store, source_path
+from feature_repo.contract import EVENT_TIME, VIEWS
+from feature_repo.definitions import feast_objects, open_store, source_path
 
 REPOSITORY = Path(__file__).parents[2] / "feature_repo"
 
@@ -18,30 +18,8 @@ def store(loaded_shop):
     return open_store(loaded_shop.workspace)
 
 
-def test_the_applied_registry_holds_the_contracts_views_and_no_others(store):
-    applied = {
-        view.name: (
-            {column.name for column in view.entity_columns},
-            {feature.name: feature.dtype for feature in view.features},
-        )
-        for view in store.list_feature_views()
-    }
-    assert applied == {
-        view.name: (set(view.keys), {feature.name: FEAST_TYPES[feature.kind] for feature in view.features})
-        for view in VIEWS
-    }
-
-
 def test_no_feature_of_the_applied_registry_expires(store):
     assert not any(view.ttl for view in store.list_feature_views())
-
-
-def test_the_applied_registry_holds_the_contracts_services_and_no_others(store):
-    applied = {
-        service.name: [projection.name for projection in service.feature_view_projections]
-        for service in store.list_feature_services()
-    }
-    assert applied == {name: [view.name for view in views] for name, views in SERVICES.items()}
 
 
 def test_every_source_is_a_folder_of_the_workspace(store, loaded_shop):

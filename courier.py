@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dis import opname
 from importlib import import_module
 
 VERBS = {
@@ -81,13 +82,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _is_for_the_user(error: Exception) -> bool:
-    """Whether our own code refused: a refusal carries its cure, anything else is a bug and needs its traceback."""
+    """Whether a `raise` of ours refused: a refusal carries its cure, anything else is a bug and needs its traceback."""
     if not isinstance(error, (ValueError, FileNotFoundError)) or error.__traceback__ is None:
         return False
     last = error.__traceback__
     while last.tb_next is not None:
         last = last.tb_next
-    return str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ROOMS
+    ours = str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ROOMS
+    raised = opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"  # not by a built-in it called
+    return ours and raised
 
 
 def _prepare_process() -> None:

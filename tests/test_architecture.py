@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 import tomllib
+import types
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import courier
 from feature_repo.contract import SERVICES, VIEWS
@@ -68,6 +71,26 @@ def test_an_error_that_the_user_can_cure_is_one_sentence() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("courier: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_bug_keeps_its_traceback_and_a_refusal_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: object) -> None:
+        list(zip([1], [1, 2], strict=True))  # a ValueError that nobody of ours raised
+
+    def refusal(_: object) -> None:
+        raise ValueError("events.csv, row 3: no user_id; fill it in")
+
+    for function in (bug, refusal):
+        program = types.ModuleType(f"jobs.{function.__name__}")
+        program.main = types.FunctionType(
+            function.__code__, {"__name__": program.__name__, "__builtins__": __builtins__}
+        )  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, program.__name__, program)
+        monkeypatch.setitem(courier.VERBS, function.__name__, (f"{program.__name__}:main", ""))
+    with pytest.raises(ValueError, match="zip"):
+        courier.main(["bug"])
+    with pytest.raises(SystemExit, match=r"^courier: events.csv, row 3: no user_id; fill it in$"):
+        courier.main(["refusal"])
 
 
 def test_the_readmes_tree_exists() -> None:

@@ -190,7 +190,9 @@ def _median_prices(train: pa.Table, categories: Sequence[str]) -> Floats:
     """(categories + 1,): the median known price of each category; of all where it has none; NaN if none has."""
     price, code = _numbers(train, "price"), _lookup(_strings(train, "category"), categories)
     known = ~np.isnan(price)
-    overall = np.median(price[known]) if known.any() else np.nan
+    if not known.any():
+        return np.full(len(categories) + 1, np.nan, dtype=np.float32)
+    overall = np.median(price[known])
     out = np.full(len(categories) + 1, overall, dtype=np.float32)
     order = np.flatnonzero(known)[np.argsort(code[known], kind="stable")]
     codes, starts = np.unique(code[order], return_index=True)

@@ -263,6 +263,13 @@ def test_no_usable_image_at_all_is_fine():
     assert np.isnan(given.dense[0, len(BASE_FEATURES) :]).all()
 
 
+def test_a_catalogue_without_a_single_price_is_fine():
+    table = _table(*(_row(item=f"i{n}", price=math.nan, category="ab"[n % 2]) for n in range(6)))
+    state = inputs.fit(table, _vectors(), 2)
+    assert np.isnan(state.median_price).all()
+    assert len(inputs.encode(table, state, _vectors()).base) == 6
+
+
 def test_the_state_survives_the_disk(state, tmp_path):
     state.save(tmp_path)
     loaded = InputsState.load(tmp_path)

@@ -75,10 +75,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as stop:  # typer's way to return; the demo has more to say after it
         if stop.code:
             raise
+    except KeyboardInterrupt:
+        sys.exit("courier: stopped")
+    except BrokenPipeError:  # whoever read our answer has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if not _is_for_the_user(error):
-            raise
-        sys.exit(f"courier: {error}")
+        if _is_for_the_user(error):
+            sys.exit(f"courier: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            sys.exit(f"courier: {error.filename}: {error.strerror}: give another path, or the right to use this one")
+        raise
 
 
 def _is_for_the_user(error: Exception) -> bool:

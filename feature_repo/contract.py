@@ -107,6 +107,9 @@ ITEM_EMBEDDING: Final = View(
 )
 VIEWS: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, ITEM_EMBEDDING)
 
+# In the workspace: the digest of the features artifact that the online store holds; absent while one is loaded.
+LOADED_MARK: Final = "feast/loaded"
+
 # A service is what one lookup asks for. User and item are looked up apart: a joint call repeats the history per item.
 SERVICES: Final = {
     "ranking_user": (USER_HISTORY, USER_STATISTICS),

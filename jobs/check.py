@@ -11,11 +11,11 @@ from pyspark.sql import DataFrame
 from rich.console import Console
 from rich.table import Table
 
-from jobs.sources.raw import RawTableUnusable
+from jobs.sources.raw import RawTableUnusable, table_files
 from jobs.spark.raw_tables import accepted, count_reasons, deduplicate, read_events, read_items
 from jobs.spark.session import spark_session
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +30,8 @@ class Found:
 
 def check(raw: Path) -> dict[str, Found]:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing."""
+    for name in ("events", "items"):
+        table_files(raw, name)  # a folder without its tables is refused before Spark takes its seconds to start
     spark = spark_session("courier check")
     return {"events": _found(read_events(spark, raw), repeats=True), "items": _found(read_items(spark, raw))}
 

@@ -23,7 +23,7 @@ def options(argv: Sequence[str]) -> tuple[Path, str]:
         """A generated shop, the whole road over it, and three example answers."""
         chosen.append((workspace, size))
 
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(demo)
     app(args=list(argv), prog_name="courier demo", standalone_mode=False)
     if not chosen:  # `--help` was asked, and printed

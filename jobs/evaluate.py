@@ -4,9 +4,7 @@ The only stage that reads the truth that a generated world knows of itself (trut
 """
 
 import json
-import shutil
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -23,6 +21,8 @@ from rich.table import Table
 
 from jobs import report
 from jobs.config import EvaluateConfig
+from jobs.sources.raw import raw_digest as digest_of
+from jobs.sources.raw import source
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
@@ -36,11 +36,11 @@ from model.ctr.evaluate import (
     true_probabilities,
     with_true_labels,
 )
-from model.ctr.inputs import ItemVectors, ModelInput
-from model.ctr.train import PERIODS, encode_splits, fit_encoded, progress_bar
+from model.ctr.inputs import ItemVectors
+from model.ctr.train import AS_SHOWN, PERIODS, encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "evaluate"
 SCHEMA: Final = 1
@@ -57,11 +57,10 @@ def build(
     sequences: Path,
     raw: Path,
     raw_digest: str,
-    workspace: Path | None,
     out: Path,
     config: EvaluateConfig,
 ) -> Manifest:
-    """Write evaluation.json and evaluation.html, print the table, and copy both files to WORKSPACE/reports.
+    """Write evaluation.json and evaluation.html, and print the table.
 
     Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError if the truth belongs to other events.
     """
@@ -82,19 +81,8 @@ def build(
         (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False))
         (draft.path / FILES[1]).write_text(report.render(evaluation))
         draft.facts |= {"space_id": manifest.facts["space_id"], "headline": report.headline(evaluation)}
-    if workspace is not None:
-        publish(out, workspace / "reports")
     print_table(evaluation)
     return artifact.read(out, kind=KIND)
-
-
-def publish(evaluation: Path, reports: Path) -> None:
-    """Copy the evaluation's files to `reports`, each whole or not at all."""
-    reports.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        aside = reports / f".{name}-{uuid.uuid4().hex[:8]}"
-        shutil.copyfile(evaluation / name, aside)
-        aside.replace(reports / name)
 
 
 def print_table(evaluation: Mapping[str, Any]) -> None:
@@ -123,8 +111,8 @@ def _variants(predictions: pa.Table, manifest: Manifest) -> list[Variant]:
     found = []
     for model, images in product(manifest.config["models"], manifest.config["images"]):
         encoder = None if images == "none" else manifest.facts["encoder"]
-        scores = predictions.column(f"{model}/{images}").to_numpy()
-        found.append(Variant(model=model, images=images, encoder=encoder, scores=scores))
+        scores, as_shown = (predictions.column(f"{model}/{images}{form}").to_numpy() for form in ("", AS_SHOWN))
+        found.append(Variant(model=model, images=images, encoder=encoder, scores=scores, as_shown=as_shown))
     return found
 
 
@@ -143,21 +131,26 @@ def _true_style(
     The labels are told apart (palette, texture, ornament): their combination is so fine that few clicks share one.
     """
     labels = [name for name in styles.column_names if name not in ("item_id", "style")]
-    coded: dict[str, Mapping[str, ModelInput]] = {}
-    for label in labels:
-        relabelled = {period: with_true_labels(table, styles, label) for period, table in tables.items()}
-        splits = encode_splits(relabelled, vectors, config)
-        coded[label] = splits.with_images("cluster_id")
+    encoded = {
+        label: encode_splits({p: with_true_labels(t, styles, label) for p, t in tables.items()}, vectors, config)
+        for label in labels
+    }
+    coded = {label: splits.with_images("cluster_id") for label, splits in encoded.items()}
     given = {period: side_by_side({label: coded[label][period] for label in labels}) for period in PERIODS}
-    return [
-        Variant(
-            model=model,
-            images=TRUE_STYLE,
-            encoder="true-style",
-            scores=fit_encoded(model, given, splits, config, progress).test,
+    splits = encoded[labels[0]]  # whose numbering the cluster IDs follow
+    found = []
+    for model in config.models:
+        fitted = fit_encoded(model, given, splits, config, progress)
+        found.append(
+            Variant(
+                model=model,
+                images=TRUE_STYLE,
+                encoder="true-style",
+                scores=fitted.test,
+                as_shown=fitted.test_as_shown,
+            )
         )
-        for model in config.models
-    ]
+    return found
 
 
 def _evaluation(
@@ -183,15 +176,15 @@ def _oracle(test: TestRows, predictions: pa.Table, raw: Path) -> dict[str, Any] 
 
 def _dataset(raw: Path, sequences: Manifest, rows: Path) -> dict[str, Any]:
     """What was measured on: the name, the periods, how many rows of each, and whether negatives were sampled."""
-    source = json.loads((raw / "SOURCE.json").read_text()) if (raw / "SOURCE.json").is_file() else {}
+    about = source(raw)
     counts = {}
     for period in PERIODS:
         clicked = pq.read_table(rows / f"{period}.parquet", columns=["clicked"]).column("clicked")
         counts[period] = {"rows": len(clicked), "clicks": pc.sum(clicked).as_py() or 0}
     return {
-        "name": source.get("name", raw.name),
-        "description": source.get("description", ""),
-        "sampled_negatives": bool(source.get("sampled_negatives", False)),
+        "name": about.get("name", raw.name),
+        "description": about.get("description", ""),
+        "sampled_negatives": bool(about.get("sampled_negatives", False)),
         "splits": sequences.facts["splits"],
         "rows": counts,
     }
@@ -208,16 +201,13 @@ def command(
     seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
 ) -> None:
     """Compare trained CTR models on the test period."""
-    from jobs.sources.raw import raw_digest  # only here: the pipeline has it already
-
     build(
         ctr=ctr,
         rows=rows,
         embed=embed,
         sequences=sequences,
         raw=raw,
-        raw_digest=raw_digest(raw),
-        workspace=None,
+        raw_digest=digest_of(raw),
         out=out,
         config=EvaluateConfig(seed=seed),
     )

@@ -29,7 +29,7 @@ from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.rows import KIND_TYPES, TIME
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 BATCH_ROWS: Final = 10_000  # a row of history or embedding weighs about 1 kB
 

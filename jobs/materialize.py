@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from feature_repo.contract import VIEWS
+from feature_repo.contract import LOADED_MARK, VIEWS
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 SOURCES: Final = Path("feast") / "sources"  # in the workspace: a link to the features artifact that Feast reads
 
@@ -33,15 +33,18 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
     """Load every view's newest rows into the workspace's online store; the artifact says what was loaded.
 
     Killed at any moment and run again it ends in the same state: each step only sets what the last run would have set.
-    Facts: registry and online (as feature_store.yaml resolves them), as_of, rows (online, per view), space_id, seconds.
+    Facts: registry and online (as feature_store.yaml resolves them), as_of, rows (offered, per view; the store keeps an
+    entity's newest), space_id, seconds.
     """
     started = time.monotonic()
     source = artifact.read(features, kind="features")
     inputs = {"features": artifact.digest(features)}
     with artifact.write(out, kind="materialize", inputs=inputs, config={}) as draft:
+        (workspace / LOADED_MARK).unlink(missing_ok=True)
         point_sources(workspace, features)
         store = _apply(workspace)
         rows = _load(store, source)
+        _write_whole(workspace / LOADED_MARK, inputs["features"])
         draft.facts = {
             "registry": str(store.config.registry.path),
             "online": _online_location(store),
@@ -63,15 +66,25 @@ def point_sources(workspace: Path, features: Path) -> None:
     aside.replace(link)
 
 
-def sources_lead_to(workspace: Path, features: Path) -> bool:
-    """Whether the workspace's Feast sources are this features artifact."""
-    return (workspace / SOURCES).resolve() == features.resolve()
+def is_loaded(workspace: Path, features: Path) -> bool:
+    """Whether the online store holds this features artifact, whole: its load began last, and ended."""
+    try:
+        loaded = (workspace / LOADED_MARK).read_text()
+    except FileNotFoundError:
+        return False
+    return loaded == artifact.digest(features) and (workspace / SOURCES).resolve() == features.resolve()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    aside.write_text(text)
+    aside.replace(path)
 
 
 def check_sources(workspace: Path, features: Path) -> None:
     """Raise ArtifactMismatch unless the workspace's Feast sources are this features artifact."""
-    if not sources_lead_to(workspace, features):
-        loaded = (workspace / SOURCES).resolve()
+    loaded = (workspace / SOURCES).resolve()
+    if loaded != features.resolve():
         raise ArtifactMismatch(f"{workspace / SOURCES} leads to {loaded}, not {features}: run materialize again")
 
 

@@ -1,13 +1,14 @@
 """The whole road, from raw tables to a release: each stage an artifact, skipped while its inputs and config stand.
 
-A stage's key is the hash of its config and of its inputs' digests; its artifact lies at WORKSPACE/<stage>/<key>. So a
-stage is fresh exactly if that folder exists, old versions stay readable for the releases that name them, and a run that
-was killed goes on where it was.
+A stage's key is the hash of its config and of its inputs' digests; its artifact lies at WORKSPACE/<stage>/<key>, and
+a forced rebuild of it at <key>-1 and so on. So a stage is fresh exactly if such a folder is whole, old versions stay
+readable for the releases that name them, and a run that was killed goes on where it was.
 """
 
 import hashlib
 import json
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +25,9 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
-from jobs.materialize import sources_lead_to
+from jobs.materialize import is_loaded
 from jobs.presets import PRESETS
-from jobs.sources.raw import raw_digest
+from jobs.sources.raw import raw_digest, truth_digest
 from model import artifact
 from model.artifact import Manifest
 
@@ -72,7 +73,7 @@ STAGES = (
         name="evaluate",
         build="jobs.evaluate:build",
         needs=("ctr", "rows", "embed", "sequences"),
-        takes=("raw", "raw_digest", "workspace", "config"),
+        takes=("raw", "raw_digest", "config"),
     ),
     Stage(
         name="release",
@@ -81,6 +82,7 @@ STAGES = (
         takes=("workspace",),
     ),
 )
+REPORTS = ("evaluation.json", "evaluation.html")
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -125,13 +127,36 @@ def _state(road: Road, raw: str, stage: Stage, before: Mapping[str, State]) -> S
     inputs = {need: artifact.digest(cast(Path, before[need].folder)) for need in stage.needs}
     if "raw_digest" in stage.takes:
         inputs["raw"] = raw
-    folder = road.workspace / stage.name / stage_key(stage, road.config(stage), inputs)
-    whole = _is_whole(folder, stage.name)
-    if stage.name == "materialize":  # all versions share one online store: fresh is the one that it holds
-        whole = whole and sources_lead_to(road.workspace, cast(Path, before["features"].folder))
+    if stage.name == "evaluate":  # it alone reads the truth
+        inputs["truth"] = truth_digest(road.raw)
+    first = road.workspace / stage.name / stage_key(stage, road.config(stage), inputs)
+    found = [folder for folder in _generations(first) if _is_whole(folder, stage.name)]
+    if found and _stands(road, stage, found[-1], before):
+        return State(found[-1], fresh=True)
+    return State(_next_generation(first), fresh=False)
+
+
+def _stands(road: Road, stage: Stage, folder: Path, before: Mapping[str, State]) -> bool:
+    """Whether what a stage did outside its folder still stands: all versions share one store and one catalogue."""
+    if stage.name == "materialize":
+        return is_loaded(road.workspace, cast(Path, before["features"].folder))
     if stage.name == "release":  # made current again by whoever walks its road again
-        whole = whole and _current_release(road.workspace) == artifact.read(folder, kind="release").facts["release_id"]
-    return State(folder, fresh=whole)
+        return bool(_current_release(road.workspace) == artifact.read(folder, kind="release").facts["release_id"])
+    return True
+
+
+def _generations(first: Path) -> list[Path]:
+    """The folders of one version, oldest first, KEY, KEY-1, ...: a rebuild never replaces what a release names."""
+    rebuilt = [path for path in first.parent.glob(f"{first.name}-*") if path.name.rpartition("-")[2].isdecimal()]
+    return [first, *sorted(rebuilt, key=lambda path: int(path.name.rpartition("-")[2]))]
+
+
+def _next_generation(first: Path) -> Path:
+    last = _generations(first)[-1]
+    if not (last / artifact.MANIFEST).is_file():
+        return last
+    count = 0 if last == first else int(last.name.rpartition("-")[2])
+    return first.with_name(f"{first.name}-{count + 1}")
 
 
 def _is_whole(folder: Path, kind: str) -> bool:
@@ -150,7 +175,6 @@ def walk(road: Road, *, rebuild: frozenset[str] = frozenset(), only: str | None 
     """
     road.workspace.mkdir(parents=True, exist_ok=True)
     with _locked(road.workspace):
-        _remember(road)
         raw = raw_digest(road.raw)
         done: dict[str, str] = {}
         known: dict[str, State] = {}
@@ -164,14 +188,30 @@ def walk(road: Road, *, rebuild: frozenset[str] = frozenset(), only: str | None 
                 raise StageError(
                     f"stage {stage.name} needs {lacking}, which is not up to date: `courier run` builds it"
                 )
-            if state.fresh and stage.name not in rebuild:
+            if state.fresh and stage.name in rebuild:
+                first = state.folder.with_name(state.folder.name.partition("-")[0])
+                known[stage.name] = state = State(_next_generation(first), fresh=False)
+            if state.fresh and state.folder is not None:
                 done[stage.name] = "skipped"
                 console.print(f"[dim]{stage.name:<12} skipped: up to date ({state.folder.name})[/dim]")
                 continue
+            _remember(road)
             _build(road, raw, stage, known)
             known[stage.name] = State(state.folder, fresh=True)
             done[stage.name] = "built"
+        _remember(road)
+        if done.get("evaluate"):
+            _publish(cast(Path, known["evaluate"].folder), road.workspace / "reports")
     return done
+
+
+def _publish(evaluation: Path, reports: Path) -> None:
+    """Copy the evaluation to `reports`, each file whole or not at all."""
+    reports.mkdir(exist_ok=True)
+    for name in REPORTS:
+        aside = reports / f".{name}{artifact.PARTIAL}"
+        shutil.copyfile(evaluation / name, aside)
+        aside.replace(reports / name)
 
 
 def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State]) -> None:
@@ -238,6 +278,8 @@ def run(
     for name in (from_, only):
         if name is not None and name not in NAMES:
             raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+    if from_ and only:
+        raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
     done = walk(recall_road(workspace, raw, preset), rebuild=frozenset(rebuild), only=only)

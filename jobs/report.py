@@ -173,7 +173,7 @@ def calibration_figure(rows: Sequence[Row]) -> Figure:
             axes.plot(x, y, style, marker=MARKERS.get(model, "o"), ms=4, color=COLOURS.get(model), label=label)
         top = max([part[n] * 100 for r in shown for part in r["calibration"] for n in ("predicted", "observed")] or [1])
         axes.plot([0, top], [0, top], color="#888", lw=1, label="perfect")
-        axes.set(xlabel="predicted, % (as if shown at the top)", ylabel="clicked, %", title=MODELS.get(model, model))
+        axes.set(xlabel="predicted, %", ylabel="clicked, %", title=MODELS.get(model, model))
         axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -283,9 +283,8 @@ gain that these rows do not tell apart from none.</figcaption></figure>
 
 <h2>Calibration</h2>
 <figure>{{ calibration | safe }}
-<figcaption>Ten groups of equal size, from the lowest prediction to the highest. Every prediction is made as if the item
-were shown at the top, because the position is not known when a page is ranked; where clicks fall off with the position,
-the points lie to the right of the line.</figcaption></figure>
+<figcaption>Ten groups of equal size, from the lowest prediction to the highest, at the positions where the items were
+shown.</figcaption></figure>
 
 <h2>How it was measured</h2>
 {% if dataset.description %}<p>{{ dataset.description }}</p>{% endif %}
@@ -301,13 +300,16 @@ the points lie to the right of the line.</figcaption></figure>
 of the request, so nothing later enters a row. The image encoder, the codebook and the models' vocabularies were fitted
 before the validation period began; training stops by the validation log loss. All models see the same rows and the same
 other features.</p>
-<p>AUC: the chance that a clicked row scores above an unclicked one. GAUC: the same within each user, weighted by the
+<p>AUC: the chance that a clicked row scores above an unclicked one, each scored as if it were shown at the top,
+because the position is not known when a page is ranked; log loss and calibration take the position as it was. GAUC: the
+same within each user, weighted by the
 user's rows. NDCG: within each page view that has a click. Intervals and p-values come from a paired bootstrap that
 resamples users with all their rows.</p>
 {% if dataset.sampled_negatives %}
 <p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown: each click's
 page was filled with items drawn by their popularity up to that moment. The figures compare models with each other; they
-are not those of a live page.</p>
+are not those of a live page. An item that nobody had chosen before can only be the chosen one of its page: figures on
+such items say nothing.</p>
 {% endif %}
 {% if true_style %}
 <p>“True style” replaces the cluster IDs with the labels that the images were drawn from: what perfect visual clusters

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 PERIODS: Final = ("train", "valid", "test")
 # Feast's join pairs a key with every earlier row of its entity before it keeps the newest: a call's memory grows with
@@ -128,6 +128,8 @@ def _features_as_of(store: "FeatureStore", keys: pa.Table, services: Sequence[st
         with quiet():
             job = store.get_historical_features(keys.to_pandas(), store.get_feature_service(service))
             joined = job.to_arrow().sort_by(NUMBER)  # Feast keeps no order
+            if joined[NUMBER].to_pylist() != keys[NUMBER].to_pylist():
+                raise ArtifactMismatch(f"{service}: Feast answered {joined.num_rows} rows for {keys.num_rows} keys")
         columns |= {feature.name: joined.column(feature.name) for feature in features_of(service)}
     return pa.table(columns)
 

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from feature_repo.contract import LOADED_MARK
+from model import artifact
+from model.artifact import ArtifactMismatch
 from serving.release import OpenRelease, load_ctr_model, open_release
 from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
 from serving.settings import read_settings
@@ -64,14 +67,13 @@ class Ranker:
         candidates = list(dict.fromkeys(item_ids))
         try:
             rows = self._rows(user_id, candidates, as_of)
-        except Exception:  # whatever its driver raises: a page without an order helps nobody
-            log.exception("features_failed", user_id=user_id, items=len(candidates))
+        except Exception as error:  # whatever its driver raises: a page without an order helps nobody
+            log.error("features_failed", user_id=user_id, items=len(candidates), error=repr(error))
             return Ranking([Ranked(item_id=item, score=None, known=None) for item in candidates], STORE_FAILED)
         scores = self.model.predict(rows.table, rows.vectors)
         scored = zip(candidates, scores.tolist(), rows.known_items, strict=True)
         ranked = [Ranked(item_id=item, score=round(score, 6), known=known) for item, score, known in scored]
-        unknown = None if rows.known_user else f"user '{user_id}' is unknown: ranked without a history"
-        return Ranking(sorted(ranked, key=lambda one: -(one.score or 0.0)), unknown)
+        return Ranking(sorted(ranked, key=lambda one: -(one.score or 0.0)), _what_was_missing(user_id, rows))
 
     def _rows(self, user_id: str, candidates: Sequence[str], as_of: datetime) -> "RankingRows":
         from model.ctr.inputs import needs_vectors
@@ -81,11 +83,33 @@ class Ranker:
         )
 
 
+def _what_was_missing(user_id: str, rows: "RankingRows") -> str | None:
+    missing = [] if rows.known_user else [f"user '{user_id}' is unknown: ranked without a history"]
+    strangers = rows.known_items.count(False)
+    if strangers:
+        missing.append(f"{strangers} of {len(rows.known_items)} items unknown: scored on default values")
+    return "; ".join(missing) or None
+
+
 def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
-    """The ranker of a release, reading the workspace's online store."""
+    """The ranker of a release, reading the workspace's online store.
+
+    Raises ArtifactMismatch where the store holds, or is being loaded with, other features than the release's.
+    """
+    _check_store(opened, workspace)
     from serving.features import FeastFeatures  # Feast takes seconds to import
 
     return Ranker(FeastFeatures(workspace), load_ctr_model(opened), opened.space_id)
+
+
+def _check_store(opened: OpenRelease, workspace: Path) -> None:
+    mark = workspace / LOADED_MARK
+    held = mark.read_text() if mark.is_file() else "nothing whole"
+    wanted = artifact.read(opened.folders["materialize"], kind="materialize").inputs["features"]
+    if held != wanted:
+        raise ArtifactMismatch(
+            f"the online store of {workspace} holds other features than those of {opened.release_id}: run `courier run`"
+        )
 
 
 def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:
@@ -124,8 +148,11 @@ def _moment(text: str) -> datetime:
     except ValueError:
         raise BadRanking(f"--as-of {text!r} is not an ISO 8601 moment such as 2024-06-01T12:00:00Z") from None
     if moment.tzinfo is None:
-        raise BadRanking(f"--as-of {text} names no offset from UTC: write {text}Z")
-    return moment.astimezone(UTC)
+        raise BadRanking(f"--as-of {text} names no offset from UTC: write {moment.isoformat()}Z")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise BadRanking(f"--as-of {text} lies outside the calendar: give a moment of this age") from None
 
 
 def _print_table(user: str, ranking: Ranking, release_id: str) -> None:

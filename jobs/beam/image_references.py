@@ -380,7 +380,7 @@ def _quiet() -> Iterator[None]:
             beams.setLevel(level)
 
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -92,6 +92,15 @@ def raw_digest(raw: Path) -> str:
     return seen.hexdigest()
 
 
+def truth_digest(raw: Path) -> str:
+    """The identity of the truth files of a raw folder, for the evaluator: as raw_digest, over them alone."""
+    seen = hashlib.sha256()
+    for path in sorted(raw.glob(TRUTH)):
+        facts = path.stat()
+        seen.update(f"{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return seen.hexdigest()
+
+
 def source(raw: Path) -> dict[str, Any]:
     """What SOURCE.json says (name, sampled_negatives, description); empty where there is none.
 

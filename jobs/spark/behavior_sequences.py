@@ -23,7 +23,7 @@ from model import artifact
 from model.artifact import Manifest
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "sequences"
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)

@@ -18,7 +18,7 @@ from jobs.spark.session import spark_session
 from model import artifact
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 IMPRESSIONS: Final = "impressions"
 CLICKS: Final = "clicks"

@@ -22,7 +22,7 @@ from model.courier.images import load_images
 from model.courier.progress import watched
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND = "embed"
 VECTORS = "vectors.npy"

@@ -32,7 +32,7 @@ from model.courier.progress import Curve, watched
 from model.space import Preprocessing
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 NEGATIVES = ("all", "category")
 INTENTION = "intention.safetensors"

@@ -23,12 +23,17 @@ Numbers = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """The predictions of one model with one image input for the test rows: scores (n,), in the rows' order."""
+    """The predictions of one model with one image input for the test rows, (n,) each, in the rows' order.
+
+    scores: as if shown at the top; for every figure of ranking.  as_shown: at the observed positions; for log loss and
+    calibration, which hold a probability against a click that happened at a position.
+    """
 
     model: str
     images: str
     encoder: str | None
     scores: Numbers
+    as_shown: Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,8 @@ def compare(
 
 
 def oracle(rows: TestRows, p_click: Numbers) -> dict[str, Any]:
-    """The figures of the true click probabilities, (n,): what no model can be expected to pass."""
-    figures = _figures(rows, Variant(model="oracle", images="none", encoder=None, scores=p_click))
+    """The figures of the true click probabilities, (n,), which know the positions too: what no model can pass."""
+    figures = _figures(rows, Variant(model="oracle", images="none", encoder=None, scores=p_click, as_shown=p_click))
     cold = {"auc": metrics.auc(rows.clicked[rows.cold], p_click[rows.cold]), "n": int(rows.cold.sum())}
     kept = {name: figures[name] for name in ("auc", "gauc", "ndcg", "logloss")}
     found: dict[str, Any] = nulled({**kept, "n": len(p_click), "cold": cold})
@@ -174,9 +179,9 @@ def _figures(rows: TestRows, variant: Variant) -> dict[str, Any]:
         "auc": metrics.auc(rows.clicked, variant.scores),
         "gauc": metrics.gauc(rows.clicked, variant.scores, rows.users),
         "ndcg": metrics.ndcg(rows.clicked, variant.scores, rows.pages),
-        "logloss": metrics.logloss(rows.clicked, variant.scores),
+        "logloss": metrics.logloss(rows.clicked, variant.as_shown),
     }
 
 
 def _calibration(rows: TestRows, variant: Variant) -> dict[str, Any]:
-    return {"calibration": [asdict(part) for part in metrics.calibration(rows.clicked, variant.scores)]}
+    return {"calibration": [asdict(part) for part in metrics.calibration(rows.clicked, variant.as_shown)]}

@@ -26,10 +26,11 @@ from model.ctr.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInp
 from model.ctr.neural import NeuralModel
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "ctr"
 PERIODS: Final = ("train", "valid", "test")
+AS_SHOWN: Final = "@shown"  # ends the names of the columns of predictions at the observed positions
 ROW_KEYS: Final = ("request_id", "item_id", "user_id", "clicked", "cold")
 
 
@@ -53,10 +54,15 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained variant: its predictions of the test rows, (n,) in their order, and its validation figures."""
+    """A trained variant, its validation figures, and its predictions of the test rows, (n,) in their order.
+
+    test: as if each row were shown at the top, the form in which a page is ranked.  test_as_shown: at the observed
+    positions, the form in which a probability can be held against what happened.
+    """
 
     model: BoostedModel | NeuralModel
     test: Floats
+    test_as_shown: Floats
     valid_auc: float
     valid_logloss: float
 
@@ -109,9 +115,12 @@ def fit_encoded(
         raise ValueError(f"no CTR model '{model}': there are lightgbm and neural")
     if progress:  # a model that stopped early is done: its bar is full and its clock stands
         progress.update(progress.tasks[-1].id, total=progress.tasks[-1].completed)
-    valid = fitted.score(given["valid"].at_top())
     return Fitted(
-        fitted, fitted.score(given["test"].at_top()), metrics.auc(clicked[1], valid), metrics.logloss(clicked[1], valid)
+        fitted,
+        fitted.score(given["test"].at_top()),
+        fitted.score(given["test"]),
+        metrics.auc(clicked[1], fitted.score(given["valid"].at_top())),
+        metrics.logloss(clicked[1], fitted.score(given["valid"])),
     )
 
 
@@ -128,6 +137,7 @@ def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
     with artifact.write(out, kind=KIND, inputs=digests, config=asdict(config)) as draft:
         fitted = _fit_all(tables, ItemVectors.load(embed), draft.path, config)
         predictions = {name: pa.array(variant.test, pa.float32()) for name, variant in fitted.items()}
+        predictions |= {name + AS_SHOWN: pa.array(v.test_as_shown, pa.float32()) for name, v in fitted.items()}
         keys = {name: tables["test"].column(name) for name in ROW_KEYS}
         pq.write_table(pa.table(keys | predictions), draft.path / "predictions.parquet")
         draft.facts |= {

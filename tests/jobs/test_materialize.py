@@ -45,7 +45,9 @@ def test_a_load_that_dies_while_it_writes_and_runs_again_ends_like_one_that_did_
     monkeypatch.undo()
     assert not (tmp_path / "materialize" / "k").exists()
     assert len(written) == 3  # of six views
+    assert not materialize.is_loaded(tmp_path, shop.features)
     build()
+    assert materialize.is_loaded(tmp_path, shop.features)
     space_id = artifact.read(shop.features, kind="features").facts["space_id"]
     assert online(tmp_path, space_id) == online(loaded_shop.workspace, space_id)
 
@@ -71,6 +73,8 @@ def test_two_spaces_lie_side_by_side_in_the_online_store(build, shop, tmp_path):
     materialize.build(features=tmp_path / "features", workspace=tmp_path, out=tmp_path / "materialize" / "new")
     assert online(tmp_path, old) == before
     assert online(tmp_path, "snew") == before
+    assert materialize.is_loaded(tmp_path, tmp_path / "features")
+    assert not materialize.is_loaded(tmp_path, shop.features)  # finished once, but no longer what the store holds
 
 
 def test_the_sources_are_a_relative_link_that_moves_in_one_step(tmp_path):

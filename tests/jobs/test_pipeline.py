@@ -108,10 +108,36 @@ def test_only_builds_one_stage_and_refuses_without_its_inputs(road: Road) -> Non
     assert BUILT == ["images"]
 
 
+def test_a_refused_walk_is_not_remembered(road: Road) -> None:
+    walk(road)
+    other = road.raw.with_name("other")
+    other.mkdir()
+    with pytest.raises(StageError, match="embed needs"):
+        walk(Road(road.workspace, other, "demo"), only="embed")
+    assert pipeline.recall_road(road.workspace) == Road(road.workspace.resolve(), road.raw.resolve(), "tiny")
+
+
+def test_from_and_only_contradict_each_other(road: Road) -> None:
+    with pytest.raises(StageError, match="contradict"):
+        pipeline.run(road.raw, road.workspace, "tiny", from_="images", only="embed")
+
+
 def test_rebuild_builds_what_is_fresh(road: Road) -> None:
     walk(road)
     done = walk(road, rebuild=frozenset({"pretrain"}))
     assert done == {"sequences": "skipped", "images": "skipped", "pretrain": "built", "embed": "skipped"}
+
+
+def test_a_forced_rebuild_leaves_the_old_version_to_the_releases_that_name_it(road: Road) -> None:
+    walk(road)
+    (old,) = (road.workspace / "images").iterdir()
+    before = artifact.digest(old)
+    walk(road, only="images", rebuild=frozenset({"images"}))
+    walk(road, only="images", rebuild=frozenset({"images"}))
+    names = sorted(path.name for path in (road.workspace / "images").iterdir())
+    assert names == [old.name, f"{old.name}-1", f"{old.name}-2"]
+    assert artifact.digest(old) == before
+    assert walk(road) == {"sequences": "skipped", "images": "skipped", "pretrain": "skipped", "embed": "built"}
 
 
 def test_two_runs_in_one_workspace_do_not_meet(road: Road) -> None:

@@ -117,16 +117,6 @@ def test_the_terminal_table_says_that_gains_are_points(evaluation, capsys):
     assert "oracle" in told
 
 
-def test_reports_are_copied_whole(tmp_path):
-    made = tmp_path / "made"
-    made.mkdir()
-    for name in evaluate.FILES:
-        (made / name).write_text(name)
-    for _ in range(2):  # the second time over the first
-        evaluate.publish(made, tmp_path / "ws" / "reports")
-    assert sorted(path.name for path in (tmp_path / "ws" / "reports").iterdir()) == sorted(evaluate.FILES)
-
-
 def _stages(folder):
     """Finished artifacts of 200 test rows, scored by LightGBM with and without cluster IDs."""
     rng = np.random.default_rng(0)
@@ -140,6 +130,7 @@ def _stages(folder):
         "lightgbm/none": pa.array(rng.random(200), pa.float32()),
         "lightgbm/cluster_id": pa.array(rng.random(200) * 0.5 + 0.4 * clicked, pa.float32()),
     }
+    table |= {f"lightgbm/{images}@shown": table[f"lightgbm/{images}"] for images in ("none", "cluster_id")}
     for kind in ("rows", "embed", "sequences"):
         with artifact.write(folder / kind, kind=kind, inputs={}, config={}) as draft:
             draft.facts |= {"splits": {"start": "2024-01-01"}}
@@ -156,16 +147,16 @@ def _stages(folder):
 
 def _evaluate(stages, folder):
     config = EvaluateConfig(bootstrap=50)
-    return evaluate.build(**stages, raw_digest="d", workspace=folder, out=folder / "evaluate", config=config)
+    return evaluate.build(**stages, raw_digest="d", out=folder / "evaluate", config=config)
 
 
-def test_an_evaluation_lies_in_its_artifact_and_in_the_reports(tmp_path, capsys):
+def test_an_evaluation_lies_in_its_artifact(tmp_path, capsys):
     stages, table = _stages(tmp_path)
     truth = table.select(["request_id", "item_id"]).append_column("p_click", table["lightgbm/cluster_id"])
     pq.write_table(truth, stages["raw"] / "truth.parquet")
     (stages["raw"] / "SOURCE.json").write_text('{"name": "toy", "sampled_negatives": true}')
     _evaluate(stages, tmp_path)
-    found = json.loads((tmp_path / "reports" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
     assert found["schema"] == 1
     assert [(row["images"], row["encoder"]) for row in found["rows"]] == [
         ("none", None),
@@ -174,7 +165,7 @@ def test_an_evaluation_lies_in_its_artifact_and_in_the_reports(tmp_path, capsys)
     assert found["oracle"]["auc"] == pytest.approx(found["rows"][1]["auc"])
     assert found["dataset"]["sampled_negatives"] is True
     assert found["dataset"]["rows"]["test"] == {"rows": 200, "clicks": sum(table["clicked"].to_pylist())}
-    assert "Negatives are sampled" in (tmp_path / "reports" / "evaluation.html").read_text()
+    assert "Negatives are sampled" in (tmp_path / "evaluate" / "evaluation.html").read_text()
     assert "CTR models on toy" in capsys.readouterr().out
 
 

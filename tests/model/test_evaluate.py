@@ -37,9 +37,9 @@ def _variants(clicked):
     rng = np.random.default_rng(1)
     noise = rng.uniform(0.2, 0.4, len(clicked))
     return [
-        Variant(model="lightgbm", images="cluster_id", encoder="e", scores=noise + 0.15 * clicked),
-        Variant(model="lightgbm", images="none", encoder=None, scores=noise),
-        Variant(model="neural", images="none", encoder=None, scores=rng.random(len(clicked))),
+        Variant(model="lightgbm", images="cluster_id", encoder="e", scores=noise + 0.15 * clicked, as_shown=noise),
+        Variant(model="lightgbm", images="none", encoder=None, scores=noise, as_shown=noise),
+        Variant(model="neural", images="none", encoder=None, scores=rng.random(len(clicked)), as_shown=noise),
     ]
 
 

@@ -191,7 +191,7 @@ def test_a_ranking_is_answered_in_the_same_form(client: TestClient, features: Fa
             {"item_id": "new", "score": 0.3, "known": False},
         ],
         "release": "r1",
-        "degraded": None,
+        "degraded": "1 of 3 items unknown: scored on default values",
     }
     assert features.as_of == NOW
 

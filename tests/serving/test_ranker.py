@@ -90,7 +90,7 @@ def test_an_unknown_user_is_ranked_without_history_and_told_so() -> None:
 def test_an_unknown_item_is_scored_on_defaults_and_marked() -> None:
     ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1").rank("u1", ["a", "new"], NOW)
     assert [(one.item_id, one.known) for one in ranking.results] == [("new", False), ("a", True)]
-    assert ranking.degraded is None
+    assert ranking.degraded == "1 of 2 items unknown: scored on default values"
 
 
 def test_a_store_that_fails_leaves_the_order_given_and_says_so() -> None:
@@ -137,7 +137,7 @@ def test_the_answer_is_json(features: FakeFeatures, capsys: pytest.CaptureFixtur
             {"item_id": "a", "score": 0.1, "known": True},
         ],
         "release": "r1",
-        "degraded": None,
+        "degraded": "1 of 3 items unknown: scored on default values",
     }
     assert features.asked[0]["as_of"] == NOW
 

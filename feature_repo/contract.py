@@ -45,6 +45,7 @@ EVENT_TYPES: Final = ("impression", "click", "cart", "purchase")
 
 # --- behaviour ------------------------------------------------------------------------------------------------------
 
+PERIODS: Final = ("train", "valid", "test")  # in time order, half open; nothing is fitted on the last
 PAGE_VIEW_SIZE: Final = 5  # Yang et al. 2025: up to 5 page-view images a row
 PRETRAIN_HISTORY: Final = 5  # ... and the user's last 5 clicked images
 CTR_HISTORY: Final = 50

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from feature_repo.contract import PERIODS
 from jobs import report
 from jobs.config import EvaluateConfig
 from jobs.sources.raw import raw_digest as digest_of
@@ -37,7 +38,7 @@ from model.ctr.evaluate import (
     with_true_labels,
 )
 from model.ctr.inputs import ItemVectors
-from model.ctr.train import AS_SHOWN, PERIODS, encode_splits, fit_encoded, progress_bar
+from model.ctr.train import AS_SHOWN, encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -44,7 +44,7 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
         point_sources(workspace, features)
         store = _apply(workspace)
         rows = _load(store, source)
-        _write_whole(workspace / LOADED_MARK, inputs["features"])
+        artifact.write_whole(workspace / LOADED_MARK, inputs["features"].encode())
         draft.facts = {
             "registry": str(store.config.registry.path),
             "online": _online_location(store),
@@ -73,12 +73,6 @@ def is_loaded(workspace: Path, features: Path) -> bool:
     except FileNotFoundError:
         return False
     return loaded == artifact.digest(features) and (workspace / SOURCES).resolve() == features.resolve()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    aside.write_text(text)
-    aside.replace(path)
 
 
 def check_sources(workspace: Path, features: Path) -> None:

@@ -8,7 +8,6 @@ readable for the releases that name them, and a run that was killed goes on wher
 import hashlib
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -209,9 +208,7 @@ def _publish(evaluation: Path, reports: Path) -> None:
     """Copy the evaluation to `reports`, each file whole or not at all."""
     reports.mkdir(exist_ok=True)
     for name in REPORTS:
-        aside = reports / f".{name}{artifact.PARTIAL}"
-        shutil.copyfile(evaluation / name, aside)
-        aside.replace(reports / name)
+        artifact.write_whole(reports / name, (evaluation / name).read_bytes())
 
 
 def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State]) -> None:
@@ -243,9 +240,8 @@ def _locked(workspace: Path) -> Any:
 
 
 def _remember(road: Road) -> None:
-    aside = road.workspace / ".run.json.partial"
-    aside.write_text(json.dumps({"raw": str(road.raw.resolve()), "preset": road.preset}))
-    aside.replace(road.workspace / "run.json")
+    said = json.dumps({"raw": str(road.raw.resolve()), "preset": road.preset})
+    artifact.write_whole(road.workspace / "run.json", said.encode())
 
 
 def recall_road(workspace: Path, raw: Path | None = None, preset: str | None = None) -> Road:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from feature_repo.contract import EVENT_TIME, ITEM_CLUSTER, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, USER_KEY
+from feature_repo.contract import EVENT_TIME, ITEM_CLUSTER, ITEM_KEY, ITEM_PROFILE, PERIODS, SPACE_KEY, USER_KEY
 from jobs.features import connect, read_parquet
 from jobs.materialize import check_sources, quiet
 from model import artifact
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-PERIODS: Final = ("train", "valid", "test")
 # Feast's join pairs a key with every earlier row of its entity before it keeps the newest: a call's memory grows with
 # both. 47k user keys with histories of 50 in one call took 3 GB, 300k item keys 1.8 GB.
 USER_KEYS_A_CALL: Final = 20_000

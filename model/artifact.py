@@ -50,6 +50,13 @@ class Draft:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a single file so that whoever reads `path` finds the old bytes or the new, never a part."""
+    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    aside.write_bytes(data)
+    aside.replace(path)
+
+
 def sha256_file(path: Path) -> str:
     """The hex sha256 of a file's bytes."""
     with path.open("rb") as stream:

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from feature_repo.contract import PERIODS
 from model import artifact, metrics
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr import inputs
@@ -29,7 +30,6 @@ log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "ctr"
-PERIODS: Final = ("train", "valid", "test")
 AS_SHOWN: Final = "@shown"  # ends the names of the columns of predictions at the observed positions
 ROW_KEYS: Final = ("request_id", "item_id", "user_id", "clicked", "cold")
 
@@ -82,20 +82,6 @@ def encode_splits(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: 
     state = inputs.fit(tables["train"], vectors, config.vector_components)
     rows = {period: inputs.encode(tables[period], state, vectors) for period in PERIODS}
     return Splits(state, vectors, rows, clicked)
-
-
-def fit_variant(
-    model: str,
-    images: str,
-    train: pa.Table,
-    valid: pa.Table,
-    test: pa.Table,
-    vectors: ItemVectors,
-    config: CtrConfig,
-) -> Fitted:
-    """One model (lightgbm, neural) with one image input, from tables of rows."""
-    splits = encode_splits({"train": train, "valid": valid, "test": test}, vectors, config)
-    return fit_encoded(model, splits.with_images(images), splits, config)
 
 
 def fit_encoded(

@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.contract import ITEM_STATISTICS, USER_STATISTICS
+from feature_repo.contract import ITEM_STATISTICS, PERIODS, USER_STATISTICS
 from jobs import training_rows
 from model import artifact
 from model.artifact import ArtifactMismatch
@@ -36,12 +36,12 @@ def built(loaded_shop, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(built):
-    return {period: pq.read_table(built / f"{period}.parquet") for period in training_rows.PERIODS}
+    return {period: pq.read_table(built / f"{period}.parquet") for period in PERIODS}
 
 
 @pytest.fixture(scope="module")
 def rows(table):
-    return [row for period in training_rows.PERIODS for row in table[period].to_pylist()]
+    return [row for period in PERIODS for row in table[period].to_pylist()]
 
 
 def latest(rows, key, entity, moment):
@@ -124,7 +124,7 @@ def test_the_files_have_the_form_of_model_ctr_rows_and_no_feature_is_null(table)
 
 
 def test_the_periods_follow_each_other_in_time(table):
-    moments = [table[period].column("request_time").to_pylist() for period in training_rows.PERIODS]
+    moments = [table[period].column("request_time").to_pylist() for period in PERIODS]
     assert max(moments[0]) < min(moments[1]) <= max(moments[1]) < min(moments[2])
 
 
@@ -141,7 +141,7 @@ def test_another_number_of_keys_a_call_gives_the_same_rows(loaded_shop, built, t
     monkeypatch.setattr(training_rows, "ITEM_KEYS_A_CALL", 501)
     monkeypatch.setattr(training_rows, "ROWS_A_WRITE", 100_000)
     training_rows.build(**paths(loaded_shop), out=tmp_path / "k")
-    for period in training_rows.PERIODS:
+    for period in PERIODS:
         again, once = (pq.read_table(folder / f"{period}.parquet").to_pylist() for folder in (tmp_path / "k", built))
         assert str(again) == str(once)
 

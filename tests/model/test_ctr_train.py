@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo.contract import PERIODS
 from model import artifact, metrics
 from model.ctr import inputs, train
 from model.ctr.config import IMAGES, MODELS, BoostedConfig, CtrConfig, NeuralConfig
@@ -25,7 +26,7 @@ VARIANTS = list(product(MODELS, IMAGES))
 
 def _rows_and_embed(shop, folder, spaces=("s1", "s1")):
     with artifact.write(folder / "rows", kind="rows", inputs={}, config={}) as draft:
-        for period in train.PERIODS:
+        for period in PERIODS:
             pq.write_table(getattr(shop, period), draft.path / f"{period}.parquet")
         draft.facts["space_id"] = spaces[0]
     with artifact.write(folder / "embed", kind="embed", inputs={}, config={}) as draft:
@@ -108,7 +109,10 @@ def test_clusters_that_users_prefer_lift_the_auc(built, shop, model):
 
 @pytest.mark.parametrize("variant", [("lightgbm", "cluster_id"), ("neural", "none")])
 def test_a_variant_alone_is_the_variant_of_the_whole_run(built, shop, variant):
-    alone = train.fit_variant(*variant, shop.train, shop.valid, shop.test, shop.vectors, CONFIG)
+    splits = train.encode_splits(
+        dict(zip(PERIODS, (shop.train, shop.valid, shop.test), strict=True)), shop.vectors, CONFIG
+    )
+    alone = train.fit_encoded(variant[0], splits.with_images(variant[1]), splits, CONFIG)
     written = pq.read_table(built[1] / "predictions.parquet").column("/".join(variant)).to_numpy()
     np.testing.assert_array_equal(alone.test, written)
 

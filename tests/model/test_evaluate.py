@@ -6,8 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs import evaluate
 from model import metrics
 from model.ctr import inputs
+from model.ctr.config import CtrConfig
 from model.ctr.evaluate import (
     TestRows,
     Variant,
@@ -18,6 +20,7 @@ from model.ctr.evaluate import (
     true_probabilities,
     with_true_labels,
 )
+from model.ctr.train import Fitted
 
 
 def _predictions(n=600, seed=0):
@@ -127,6 +130,24 @@ def test_several_labels_stand_side_by_side_behind_the_same_plain_columns(shop):
     assert both.names == (*given["a"].names, *(f"b_{name}" for name in given["b"].names[plain:]))
     np.testing.assert_array_equal(both.dense[:, : len(given["a"].names)], given["a"].dense)
     np.testing.assert_array_equal(both.dense[:, len(given["a"].names) :], given["b"].dense[:, plain:])
+
+
+def test_every_true_label_has_a_number_of_its_own_in_the_models_inputs(shop, monkeypatch):
+    seen = []
+
+    def note(_model, given, splits, *_):
+        seen.append((set(given["train"].rows.cluster) - {-1}, splits.state.clusters))
+        nothing = np.zeros(len(given["test"]), np.float32)
+        return Fitted(None, nothing, nothing, 0.5, 0.7)
+
+    monkeypatch.setattr(evaluate, "fit_encoded", note)
+    ids = shop.vectors.item_ids
+    truth = pa.table(
+        {"item_id": ids, "wide": [str(n % 8) for n in range(len(ids))], "narrow": ["x", "y"] * (len(ids) // 2)}
+    )
+    tables = {"train": shop.train, "valid": shop.valid, "test": shop.test}
+    evaluate._true_style(tables, truth, shop.vectors, CtrConfig(), None)
+    assert seen == [(set(range(8)), 8)] * 2  # both models: eight labels, and eight known to the vocabulary
 
 
 def test_numbers_that_json_does_not_know_become_null():

@@ -50,6 +50,10 @@ PAGE_VIEW_SIZE: Final = 5  # Yang et al. 2025: up to 5 page-view images a row
 PRETRAIN_HISTORY: Final = 5  # ... and the user's last 5 clicked images
 CTR_HISTORY: Final = 50
 WINDOWS_DAYS: Final = (1, 7, 30)  # statistics cover [midnight - window, midnight)
+# A smoothed CTR is that of a Beta prior: as if this much had been seen before.
+SMOOTHING_CLICKS: Final = 1.0
+SMOOTHING_IMPRESSIONS: Final = 20.0
+UNSEEN_CTR: Final = SMOOTHING_CLICKS / SMOOTHING_IMPRESSIONS  # of whoever has no statistics
 
 # --- features -------------------------------------------------------------------------------------------------------
 
@@ -72,6 +76,12 @@ class View:
     features: tuple[Feature, ...]
 
 
+def _statistics(prefix: str) -> tuple[Feature, ...]:
+    """Impressions, clicks and smoothed CTR in each window."""
+    kinds = {"impressions": "int", "clicks": "int", "ctr": "float"}
+    return tuple(Feature(f"{prefix}_{what}_{days}d", kind) for days in WINDOWS_DAYS for what, kind in kinds.items())
+
+
 USER_HISTORY: Final = View(
     "user_history",
     (USER_KEY,),
@@ -83,7 +93,7 @@ USER_HISTORY: Final = View(
 USER_STATISTICS: Final = View(
     "user_statistics",
     (USER_KEY,),
-    tuple(Feature(f"user_{what}_{days}d", "int") for days in WINDOWS_DAYS for what in ("impressions", "clicks")),
+    _statistics("user"),
 )
 ITEM_PROFILE: Final = View(
     "item_profile",
@@ -97,7 +107,7 @@ ITEM_PROFILE: Final = View(
 ITEM_STATISTICS: Final = View(
     "item_statistics",
     (ITEM_KEY,),
-    tuple(Feature(f"item_{what}_{days}d", "int") for days in WINDOWS_DAYS for what in ("impressions", "clicks")),
+    _statistics("item"),
 )
 # IDs and vectors lie in separate views: an online read fetches a whole view, and a vector costs 30 times an ID.
 ITEM_CLUSTER: Final = View("item_cluster", (ITEM_KEY, SPACE_KEY), (Feature("cluster_id", "int"),))

@@ -12,6 +12,7 @@ class SequencesConfig:
     page_view_size: int = PAGE_VIEW_SIZE
     pretrain_history: int = PRETRAIN_HISTORY
     ctr_history: int = CTR_HISTORY
+    max_clicks_per_day: int = 1000  # of one user and UTC day; what a bot clicks beyond is set aside
     train_fraction: float = 0.8  # of the page views, in time order
     valid_fraction: float = 0.1  # the rest is the test period
 

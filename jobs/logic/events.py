@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
 from feature_repo.contract import EVENT_TYPES
@@ -20,17 +20,20 @@ NAIVE_EVENT_TIME: Final = "naive_event_time"  # a moment without its offset from
 BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment
 BAD_POSITION: Final = "bad_position"  # negative, or not a whole number
 NULL_POSITION: Final = "null_position"  # an impression must say where it was shown
-# Two more need the other events of the same request.
+# Two more need the other events of the same page view, and the last those of the same user and day.
 FOREIGN_REQUEST: Final = "request_of_another_user"
 EARLY_CLICK: Final = "click_before_request"  # its own label would stand in its history
+TOO_MANY_CLICKS: Final = "too_many_clicks"  # no human clicks so often: a bot must not sink a job, nor train a model
 REJECTIONS: Final = (
     *(BAD_ROW, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
     *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, BAD_POSITION, NULL_POSITION),
-    *(FOREIGN_REQUEST, EARLY_CLICK),
+    *(FOREIGN_REQUEST, EARLY_CLICK, TOO_MANY_CLICKS),
 )
 
 IMPRESSION: Final = "impression"
 CLICK: Final = "click"
+CONVERSIONS: Final = ("cart", "purchase")  # carried with their type; neither labels nor history
+DAY: Final = timedelta(days=1)
 
 # Both engines match text against these, so they read nothing that is not understood alike by Python and by Java.
 WHITE_SPACE: Final = " \t\n\r\f\v"
@@ -55,6 +58,11 @@ class Event:
     def identity(self) -> tuple[str, str, datetime, str, str]:
         """What makes two events one and the same."""
         return self.user_id, self.item_id, self.event_time, self.event_type, self.request_id
+
+    @property
+    def day(self) -> date:
+        """The UTC day on which it happened."""
+        return self.event_time.date()
 
 
 # --- one event by itself --------------------------------------------------------------------------------------------
@@ -126,21 +134,40 @@ def _position_reason(value: object, event_type: str) -> str | None:
 
 
 # --- events together ------------------------------------------------------------------------------------------------
+# No rule looks further than a day back and a day ahead: so a day can be added to a log without computing its past anew,
+# and a day is settled once the next one has been read.
+
+PageKey = tuple[str, date]  # a page view: its request_id, and its request day
 
 
-def out_of_place(events: Iterable[Event]) -> dict[Event, str]:
-    """The events that contradict the impressions of their request, and why.
+def page_keys(events: Iterable[Event]) -> dict[Event, PageKey]:
+    """The page view that each event belongs to; an event without one is left out.
 
-    A request belongs to the user of its earliest impression (of equal ones, the smallest user_id) and begins then. A
-    request without impressions contradicts nothing.
+    A request's events belong to its page view of the day before, if an impression of the request lies there; else to
+    that of the same day; else, for what precedes its impressions, to that of the day after. So a page shown across
+    midnight is one page view, a click belongs to a page shown on its own day or the day before, and a request_id that
+    comes again days later is another page view.
     """
     events = list(events)
-    opened: dict[str, tuple[datetime, str]] = {}
+    shown = {(one.request_id, one.day) for one in events if one.event_type == IMPRESSION}
+    days = {one: (one.day - DAY, one.day, one.day + DAY) for one in events}
+    found = {one: next((day for day in days[one] if (one.request_id, day) in shown), None) for one in events}
+    return {one: (one.request_id, day) for one, day in found.items() if day is not None}
+
+
+def out_of_place(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> dict[Event, str]:
+    """The events that contradict the impressions of their page view, and why.
+
+    A page view belongs to the user of its earliest impression (of equal ones, the smallest user_id) and begins then.
+    An event without a page view contradicts nothing.
+    """
+    events = list(events)
+    opened: dict[PageKey, tuple[datetime, str]] = {}
     for one in events:
         if one.event_type == IMPRESSION:
             opening = (one.event_time, one.user_id)
-            opened[one.request_id] = min(opened.get(one.request_id, opening), opening)
-    found = {one: _misplacement(one, opened.get(one.request_id)) for one in events}
+            opened[pages[one]] = min(opened.get(pages[one], opening), opening)
+    found = {one: _misplacement(one, opened.get(pages[one])) for one in events if one in pages}
     return {one: reason for one, reason in found.items() if reason}
 
 
@@ -153,11 +180,30 @@ def _misplacement(one: Event, opening: tuple[datetime, str] | None) -> str | Non
     return EARLY_CLICK if one.event_type == CLICK and one.event_time < began else None
 
 
-def accept(events: Iterable[Event]) -> list[Event]:
-    """The events that no other event of their request contradicts, in order, duplicates included."""
+def over_the_cap(events: Iterable[Event], max_clicks_per_day: int) -> dict[Event, str]:
+    """The clicks of a user and UTC day beyond the first `max_clicks_per_day` distinct ones, and why.
+
+    In order of event_time, item_id, request_id: which ones stand depends on earlier clicks alone.
+    """
+    of_day: dict[tuple[str, date], list[Event]] = {}
+    for one in clicks_of(events):
+        of_day.setdefault((one.user_id, one.day), []).append(one)
+    surplus: dict[Event, str] = {}
+    for clicks in of_day.values():
+        allowed = sorted({_in_time(one) for one in clicks})[:max_clicks_per_day]
+        surplus |= dict.fromkeys((one for one in clicks if _in_time(one) not in allowed), TOO_MANY_CLICKS)
+    return surplus
+
+
+def _in_time(click: Event) -> tuple[datetime, str, str]:
+    return click.event_time, click.item_id, click.request_id
+
+
+def rejections(events: Iterable[Event], max_clicks_per_day: int) -> dict[Event, str]:
+    """Why each of these events, acceptable by itself, is rejected when they are seen together."""
     events = list(events)
-    misplaced = out_of_place(events)
-    return [one for one in events if one not in misplaced]
+    misplaced = out_of_place(events, page_keys(events))
+    return misplaced | over_the_cap((one for one in events if one not in misplaced), max_clicks_per_day)
 
 
 def deduplicate(events: Iterable[Event]) -> list[Event]:
@@ -174,6 +220,11 @@ def _depth(one: Event) -> float:
     return math.inf if one.position is None else one.position
 
 
-def clicks_of(events: Sequence[Event]) -> list[Event]:
+def clicks_of(events: Iterable[Event]) -> list[Event]:
     """The clicks among the events."""
     return [one for one in events if one.event_type == CLICK]
+
+
+def conversions_of(events: Iterable[Event]) -> list[Event]:
+    """The carts and purchases among the events."""
+    return [one for one in events if one.event_type in CONVERSIONS]

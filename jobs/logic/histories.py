@@ -20,12 +20,14 @@ class Snapshot:
     history: tuple[tuple[str, datetime], ...]
 
 
-def history_before(clicks: Iterable[Event], before: datetime, length: int) -> list[Event]:
-    """One user's last `length` clicks with event_time < before: newest first, equal times by item_id."""
-    earlier = [click for click in clicks if click.event_time < before]
-    earlier.sort(key=lambda click: (click.item_id, click.request_id))
-    earlier.sort(key=lambda click: click.event_time, reverse=True)  # stable: equal times stay in order of item_id
-    return earlier[:length]
+def history_before(clicks: Iterable[Event], before: datetime, length: int) -> list[tuple[str, datetime]]:
+    """One user's last `length` clicks (item_id, clicked at) with event_time < before: newest first, then by item_id.
+
+    An item clicked at one moment in two requests stands there once: an online store that is told again must not grow.
+    """
+    earlier = {(click.item_id, click.event_time) for click in clicks if click.event_time < before}
+    newest_first = sorted(sorted(earlier), key=lambda entry: entry[1], reverse=True)  # stable: then by item_id
+    return newest_first[:length]
 
 
 def snapshots(clicks: Iterable[Event], length: int) -> list[Snapshot]:
@@ -36,5 +38,4 @@ def snapshots(clicks: Iterable[Event], length: int) -> list[Snapshot]:
 
 
 def _history(clicks: list[Event], user_id: str, before: datetime, length: int) -> tuple[tuple[str, datetime], ...]:
-    own = [click for click in clicks if click.user_id == user_id]
-    return tuple((click.item_id, click.event_time) for click in history_before(own, before, length))
+    return tuple(history_before([click for click in clicks if click.user_id == user_id], before, length))

@@ -1,11 +1,11 @@
 """Page views with their labels, the pre-training rows made of them, and the split by time: plain Python, the oracle."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
-from jobs.logic.events import CLICK, IMPRESSION, Event
+from jobs.logic.events import CLICK, IMPRESSION, Event, PageKey
 from jobs.logic.histories import history_before
 
 TRAIN, VALID, TEST = "train", "valid", "test"
@@ -22,9 +22,10 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class PageView:
-    """One request: whose it was, when its first impression was shown, and its distinct items from the top down."""
+    """A page view: whose it was, when its first impression was shown, and its distinct items from the top down."""
 
     request_id: str
+    request_day: date
     user_id: str
     request_time: datetime
     shown: tuple[Shown, ...]
@@ -54,19 +55,21 @@ class TimeSplit:
         return VALID if at < self.test_start else TEST
 
 
-def page_views(events: Iterable[Event]) -> list[PageView]:
-    """The page views among accepted, deduplicated events, sorted by request_id.
+def page_views(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> list[PageView]:
+    """The page views among accepted, deduplicated events, sorted by request_id and day.
 
-    A click is attributed to its request_id and item_id, whenever it came.
+    pages: jobs.logic.events.page_keys of all the events that are acceptable by themselves.
+    A click labels the item that it names on the page view that it belongs to.
     """
-    requests: dict[str, list[Event]] = defaultdict(list)
+    members: dict[PageKey, list[Event]] = defaultdict(list)
     for one in events:
-        requests[one.request_id].append(one)
-    views = (_page_view(request_id, requests[request_id]) for request_id in sorted(requests))
+        if one in pages:
+            members[pages[one]].append(one)
+    views = (_page_view(key, members[key]) for key in sorted(members))
     return [view for view in views if view is not None]
 
 
-def _page_view(request_id: str, events: Sequence[Event]) -> PageView | None:
+def _page_view(key: PageKey, events: Sequence[Event]) -> PageView | None:
     impressions = [one for one in events if one.event_type == IMPRESSION]
     if not impressions:
         return None
@@ -76,14 +79,14 @@ def _page_view(request_id: str, events: Sequence[Event]) -> PageView | None:
         position = one.position or 0
         positions[one.item_id] = min(position, positions.get(one.item_id, position))
     shown = sorted(Shown(position, item_id, item_id in clicked) for item_id, position in positions.items())
-    return PageView(request_id, impressions[0].user_id, min(one.event_time for one in impressions), tuple(shown))
+    return PageView(*key, impressions[0].user_id, min(one.event_time for one in impressions), tuple(shown))
 
 
-def unmatched_clicks(events: Iterable[Event]) -> list[Event]:
-    """The clicks whose request shows no impression of their item: they are history, but label nothing."""
+def unmatched_clicks(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> list[Event]:
+    """The clicks whose page view shows no impression of their item: they are history, but label nothing."""
     events = list(events)
-    shown = {(one.request_id, one.item_id) for one in events if one.event_type == IMPRESSION}
-    return [one for one in events if one.event_type == CLICK and (one.request_id, one.item_id) not in shown]
+    shown = {(pages[one], one.item_id) for one in events if one.event_type == IMPRESSION}
+    return [one for one in events if one.event_type == CLICK and (pages.get(one), one.item_id) not in shown]
 
 
 def kept_on_page(shown: Iterable[Shown], size: int) -> list[Shown]:
@@ -99,7 +102,7 @@ def pretrain_row(view: PageView, clicks: Iterable[Event], size: int, history: in
         view.request_id,
         tuple(one.item_id for one in kept),
         tuple(int(one.clicked) for one in kept),
-        tuple(click.item_id for click in before),
+        tuple(item_id for item_id, _ in before),
     )
 
 

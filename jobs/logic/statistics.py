@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from feature_repo.contract import SMOOTHING_CLICKS, SMOOTHING_IMPRESSIONS
+
 DAY = timedelta(days=1)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -27,6 +29,11 @@ def count_in_window(times: Iterable[datetime], midnight: datetime, days: int) ->
 def counts_at(times: Mapping[str, Sequence[datetime]], midnight: datetime, windows: Sequence[int]) -> Counts:
     """All counts of one key at one midnight. times: what is counted -> when it happened to this key."""
     return {(what, days): count_in_window(times[what], midnight, days) for days in windows for what in times}
+
+
+def smoothed_ctr(impressions: int, clicks: int) -> float:
+    """The posterior mean of a click probability > 0, as if the contract's pseudo-counts had been seen before."""
+    return (clicks + SMOOTHING_CLICKS) / (impressions + SMOOTHING_IMPRESSIONS)
 
 
 def changes(

@@ -85,22 +85,93 @@ def test_events_a_microsecond_apart_are_no_duplicates() -> None:
     assert len(logic.deduplicate([event(), event(event_time=AT + timedelta(microseconds=1))])) == 2
 
 
+MIDNIGHT = datetime(2024, 3, 2, tzinfo=UTC)
+MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
+
+
+def shown(at: datetime, **changed: object) -> Event:
+    return event(**{"event_type": "impression", "position": 0, "event_time": at} | changed)
+
+
+def rejected(events: list[Event], max_clicks_per_day: int = 1000) -> dict[Event, str]:
+    return logic.rejections(events, max_clicks_per_day)
+
+
 def test_a_request_belongs_to_the_user_of_its_earliest_impression() -> None:
-    first = event(event_type="impression", position=0)
-    foreign = event(user_id="v", event_type="impression", position=0, event_time=AT + timedelta(seconds=1))
+    first = shown(AT)
+    foreign = shown(AT + timedelta(seconds=1), user_id="v")
     click = event(user_id="v", event_time=AT + timedelta(seconds=2))
-    assert logic.out_of_place([foreign, click, first]) == dict.fromkeys((foreign, click), "request_of_another_user")
+    assert rejected([foreign, click, first]) == dict.fromkeys((foreign, click), "request_of_another_user")
 
 
 def test_a_click_before_its_request_is_rejected_and_one_at_the_same_moment_is_not() -> None:
-    shown = event(event_type="impression", position=0)
-    early, same = event(event_time=AT - timedelta(microseconds=1)), event()
-    assert logic.out_of_place([shown, early, same]) == {early: "click_before_request"}
-    assert logic.accept([shown, early, same]) == [shown, same]
+    early, same = event(event_time=AT - MICROSECOND), event()
+    assert rejected([shown(AT), early, same]) == {early: "click_before_request"}
 
 
 def test_a_click_whose_request_was_never_shown_is_kept() -> None:
-    assert logic.accept([event()]) == [event()]
+    assert rejected([event()]) == {}
+    assert logic.page_keys([event()]) == {}
+
+
+@pytest.mark.parametrize(
+    ("at", "day"),
+    [
+        (MIDNIGHT - DAY - MICROSECOND, None),
+        (MIDNIGHT - DAY, 2),  # before it, and so early
+        (MIDNIGHT - MICROSECOND, 2),
+        (MIDNIGHT, 2),
+        (MIDNIGHT + 2 * DAY - MICROSECOND, 2),
+        (MIDNIGHT + 2 * DAY, None),
+    ],
+)
+def test_a_page_view_has_its_own_day_and_one_on_either_side(at: datetime, day: int | None) -> None:
+    click = event(event_time=at)
+    key = logic.page_keys([shown(MIDNIGHT), click]).get(click)
+    assert key == (None if day is None else ("r", MIDNIGHT.date().replace(day=day)))
+
+
+def test_a_page_shown_across_midnight_is_one_page_view_of_the_day_before() -> None:
+    before, after = shown(MIDNIGHT - MICROSECOND), shown(MIDNIGHT, item_id="j")
+    assert set(logic.page_keys([before, after]).values()) == {("r", AT.date())}
+    assert rejected([before, after, event(item_id="j", event_time=MIDNIGHT)]) == {}
+
+
+def test_a_request_id_that_comes_again_days_later_is_another_page_view() -> None:
+    again = shown(MIDNIGHT + 2 * DAY, user_id="v")
+    assert len(set(logic.page_keys([shown(MIDNIGHT), again]).values())) == 2
+    assert rejected([shown(MIDNIGHT), again]) == {}
+
+
+def test_of_a_bots_clicks_the_first_of_each_day_stand_and_repeats_of_them_do_not_count() -> None:
+    clicks = [event(event_time=MIDNIGHT + seconds * timedelta(seconds=1)) for seconds in (0, 1, 2, 3)]
+    repeat, tomorrow, human = event(event_time=MIDNIGHT, position=7), event(event_time=MIDNIGHT + DAY), event()
+    of_another = event(user_id="v", event_time=MIDNIGHT + DAY / 2)
+    found = rejected([*clicks[::-1], repeat, tomorrow, human, of_another], max_clicks_per_day=2)
+    assert found == dict.fromkeys(clicks[2:], "too_many_clicks")
+
+
+def test_clicks_at_one_moment_are_capped_in_order_of_their_items() -> None:
+    a, b = event(item_id="a"), event(item_id="b")
+    assert rejected([b, a], max_clicks_per_day=1) == {b: "too_many_clicks"}
+
+
+def test_carts_and_purchases_keep_their_type() -> None:
+    cart, bought = event(event_type="cart"), event(event_type="purchase")
+    assert logic.conversions_of([event(), cart, shown(AT), bought]) == [cart, bought]
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=40), st.integers(0, 2))
+def test_what_becomes_of_a_day_is_settled_when_the_next_one_is_known(drawn_events, codes, ahead) -> None:
+    events = drawn_events(codes)
+    for day in {one.day for one in events}:
+        known = [one for one in events if day - 3 * DAY <= one.day <= day + DAY]
+        more = [one for one in events if one.day <= day + (1 + ahead) * DAY]
+        fates = [rejected(some, 2) for some in (known, more)]
+        keys = [logic.page_keys(some) for some in (known, more)]
+        own = [one for one in known if one.day == day]
+        assert [fates[0].get(one) for one in own] == [fates[1].get(one) for one in own]
+        assert [keys[0].get(one) for one in own] == [keys[1].get(one) for one in own]
 
 
 @given(st.lists(st.integers(0, 10**12), max_size=40))

@@ -1,5 +1,6 @@
 """The laws of a user's history."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -17,8 +18,8 @@ def click(item_id: str, seconds: float = 0, user_id: str = "u") -> Event:
     return Event(user_id=user_id, item_id=item_id, event_time=at, event_type="click", request_id="r")
 
 
-def item_ids(clicks: list[Event]) -> list[str]:
-    return [one.item_id for one in clicks]
+def item_ids(history: list[tuple[str, datetime]]) -> list[str]:
+    return [item_id for item_id, _ in history]
 
 
 def test_a_click_at_the_moment_itself_is_not_yet_history() -> None:
@@ -33,6 +34,11 @@ def test_the_newest_comes_first_and_equal_times_by_item() -> None:
 
 def test_an_item_clicked_twice_appears_twice() -> None:
     assert item_ids(history_before([click("a"), click("b", 1), click("a", 2)], AT + 3 * SECOND, 5)) == ["a", "b", "a"]
+
+
+def test_an_item_clicked_at_one_moment_in_two_requests_stands_once() -> None:
+    twice = [click("a"), replace(click("a"), request_id="s")]
+    assert item_ids(history_before(twice, AT + SECOND, 5)) == ["a"]
 
 
 def test_there_is_one_snapshot_for_each_moment_a_user_clicked() -> None:

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.logic.events import Event
-from jobs.logic.page_views import Shown, cut, kept_on_page, page_views, pretrain_row, time_split, unmatched_clicks
+from jobs.logic.events import Event, page_keys
+from jobs.logic.page_views import Shown, cut, kept_on_page, pretrain_row, time_split
+from jobs.logic.page_views import page_views as page_views_of
+from jobs.logic.page_views import unmatched_clicks as unmatched_clicks_of
 
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -16,6 +18,14 @@ SECOND = timedelta(seconds=1)
 def event(kind: str, item_id: str, position: int | None = None, seconds: float = 0, request_id: str = "r") -> Event:
     at = AT + seconds * SECOND
     return Event(user_id="u", item_id=item_id, event_time=at, event_type=kind, request_id=request_id, position=position)
+
+
+def page_views(events: list[Event]):
+    return page_views_of(events, page_keys(events))
+
+
+def unmatched_clicks(events: list[Event]) -> list[Event]:
+    return unmatched_clicks_of(events, page_keys(events))
 
 
 def test_a_page_view_shows_each_item_once_at_its_topmost_position_since_its_first_impression() -> None:
@@ -39,6 +49,14 @@ def test_a_click_without_its_impression_labels_nothing() -> None:
     assert unmatched_clicks(events) == events[1:]
     [view] = page_views(events)
     assert not view.shown[0].clicked
+
+
+@pytest.mark.parametrize(("hours", "clicked"), [(35.9, True), (36, False)])
+def test_attribution_ends_with_the_day_after_the_page(hours: float, clicked: bool) -> None:
+    events = [event("impression", "a", 0), event("click", "a", seconds=hours * 3600)]
+    [view] = page_views(events)
+    assert view.shown[0].clicked == clicked
+    assert unmatched_clicks(events) == ([] if clicked else events[1:])
 
 
 def test_a_page_too_long_keeps_its_clicked_items_first_and_its_order() -> None:

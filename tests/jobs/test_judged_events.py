@@ -1,4 +1,4 @@
-"""Events seen together are judged as plain Python judges them: page views, contradictions, repeats, and the bots' cap."""
+"""Events seen together are judged as plain Python judges them: page views, contradictions, repeats, the cap."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta

@@ -95,6 +95,12 @@ def histories(clicks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def with_ctr(counts: Sequence[int]) -> list[float]:
+    """Impressions and clicks of each window, and after each pair its smoothed CTR."""
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return [number for shown, clicked in pairs for number in (shown, clicked, (clicked + 1) / (shown + 20))]
+
+
 def statistics(
     view: View, impressions: Sequence[dict[str, Any]], clicks: Sequence[dict[str, Any]], as_of: datetime
 ) -> list[dict[str, Any]]:
@@ -108,7 +114,7 @@ def statistics(
     rows = []
     for entity in sorted(shown | clicked):
         times = [sorted(shown[entity]), sorted(clicked[entity])]
-        before = [0] * len(view.features)
+        before = [0, 0] * len(WINDOWS_DAYS)
         for day in range(1, (as_of - START).days + 1):
             midnight = START + timedelta(days=day)
             counts = [
@@ -118,7 +124,8 @@ def statistics(
             ]
             if counts != before:
                 names = [feature.name for feature in view.features]
-                rows.append({key: entity, "event_timestamp": midnight, **dict(zip(names, counts, strict=True))})
+                numbers = with_ctr(counts)
+                rows.append({key: entity, "event_timestamp": midnight, **dict(zip(names, numbers, strict=True))})
             before = counts
     return rows
 

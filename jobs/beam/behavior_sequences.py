@@ -24,7 +24,7 @@ from jobs.beam.sequence_facts import CountFacts
 from jobs.beam.sequence_tables import WriteTable
 from jobs.beam.sequences import BuildSequences, tables
 from jobs.beam.time_split import SplitByTime
-from jobs.config import SequencesConfig
+from jobs.config import LONGEST_HISTORY, SequencesConfig
 from jobs.sources.raw import TableFiles, raw_digest, source, table_files
 from model import artifact
 from model.artifact import Manifest
@@ -62,7 +62,7 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, bea
     options = running.options(beam_args)
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         _run(options, table, draft.path.absolute(), config)
-        draft.facts = sequence_facts.collect(draft.path)
+        draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
     manifest = artifact.read(out, kind=KIND)
     counts = {name: manifest.facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
@@ -85,8 +85,8 @@ def sequences(
     raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
     out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
     page_view_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.page_view_size,
-    pretrain_history: Annotated[int, typer.Option(min=1)] = DEFAULTS.pretrain_history,
-    ctr_history: Annotated[int, typer.Option(min=1)] = DEFAULTS.ctr_history,
+    pretrain_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.pretrain_history,
+    ctr_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.ctr_history,
     max_clicks_per_day: Annotated[int, typer.Option(min=1)] = DEFAULTS.max_clicks_per_day,
     train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,

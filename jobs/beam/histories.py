@@ -38,7 +38,7 @@ class JoinHistories(beam.PTransform):  # type: ignore[misc]  # Beam ships no typ
         return (
             (clicks | "Clicks" >> forever, views | "Views" >> forever)
             | "Both" >> beam.Flatten()
-            | "ByUser" >> beam.Map(lambda one: (one.user_id, one))
+            | "ByUser" >> beam.Map(_of_user)
             | "Walk" >> beam.ParDo(self.walk).with_outputs("snapshots", main="views")
         )
 
@@ -64,7 +64,7 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
         pending.add(element[1])
         settled.set(start_of(day + SETTLED_AFTER_DAYS) + self.lateness, dynamic_timer_tag=str(day))
 
-    @userstate.on_timer(SETTLED)
+    @userstate.on_timer(SETTLED)  # type: ignore[untyped-decorator]
     def settle(
         self,
         user_id: str = beam.DoFn.KeyParam,
@@ -93,6 +93,10 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
                 history = (*((item_id, at) for item_id in items), *history)[: self.length]
                 yield TaggedOutput("snapshots", Snapshot(user_id, at + AFTER_THE_CLICK, history))
         newest.write(history)
+
+
+def _of_user(one: Event | PageView) -> tuple[str, Any]:
+    return one.user_id, one
 
 
 def _at(one: Event | PageView) -> datetime:

@@ -37,6 +37,12 @@ class Settling(window.NonMergingWindowFn):  # type: ignore[misc]  # Beam ships n
         """days: how many days after its day began a window closes, besides the allowed lateness."""
         self.seconds = days * DAY_SECONDS + int(allowed_lateness.total_seconds())
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.seconds))
+
     def assign(self, context: Any) -> list[window.IntervalWindow]:
         """The window of an element's day, whatever its timestamp."""
         start = start_of(context.element[0][-1])

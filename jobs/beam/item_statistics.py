@@ -46,7 +46,7 @@ class CountPerDay(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             rows
             | "Day" >> beam.Map(_on_its_day, key=self.key, at=AT[self.what])
             | "Sum" >> beam.CombinePerKey(sum)
-            | "Name" >> beam.MapTuple(_per_day, what=self.what)
+            | "Name" >> beam.Map(_per_day, what=self.what)
         )
 
 
@@ -92,8 +92,9 @@ def _on_its_day(row: Row, key: str, at: str) -> tuple[tuple[str, int], int]:
     return (row[key], row[at].toordinal()), 1
 
 
-def _per_day(key_and_day: tuple[str, int], count: int, what: str) -> PerDay:
-    return key_and_day[0], (key_and_day[1], what, count)
+def _per_day(counted: tuple[tuple[str, int], int], what: str) -> PerDay:
+    (key, day), count = counted
+    return key, (day, what, count)
 
 
 # --- the job --------------------------------------------------------------------------------------------------------
@@ -113,9 +114,8 @@ def wire(pipeline: Any, sequences: Path, out: Path, until: datetime) -> None:
             | f"Both_{prefix}" >> beam.Flatten()
             | f"At_{prefix}" >> StatisticsAtMidnights(key=key, prefix=prefix, windows=WINDOWS_DAYS, until=until)
         )
-        rows | f"Write_{prefix}" >> WriteToParquet(
-            str(out / view.name / "part"), schema(key, view), file_name_suffix=".parquet"
-        )
+        part = str(out / view.name / "part")
+        rows | f"Write_{prefix}" >> WriteToParquet(part, schema(key, view), file_name_suffix=".parquet")
 
 
 def schema(key: str, view: View) -> pa.Schema:

@@ -25,8 +25,8 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
         + [("position", pa.int32()), ("clicked", SMALL), ("period", TEXT)]
     ),
     "page_views": pa.schema(
-        [("request_id", TEXT), ("user_id", TEXT), ("request_time", TIME), ("period", TEXT)]
-        + [("item_ids", TEXTS), ("labels", pa.list_(pa.field("element", SMALL))), ("history_item_ids", TEXTS)]
+        [("request_id", TEXT), ("user_id", TEXT), ("request_time", TIME), ("item_ids", TEXTS)]
+        + [("labels", pa.list_(pa.field("element", SMALL))), ("history_item_ids", TEXTS), ("period", TEXT)]
     ),
     "histories": pa.schema(
         [("user_id", TEXT), ("event_timestamp", TIME), ("history_item_ids", TEXTS)]
@@ -78,10 +78,10 @@ def page_view_row(
         "request_id": view.request_id,
         "user_id": view.user_id,
         "request_time": view.request_time,
-        "period": split.period(view.request_time),
         "item_ids": [one.item_id for one in kept],
         "labels": [int(one.clicked) for one in kept],
         "history_item_ids": [item_id for item_id, _ in before[:history]],
+        "period": split.period(view.request_time),
     }
 
 

@@ -20,7 +20,7 @@ from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight,
 from jobs.logic.events import TOO_MANY_CLICKS
 from jobs.sources.raw import source
 from jobs.spark import behavior_sequences
-from jobs.spark.behavior_sequences import ORDER, longest, tables, write_sequences
+from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
 from jobs.spark.histories import carry_on, clicks, newest, snapshots
 from jobs.spark.judged_events import DAY, cap, crowds, day_of, judge_together, standing
 from jobs.spark.page_views import pages
@@ -83,7 +83,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
             f"say `courier sequences --from {mark.first} --to {todo.last}` to build it again"
         )
     sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(spark_session("courier sequences"), raw)
+    read = read_events(session_for(raw), raw)
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
@@ -99,7 +99,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
 
 def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
-    earlier = read_events(spark_session("courier sequences"), raw).filter(F.col("event_time") < midnight(start))
+    earlier = read_events(session_for(raw), raw).filter(F.col("event_time") < midnight(start))
     found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
     if found["events"]:
         first = EPOCH + timedelta(days=found["first"])

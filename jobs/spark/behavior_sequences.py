@@ -8,10 +8,10 @@ from typing import Annotated, Any, Final
 
 import structlog
 import typer
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from jobs.config import LONGEST_HISTORY, SequencesConfig
-from jobs.sources.raw import RawTableUnusable, raw_digest, source
+from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
 from jobs.spark.histories import clicks, conversions, histories, snapshots
 from jobs.spark.judged_events import cap, crowds, judge_together, standing
 from jobs.spark.page_views import impressions, page_views, pages, period, time_splits
@@ -27,6 +27,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "sequences"
 DEFAULTS: Final = SequencesConfig()
+LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
 # For each table, what its parts are cut by and how they are sorted: together a total order, but for equal rows.
 ORDER: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
     "impressions": (["request_id"], ["request_time", "position", "item_id"]),
@@ -45,7 +46,7 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig) -> 
     Raises RawTableUnusable where the events cannot be read or hold no accepted impression, JavaMissing.
     """
     sampled = bool(source(raw).get("sampled_negatives", False))
-    together = judge_together(read_events(spark_session("courier sequences"), raw)).persist()
+    together = judge_together(read_events(session_for(raw), raw)).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = cap(together, crowded)
     shown = pages(standing(judged)).persist()
@@ -63,6 +64,12 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig) -> 
     finally:
         for frame in (kept, shown, crowded, together):
             frame.unpersist()
+
+
+def session_for(raw: Path) -> SparkSession:
+    """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
+    size = sum(file.stat().st_size for file in table_files(raw, "events").files)
+    return spark_session("courier sequences", large=size > LARGE_BYTES)
 
 
 def require_some(counted: Mapping[str, Any], raw: Path) -> None:

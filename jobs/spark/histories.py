@@ -46,3 +46,23 @@ def histories(kept: DataFrame, length: int) -> DataFrame:
         F.col("history.item_id").alias("history_item_ids"),
         F.transform("history", lambda click: F.unix_micros(click["at"])).alias("history_clicked_at"),
     )
+
+
+# --- from day to day ------------------------------------------------------------------------------------------------
+
+
+def newest(kept: DataFrame) -> DataFrame:
+    """The last snapshot of each user."""
+    last = kept.groupBy("user_id").agg(F.max_by(F.struct("event_time", "history"), "event_time").alias("last"))
+    return last.select("user_id", "last.event_time", "last.history")
+
+
+def carry_on(fresh: DataFrame, earlier: DataFrame, length: int) -> DataFrame:
+    """The snapshots `fresh`, each filled up from its user's `earlier` snapshot, and the earlier ones themselves.
+
+    earlier: at most one snapshot a user, older than all of `fresh`.
+    """
+    before = earlier.select("user_id", F.col("history").alias("before"))
+    longer = F.slice(F.concat("history", F.coalesce("before", F.slice("history", 1, 0))), 1, length)
+    filled = fresh.join(before, on="user_id", how="left").select("user_id", "event_time", longer.alias("history"))
+    return filled.unionByName(earlier)

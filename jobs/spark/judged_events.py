@@ -25,6 +25,8 @@ def judge_together(read: DataFrame) -> DataFrame:
     placed = read.withColumns(
         {"request_id": F.when(usable, F.col("request_id")).otherwise(F.col(ROW)), DAY: day_of("event_time")}
     )
+    # Else the first window is placed by all its keys and the second by request_id again: two shuffles, two sorts.
+    placed = placed.repartition("request_id")
     same = Window.partitionBy("request_id", DAY, "user_id", "item_id", "event_type", "event_time", REASON)
     topmost = F.row_number().over(same.orderBy(F.asc_nulls_last("position")))
     found = _page_views(placed.withColumn(REPEAT, topmost > 1))

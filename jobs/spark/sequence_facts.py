@@ -6,6 +6,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from feature_repo.contract import ITEM_KEY, USER_KEY
 from jobs.logic.events import CLICK
 from jobs.spark.judged_events import REPEAT, is_a
 from jobs.spark.raw_tables import REASON
@@ -56,8 +57,8 @@ def count_pages(shown: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[s
 
 def count_distinct(events: DataFrame) -> dict[str, int]:
     """How many users and items stand in these events."""
-    counts = events.agg(F.countDistinct("user_id").alias("users"), F.countDistinct("item_id").alias("items"))
-    return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
+    # Both in one aggregation would have Spark copy every row for each of them.
+    return {name: events.select(key).distinct().count() for name, key in (("users", USER_KEY), ("items", ITEM_KEY))}
 
 
 def capped_users(crowded: DataFrame) -> dict[str, int]:

@@ -117,16 +117,17 @@ def turns(workspace: Path) -> FileLock:
 def reconciled(store: "FeatureStore", workspace: Path) -> Iterator[None]:
     """Whatever Feast loads into user_history in this block is reconciled with what a stream has pushed there.
 
-    The rows are changed on their way into the online store, batch by batch: at no moment does it show a user moved back.
+    The rows are changed on their way into the online store, batch by batch: no moment shows a user moved back.
     """
     online, lock = store._get_provider().online_store, turns(workspace)
     write = online.online_write_batch
 
     def write_reconciled(config: Any, table: Any, data: Sequence[StoreRow], progress: Any) -> None:
         if table.name != USER_HISTORY.name:
-            return write(config, table, data, progress)
+            write(config, table, data, progress)
+            return
         with lock, _written_as_merged(config):
-            return write(config, table, list(_reconcile(online, config, table, data)), progress)
+            write(config, table, list(_reconcile(online, config, table, data)), progress)
 
     online.online_write_batch = write_reconciled  # of this one object: the class and every other store stay as they are
     try:

@@ -1,4 +1,4 @@
-"""Merging clicks into a history: any order, any grouping, any repetition, one result; and what a batch load may change."""
+"""Merging clicks into a history: any order, grouping and repetition give one result; what a batch load may change."""
 
 from datetime import timedelta
 

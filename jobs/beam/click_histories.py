@@ -36,9 +36,10 @@ from jobs.logic.online_histories import Click, History, click, merge
 
 KIND: Final = "clicks"
 READ, CLICKS, DISTINCT, PASSED_OVER = "read", "clicks", "distinct", "passed_over"
-PUSHED, UNCHANGED, REJECTED = "users_pushed", "users_unchanged", "rejected_"
+PUSHED, UNCHANGED, REJECTED, REFUSED_FILES = "users_pushed", "users_unchanged", "rejected_", "files_refused"
+COUNTED: Final = (READ, CLICKS, PASSED_OVER, DISTINCT, PUSHED, UNCHANGED, REFUSED_FILES)
 
-GATHER_SECONDS: Final = 1.0  # seconds that a stream gathers clicks before it looks at the store
+GATHER_SECONDS: Final = 1  # that a stream gathers a user's clicks before it looks at the store
 REJECTED_FILE_SECONDS: Final = 60  # a stream begins another file of rejected rows this often
 COMPACT_AT: Final = 4  # histories in one accumulator before it is cut back to one
 TALLY: Final = progress.Tally()  # rows read and users settled; one per process, as DoFns are copied
@@ -204,7 +205,7 @@ class _Update(beam.DoFn):  # type: ignore[misc]
 
 def open_once(shared: Shared, workspace: str) -> HistoryStore:
     """The process's store of a workspace. Raises StoreNotReady."""
-    store: HistoryStore = shared.acquire(lambda: HistoryStore(Path(workspace)))
+    store: HistoryStore = shared.acquire(lambda: HistoryStore(Path(workspace)), tag=workspace)
     return store
 
 
@@ -268,8 +269,10 @@ def wire(rows: Any, settings: Settings, shared: Shared) -> None:
 
 
 def report(counted: dict[str, int]) -> dict[str, Any]:
-    """The counters of a run as its answer: read = clicks + passed_over + all rejected."""
+    """The counters of a run as its answer: read = clicks + passed_over + all rejected. A file that could not be opened
+    as a table of events was read by nobody, and is counted apart.
+    """
     reasons = {name.removeprefix(REJECTED): n for name, n in sorted(counted.items()) if name.startswith(REJECTED)}
-    counts = {name: counted.get(name, 0) for name in (READ, CLICKS, PASSED_OVER, DISTINCT, PUSHED, UNCHANGED)}
+    counts = {name: counted.get(name, 0) for name in COUNTED}
     duplicates = counts[CLICKS] - counts.pop(DISTINCT)
     return {**counts, "duplicates": duplicates, "rejected": reasons}

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.beam import click_sources, local_runner, progress
-from jobs.beam.click_histories import TALLY, Settings, open_once, report, wire
+from jobs.beam.click_histories import REFUSED_FILES, TALLY, Settings, open_once, report, wire
 from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
 
@@ -102,7 +102,7 @@ def _is_usable(file: Path, counted: Counter[str]) -> bool:
         click_sources.check([file])
     except RawTableUnusable as refusal:  # one bad file must not end a stream
         log.warning("file_refused", why=str(refusal))
-        counted["files_refused"] += 1
+        counted[REFUSED_FILES] += 1
         return False
     return True
 

@@ -31,6 +31,10 @@ VERBS = {
     "ctr": ("jobs.pipeline:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),
     "evaluate": ("jobs.pipeline:stage_main", "[stage]  what images add: the table, the page, the confidence intervals"),
     "release": ("jobs.pipeline:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
+    "click-stream": (
+        "jobs.beam.click_stream:main",
+        "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",
+    ),
     "search": ("serving.visual_search:main", "look-alikes of an item or of an image file"),
     "rank": ("serving.ranker:main", "a user's items in order of predicted click probability"),
     "serve": ("serving.app:main", "answer /search and /rank over HTTP"),

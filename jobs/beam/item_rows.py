@@ -1,4 +1,4 @@
-"""Read the raw items table, parquet, CSV or JSON lines, as plain rows in the order of the table."""
+"""Read a raw table, parquet, CSV or JSON lines, as plain rows in the order of the table; the items table by default."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ Place = tuple[int, int]  # a row's file and its number in that file: the order o
 
 
 def rows(form: str, path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Raw]:
-    """The rows of one file: {column: value} of these columns, or the line itself where it is no JSON object.
+    """The rows of one file: {column: value} of these columns, or the line itself where it is no row of the table.
 
     form: parquet | csv | jsonl. CSV values are text; a naive timestamp stays naive. Raises RawTableUnusable.
     """
@@ -49,13 +49,13 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise RawTableUnusable(f"{path} is not a readable parquet file ({_line(error)}): write it again") from None
 
 
-def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     file = _parquet(path)
-    names = [name for name in columns if name in file.schema_arrow.names]
+    names = [name for name in wanted if name in file.schema_arrow.names]
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
-            cells = [_values(batch.column(name)) for name in names]
-            yield from (dict(zip(names, values, strict=True)) for values in zip(*cells, strict=True))
+            columns = [_values(batch.column(name)) for name in names]
+            yield from (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
     except (pa.ArrowInvalid, OSError) as error:
         raise RawTableUnusable(f"{path} is damaged ({_line(error)}): write it again") from None
 
@@ -87,12 +87,13 @@ def _csv_header(path: Path) -> list[str]:
         return next(csv.reader(stream), [])
 
 
-def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(stream)
         try:
             for row in reader:
-                yield {name: row.get(name) for name in columns}
+                whole = None not in row and None not in row.values()  # as many cells as the header has
+                yield {name: row.get(name) for name in wanted} if whole else json.dumps(row, ensure_ascii=False)
         except csv.Error as error:
             raise RawTableUnusable(
                 f"{path}, after line {reader.line_num}: {error}: look for an unclosed quote"
@@ -102,19 +103,20 @@ def _csv_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 # --- JSON lines -----------------------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path, columns: Sequence[str]) -> Iterator[Raw]:
+def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         for line in stream:
             if line.strip():
-                yield _json_row(line.rstrip("\n"), columns)
+                yield json_row(line.rstrip("\n"), wanted)
 
 
-def _json_row(line: str, columns: Sequence[str]) -> Raw:
+def json_row(line: str, wanted: Sequence[str] = COLUMNS) -> Raw:
+    """The row that a line of JSON says, or the line itself where it is no JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    return {name: _scalar(row.get(name)) for name in columns} if isinstance(row, dict) else line
+    return {name: _scalar(row.get(name)) for name in wanted} if isinstance(row, dict) else line
 
 
 def _scalar(value: Any) -> Any:

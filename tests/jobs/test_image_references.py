@@ -111,7 +111,9 @@ def furnish(raw):
 
 
 def build(raw, out, config=CONFIG, beam_args=()):
-    return image_references.build(raw=raw, raw_digest="digest", out=out, config=config, beam_args=beam_args)
+    return image_references.build(
+        raw=raw, raw_digest="digest", store=out.parent / "store", out=out, config=config, beam_args=beam_args
+    )
 
 
 @pytest.fixture(scope="module")

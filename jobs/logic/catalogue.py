@@ -41,6 +41,7 @@ STATUS_OF: Final = {
     "unsupported": BROKEN,
     "too_large": REFUSED,
     "too_many_pixels": REFUSED,
+    "too_long": REFUSED,
     "too_small": REFUSED,
     "outside_folder": REFUSED,
     "not_a_file": REFUSED,

@@ -1,7 +1,7 @@
 """The files of the images artifact: write them deterministically, and count what they hold."""
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,13 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jobs.beam.examine import Examined
+from jobs.beam.examine import Examined, ExaminedShard
 from jobs.beam.image_store import ImageStore, Location
 from jobs.beam.item_rows import Place, Raw
 from jobs.beam.whole_files import aside, write_pictures
+from jobs.config import ImagesConfig
 from jobs.logic import catalogue, near_duplicates
+from jobs.logic.catalogue import ImageUse
 from model import artifact
 
 ITEMS_SCHEMA: Final = pa.schema(
@@ -55,14 +57,13 @@ class RowsLost(RuntimeError):
     """The job has a fault: what it accepted and rejected is not what it read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shared:
-    """A "no image" picture: where it lies, how many items show it, and their categories, sorted."""
+    """A "no image" picture: where the store holds it, and who shows it."""
 
     image_id: str
     location: Location
-    items: int
-    categories: Sequence[str]
+    used: ImageUse
 
 
 def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: Path, shards: int, store: ImageStore) -> str:
@@ -76,36 +77,52 @@ def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: Path, sha
     return str(path)
 
 
-def write_items(rows: list[Examined], path: Path, near_distance: int) -> None:
-    """Write items.parquet, sorted by item_id. near_distance: in bits, see ImagesConfig."""
-    ordered = sorted(rows, key=lambda one: one.row.item.item_id)
-    near = near_duplicates_of(ordered, near_distance)
-    flat = [_flat(one) | {"near_duplicate_of": near.get(one.row.item.item_id)} for one in ordered]
+def write_items(shards: list[ExaminedShard], path: Path, config: ImagesConfig) -> None:
+    """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
+    rows = (one for shard in shards for one in shard.rows)
+    settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
+    near = near_duplicates_of(settled, config.near_distance)
+    flat = [
+        {
+            **vars(one.outcome),
+            **vars(one.row.item),
+            **vars(one.row),
+            "near_duplicate_of": near.get(one.row.item.item_id),
+        }
+        for one in settled
+    ]
     _write(flat, ITEMS_SCHEMA, path)
+
+
+def settle(rows: Sequence[Examined], config: ImagesConfig) -> list[Examined]:
+    """The rows, each with what all items that show its picture make of it."""
+    uses: defaultdict[str, list[ImageUse]] = defaultdict(list)
+    for one in rows:
+        if one.row.image_id is not None:
+            uses[one.row.image_id].append(catalogue.use(one.row.item.item_id, one.row.item.category))
+    used = {image_id: catalogue.together(every) for image_id, every in uses.items()}
+    limits = (config.placeholder_items, config.placeholder_categories)
+    return [
+        Examined(catalogue.settle(one.row, used[one.row.image_id], *limits), one.outcome) if one.row.image_id else one
+        for one in rows
+    ]
 
 
 def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> dict[str, str]:
     """item_id -> the smallest item_id that shows a near-duplicate of its picture, for every item but that one.
 
-    rows: sorted by item_id. Items that show one picture, and no other is near it, are duplicates and not in here.
+    rows: settled, sorted by item_id. Where a picture has no other near it, the items that show it are not in here:
+    they are plain duplicates.
     """
-    hashes = {str(one.row.image_id): str(one.outcome.phash) for one in rows if one.row.status == catalogue.OK}
+    hashes = {one.row.image_id: str(one.outcome.phash) for one in rows if one.row.image_id is not None}
     group_of = near_duplicates.groups(hashes, near_distance)
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for one in rows:
-        group, item_id = group_of.get(str(one.row.image_id)), one.row.item.item_id
+        group, item_id = group_of.get(one.row.image_id or ""), one.row.item.item_id
         if group is not None and first.setdefault(group, item_id) != item_id:
             found[item_id] = first[group]
     return found
-
-
-def _flat(one: Examined) -> dict[str, Any]:
-    owners = (one.row, one.row.item, one.outcome)
-    return {
-        name: next((getattr(owner, name) for owner in owners if hasattr(owner, name)), None)
-        for name in ITEMS_SCHEMA.names
-    }
 
 
 def write_rejected(rejected: list[tuple[Place, Raw, str]], path: Path) -> None:
@@ -120,11 +137,10 @@ def _as_json(row: Raw) -> str:
 
 def write_placeholders(shared: list[Shared], path: Path, store: ImageStore) -> None:
     """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
-    by_id = {one.image_id: one for one in shared}
-    pictures = store.gather((one.image_id, one.location) for one in shared).to_pylist()
+    used = {one.image_id: one.used for one in shared}
     flat = [
-        {**row, "items": by_id[row["image_id"]].items, "categories": list(by_id[row["image_id"]].categories)}
-        for row in pictures
+        {**row, "items": used[row["image_id"]].items, "categories": sorted(used[row["image_id"]].categories)}
+        for row in store.gather((one.image_id, one.location) for one in shared).to_pylist()
     ]
     _write(flat, PLACEHOLDERS_SCHEMA, path)
 

@@ -27,9 +27,9 @@ from jobs.beam.examine import KIND
 from jobs.beam.image_store import ImageStore
 from jobs.beam.image_transforms import (
     ExamineReferences,
+    FindPictures,
     KeepItems,
     ReadItems,
-    SettleDuplicates,
     WriteCount,
     WriteShards,
     WriteTable,
@@ -64,17 +64,15 @@ def wire(pipeline: Any, job: Job) -> None:
     read = pipeline | "ReadItems" >> ReadItems(job.table)
     items, rejected = read | "KeepItems" >> KeepItems()
     examine = ExamineReferences(job.store, job.folder, config, job.retry_failed)
-    usable, unusable = items | "ExamineReferences" >> examine
-    settle = SettleDuplicates(config.placeholder_items, config.placeholder_categories)
-    settled = usable | "SettleDuplicates" >> settle
-    rows = (settled.rows, unusable) | "EveryItem" >> beam.Flatten()
+    examined = items | "ExamineReferences" >> examine
+    pictures = examined | "FindPictures" >> FindPictures(config.placeholder_items, config.placeholder_categories)
 
-    write_items = partial(image_files.write_items, near_distance=config.near_distance)
+    write_items = partial(image_files.write_items, config=config)
     write_placeholders = partial(image_files.write_placeholders, store=job.store)
-    settled.images | "WriteShards" >> WriteShards(out / "shards", config.shards, job.store)
-    rows | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
+    pictures.images | "WriteShards" >> WriteShards(out / "shards", config.shards, job.store)
+    pictures.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
+    examined | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
     rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", image_files.write_rejected)
-    settled.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
     read | "WriteCount" >> WriteCount(out / image_files.READ)
 
 
@@ -172,11 +170,14 @@ def image_references(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Open again what failed and may succeed, and nothing else.")
     ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that https:// references may name; *.example.com for all below it.")
+    ] = None,
     size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
     shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
 ) -> None:
     """Open, verify, hash and resize every image of the items table. Beam's own options may follow, e.g. --runner=..."""
-    config = replace(ImagesConfig(), size=size, shards=shards)
+    config = replace(ImagesConfig(), size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
         raw_digest=raw_digest(raw),

@@ -29,7 +29,7 @@ FORMAT: Final = 1  # raise it when a column changes its meaning: what was stored
 CODECS: Final = ("pil", "libjpeg_turbo", "zlib", "libtiff", "webp", "avif")  # another version may give other pixels
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a reference gave when it was last opened; the facts are None where no image could be decoded."""
 
@@ -45,13 +45,8 @@ class Outcome:
     frames: int | None = None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Location:
-    """Where the store holds a picture: the reference as the items table writes it, and its absolute form."""
-
-    image_uri: str
-    uri: str
-
+# Where the store holds a picture: the reference as the items table writes it, and its absolute form.
+Location = tuple[str, str]
 
 SCHEMA: Final = pa.schema(
     [
@@ -71,7 +66,7 @@ class StoreChanged(ValueError):
     """Somebody else wrote into the store while it was being read; the message says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageStore:
     """The shards of one way of decoding, in a folder that every worker sees."""
 
@@ -107,8 +102,8 @@ class ImageStore:
     def gather(self, wanted: Iterable[tuple[str, Location]]) -> pa.Table:
         """The pictures (image_id, image) at these locations, sorted by id. Raises StoreChanged if one is not there."""
         by_shard: defaultdict[int, dict[str, str]] = defaultdict(dict)
-        for image_id, location in wanted:
-            by_shard[self.number(location.image_uri)][location.uri] = image_id
+        for image_id, (image_uri, uri) in wanted:
+            by_shard[self.number(image_uri)][uri] = image_id
         found = [self._pictures(number, ids) for number, ids in sorted(by_shard.items())]
         return pa.concat_tables([PICTURES.empty_table(), *found]).sort_by("image_id")
 

@@ -3,21 +3,23 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
 from jobs.beam import image_files, item_rows, progress
-from jobs.beam.examine import KIND, UNUSABLE, Examined, ExamineShards, examined
+from jobs.beam.examine import KIND, ExaminedShard, ExamineShards
 from jobs.beam.image_files import Shared
-from jobs.beam.image_store import ImageStore, Location, Outcome
+from jobs.beam.image_store import ImageStore, Location
 from jobs.beam.item_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
-from jobs.logic.catalogue import ImageUse, Item
+from jobs.logic.catalogue import ImageUse
 from jobs.sources.raw import TableFiles
+
+ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
 
 class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
@@ -61,31 +63,25 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
         self.work = ExamineShards(store, folder, config, retry_failed)
 
     def expand(self, items: Any) -> Any:
-        """PCollection of Item -> (PCollection of Examined with a usable image, PCollection of the others)."""
-        placed = items | "Place" >> beam.FlatMap(_place, store=self.store).with_outputs(UNUSABLE, main="placed")
-        looked = (
-            placed.placed
-            | "ByShard" >> beam.GroupByKey()
-            | "Examine" >> beam.ParDo(self.work).with_outputs(UNUSABLE, main="usable")
-        )
-        return looked.usable, (looked[UNUSABLE], placed[UNUSABLE]) | "Unusable" >> beam.Flatten()
+        """PCollection of Item -> PCollection of ExaminedShard. No pixels travel: they stay in the store."""
+        placed = items | "Place" >> beam.Map(lambda item, store: (store.number(item.image_uri or ""), item), self.store)
+        return placed | "ByShard" >> beam.GroupByKey() | "Examine" >> beam.ParDo(self.work)
 
 
-class SettleDuplicates(beam.PTransform):  # type: ignore[misc]
-    """Bring the items of each picture together: final `rows`, and distinct pictures at `images` and `placeholders`."""
+class FindPictures(beam.PTransform):  # type: ignore[misc]
+    """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`."""
 
     def __init__(self, min_items: int, min_categories: int) -> None:
         super().__init__()
-        self.settle = partial(_settle, min_items=min_items, min_categories=min_categories)
+        self.divide = partial(_divide, min_items=min_items, min_categories=min_categories)
 
-    def expand(self, usable: Any) -> Any:
-        """PCollection of Examined -> outputs of Examined, of (image_id, Location) and of Shared. No pixels travel."""
-        uses = usable | "Use" >> beam.Map(_use) | "Uses" >> beam.CombinePerKey(_together)
-        rows = usable | "Row" >> beam.Map(lambda one: (one.row.image_id, one))
+    def expand(self, examined: Any) -> Any:
+        """PCollection of ExaminedShard -> outputs of (image_id, Location) and of Shared."""
         return (
-            {"uses": uses, "rows": rows}
-            | "ByImage" >> beam.CoGroupByKey()
-            | "Settle" >> beam.FlatMap(self.settle).with_outputs("images", "placeholders", main="rows")
+            examined
+            | "Use" >> beam.FlatMap(_uses)
+            | "Uses" >> beam.CombinePerKey(_together)
+            | "Divide" >> beam.Map(self.divide).with_outputs("placeholders", main="images")
         )
 
 
@@ -124,7 +120,7 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
         self.path, self.write = path, write
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of anything -> PCollection of the path written."""
+        """PCollection of anything -> PCollection of None."""
         keyed = rows | "Gather" >> beam.Map(lambda row: (0, row))
         return _grouped(keyed, [0]) | "Write" >> beam.Map(_write_all, write=self.write, path=self.path)
 
@@ -135,7 +131,7 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
 def _read_rows(file: tuple[int, str], form: str) -> Iterator[tuple[Place, Raw]]:
     number, path = file
     for n, row in enumerate(item_rows.rows(form, Path(path))):
-        Metrics.counter(KIND, "items_read").inc()
+        ITEMS_READ.inc()
         progress.TALLY.add(read=1)
         yield (number, n), row
 
@@ -162,20 +158,11 @@ def _reject(place: Place, row: Raw, reason: str) -> Any:
     return TaggedOutput("rejected", (place, row, reason))
 
 
-def _place(item: Item, store: ImageStore) -> Iterator[Any]:
-    if item.image_uri is None:
-        progress.TALLY.add(done=1)
-        yield TaggedOutput(UNUSABLE, examined(item, Outcome(uri="", reason="no_reference")))
-    else:
-        yield store.number(item.image_uri), item
-
-
-def _use(one: Examined) -> tuple[str | None, tuple[ImageUse, Location]]:
-    item = one.row.item
-    return one.row.image_id, (
-        catalogue.use(item.item_id, item.category),
-        Location(str(item.image_uri), one.outcome.uri),
-    )
+def _uses(shard: ExaminedShard) -> Iterator[tuple[str, tuple[ImageUse, Location]]]:
+    for one in shard.rows:
+        item, image_id = one.row.item, one.row.image_id
+        if image_id is not None:
+            yield image_id, (catalogue.use(item.item_id, item.category), (str(item.image_uri), one.outcome.uri))
 
 
 def _together(uses: Iterable[tuple[ImageUse, Location]]) -> tuple[ImageUse, Location]:
@@ -183,27 +170,20 @@ def _together(uses: Iterable[tuple[ImageUse, Location]]) -> tuple[ImageUse, Loca
     return catalogue.together(use for use, _ in every), min(location for _, location in every)
 
 
-def _settle(group: tuple[str, dict[str, list[Any]]], min_items: int, min_categories: int) -> Iterator[Any]:
-    image_id, found = group
-    ((used, location),) = found["uses"]
-    for one in found["rows"]:
-        settled = catalogue.settle(one.row, used, min_items, min_categories)
-        Metrics.counter(KIND, settled.reason or settled.status).inc()
-        yield Examined(settled, one.outcome)
+def _divide(picture: tuple[str, tuple[ImageUse, Location]], min_items: int, min_categories: int) -> Any:
+    image_id, (used, location) = picture
     if catalogue.is_placeholder(used, min_items, min_categories):
-        yield TaggedOutput("placeholders", Shared(image_id, location, used.items, sorted(used.categories)))
-    else:
-        yield TaggedOutput("images", (image_id, location))
+        return TaggedOutput("placeholders", Shared(image_id, location, used))
+    return image_id, location
 
 
 def _shard(image: tuple[str, Location], shards: int, store: ImageStore) -> tuple[int, tuple[str, Location]]:
     # By the store's shard, so that each shard of the store is read for one shard of the artifact only.
-    return store.number(image[1].image_uri) % shards, image
+    return store.number(image[1][0]) % shards, image
 
 
-def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], Path], None], path: Path) -> str:
+def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], Path], None], path: Path) -> None:
     write(group[1], path)
-    return str(path)
 
 
 def _grouped(keyed: Any, keys: list[int]) -> Any:

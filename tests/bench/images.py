@@ -1,7 +1,7 @@
 """How fast the images job is beside a bare loop over the same files: `python tests/bench/images.py [--files N]`.
 
-The bare loop reads, decodes, resizes and encodes as the job does, in a pool of one thread a core, and does nothing else: no
-hashes, no verification, no tables. The other decoders are measured where they are installed.
+The bare loop reads, decodes, resizes and encodes as the job does, in a pool of one thread a core, and does nothing
+else: no hashes, no verification, no tables. The other decoders are measured where they are installed.
 """
 
 import os
@@ -38,7 +38,9 @@ def draw(seed: int, side: int = 500) -> bytes:
     """A JPEG of about side x side: smooth patches of colour, an edge and grain, as a product photo has them."""
     rng = np.random.default_rng(seed)
     width, height = side + seed % 7, side - seed % 5
-    patches = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    patches = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     photo = np.asarray(patches).astype(np.int16) + rng.integers(-12, 13, (height, width, 1))
     photo[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
     stream = BytesIO()
@@ -105,7 +107,9 @@ def bare(paths: Iterable[Path], deed: Callable[[Path], bytes]) -> None:
 def job(raw: Path, folder: Path) -> dict[str, Any]:
     """One cold run of the whole job: from the raw table to the finished artifact; its facts."""
     new = Path(tempfile.mkdtemp(dir=folder))
-    manifest = image_references.build(raw=raw, raw_digest="bench", store=new / "store", out=new / "images", config=CONFIG)
+    manifest = image_references.build(
+        raw=raw, raw_digest="bench", store=new / "store", out=new / "images", config=CONFIG
+    )
     return dict(manifest.facts)
 
 

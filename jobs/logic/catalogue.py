@@ -35,6 +35,13 @@ STATUS_OF: Final = {
     "no_reference": MISSING,
     "not_found": MISSING,
     "unreadable": MISSING,  # it is there, but the disk or the store would not give it
+    "access_denied": MISSING,
+    "timed_out": MISSING,
+    "host_unavailable": MISSING,  # no address, no connection, or no whole answer
+    "server_error": MISSING,  # HTTP status 500 and above
+    "rate_limited": MISSING,  # HTTP status 429
+    "http_error": MISSING,  # any other HTTP status
+    "certificate_refused": MISSING,
     "empty": BROKEN,
     "not_an_image": BROKEN,
     "truncated": BROKEN,
@@ -47,8 +54,20 @@ STATUS_OF: Final = {
     "not_a_file": REFUSED,
     "scheme_not_allowed": REFUSED,
     "scheme_unavailable": REFUSED,  # allowed, but fsspec's driver for it is not installed
+    "host_not_allowed": REFUSED,
+    "redirect_not_allowed": REFUSED,
+    "too_many_redirects": REFUSED,
+    "private_address": REFUSED,
+    "credentials_in_url": REFUSED,
+    "bad_url": REFUSED,
     "shared_by_many": PLACEHOLDER,
 }
+# The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
+# after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
+RETRYABLE: Final = frozenset(
+    {reason for reason, status in STATUS_OF.items() if status == MISSING and reason != "no_reference"}
+    | {"scheme_unavailable"}
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 

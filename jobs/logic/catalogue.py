@@ -72,7 +72,7 @@ RETRYABLE: Final = frozenset(
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """An accepted row of the items table; created_at is aware UTC."""
 
@@ -84,7 +84,7 @@ class Item:
     created_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CatalogueRow:
     """An accepted item and what became of its image; image_id is None unless the status is ok."""
 
@@ -96,7 +96,7 @@ class CatalogueRow:
     duplicate_of: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageUse:
     """Who shows one picture: how many items, the smallest item_id among them, and their known categories."""
 

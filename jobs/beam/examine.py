@@ -52,7 +52,7 @@ class Look:
 
     outcome: Outcome
     png: bytes | None = None  # where the image was decoded
-    opened: bool = False
+    opened: bool = False  # its bytes were read
     microseconds: int = 0
 
 
@@ -133,16 +133,16 @@ class Looker:
             return Look(Outcome(uri=uri, reason=refusal.reason))
         if before is not None and not again and fingerprint == before.fingerprint is not None:
             return Look(before)
-        started = time.monotonic()
-        outcome, png = self._open(reference, Outcome(uri=uri, fingerprint=fingerprint), before)
-        return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
+        return self._open(reference, Outcome(uri=uri, fingerprint=fingerprint), before)
 
-    def _open(self, reference: str, found: Outcome, before: Outcome | None) -> tuple[Outcome, bytes | None]:
+    def _open(self, reference: str, found: Outcome, before: Outcome | None) -> Look:
+        started = time.monotonic()
         try:
             fetched = self.fetcher.fetch(reference)
         except NotFetched as refusal:
-            return replace(found, reason=refusal.reason), None
-        return self._examine(replace(found, fingerprint=fetched.fingerprint), fetched.data, before)
+            return Look(replace(found, reason=refusal.reason))
+        outcome, png = self._examine(replace(found, fingerprint=fetched.fingerprint), fetched.data, before)
+        return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
 
     def _examine(self, found: Outcome, data: bytes, before: Outcome | None) -> tuple[Outcome, bytes | None]:
         digest = hashlib.sha256(data).hexdigest()

@@ -431,6 +431,20 @@ def test_a_server_that_drips_is_given_up_when_the_time_is_over(server, fetcher_o
     assert time.monotonic() - started < 10
 
 
+def test_a_silent_server_is_given_up_when_the_time_is_over(server, fetcher_of):
+    done = threading.Event()
+    server.answers["/a"] = [lambda _handler: done.wait(20)]
+    started = time.monotonic()
+    assert reason_of(fetcher_of(total_seconds=0.5, read_seconds=19, attempts=1), server.url("/a")) == "timed_out"
+    assert time.monotonic() - started < 10
+    done.set()
+
+
+def test_without_time_no_connection_is_made(server, fetcher_of):
+    assert reason_of(fetcher_of(total_seconds=0.0, attempts=1), server.url("/a")) == "timed_out"
+    assert server.connections == 0
+
+
 def test_redirects_share_the_time_of_an_attempt(server, fetcher_of):
     def late(handler):
         time.sleep(0.3)

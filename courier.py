@@ -20,7 +20,7 @@ VERBS = {
     ),
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
     "sequences": ("jobs.pipeline:stage_main", "[stage]  page views, clicks and histories (Spark)"),
-    "images": ("jobs.pipeline:stage_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
+    "images": ("jobs.pipeline:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
     "pretrain": ("jobs.pipeline:stage_main", "[stage]  train the COURIER image encoder (torch)"),
     "embed": ("jobs.pipeline:stage_main", "[stage]  a unit vector for every distinct image"),
     "cluster": ("jobs.pipeline:stage_main", "[stage]  the k-means codebook and a cluster ID per item (FAISS)"),

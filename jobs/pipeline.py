@@ -45,7 +45,7 @@ class Stage:
     """One stretch of the road: what builds it, and what it is built from.
 
     build: "module:function", imported only when the stage runs.  needs: names of earlier stages, passed as paths.
-    takes: what else it wants: "raw" (the raw folder), "raw_digest", "workspace", "config".
+    takes: what else it wants: "raw" (the raw folder), "raw_digest", "workspace", "store" (of images), "config".
     """
 
     name: str
@@ -56,7 +56,7 @@ class Stage:
 
 STAGES = (
     Stage(name="sequences", build="jobs.spark.daily_log:build", takes=("raw", "raw_digest", "workspace", "config")),
-    Stage(name="images", build="jobs.beam.image_references:build", takes=("raw", "raw_digest", "config")),
+    Stage(name="images", build="jobs.beam.image_references:build", takes=("raw", "raw_digest", "store", "config")),
     Stage(name="pretrain", build="model.courier.train:build", needs=("sequences", "images"), takes=("config",)),
     Stage(name="embed", build="model.courier.embed:build", needs=("pretrain", "images")),
     Stage(name="cluster", build="jobs.cluster:build", needs=("embed", "sequences"), takes=("config",)),
@@ -83,7 +83,7 @@ STAGES = (
         takes=("workspace",),
     ),
 )
-REPORTS = ("evaluation.json", "evaluation.html")
+REPORTS = {"images": ("coverage.json", "coverage.html"), "evaluate": ("evaluation.json", "evaluation.html")}
 NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -170,10 +170,13 @@ def _is_whole(folder: Path, kind: str) -> bool:
     return True
 
 
-def walk(road: Road, *, rebuild: frozenset[str] = frozenset(), only: str | None = None) -> dict[str, str]:
+def walk(
+    road: Road, *, rebuild: frozenset[str] = frozenset(), only: str | None = None, **options: Any
+) -> dict[str, str]:
     """Bring every stage up to date; returns what was done: stage -> "built" or "skipped".
 
     rebuild: stages to build although they are fresh.  only: build this stage and no other; its inputs must be fresh.
+    options: handed to every stage that is built, so for use with `only`.
     Raises StageError where `only` lacks a fresh input, or another run holds the workspace.
     """
     road.workspace.mkdir(parents=True, exist_ok=True)
@@ -199,23 +202,24 @@ def walk(road: Road, *, rebuild: frozenset[str] = frozenset(), only: str | None 
                 console.print(f"[dim]{stage.name:<12} skipped: up to date ({state.folder.name})[/dim]")
                 continue
             _remember(road)
-            _build(road, raw, stage, known)
+            _build(road, raw, stage, known, options)
             known[stage.name] = State(state.folder, fresh=True)
             done[stage.name] = "built"
         _remember(road)
-        if done.get("evaluate"):
-            _publish(cast(Path, known["evaluate"].folder), road.workspace / "reports")
+        for name in (name for name in REPORTS if name in done):
+            _publish(cast(Path, known[name].folder), REPORTS[name], road.workspace / "reports")
     return done
 
 
-def _publish(evaluation: Path, reports: Path) -> None:
-    """Copy the evaluation to `reports`, each file whole or not at all."""
+def _publish(folder: Path, names: Sequence[str], reports: Path) -> None:
+    """Copy an artifact's reports to `reports`, each whole or not at all."""
     reports.mkdir(exist_ok=True)
-    for name in REPORTS:
-        artifact.write_whole(reports / name, (evaluation / name).read_bytes())
+    for name in names:
+        if (folder / name).is_file():
+            artifact.write_whole(reports / name, (folder / name).read_bytes())
 
 
-def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State]) -> None:
+def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State], options: Mapping[str, Any]) -> None:
     out = cast(Path, known[stage.name].folder)
     console.print(f"[bold]{stage.name:<12}[/bold] building {out}")
     begun = time.monotonic()
@@ -224,12 +228,13 @@ def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State]) -> No
         "raw": road.raw,
         "raw_digest": raw,
         "workspace": road.workspace,
+        "store": road.workspace / "image_store",
         "config": PRESETS[road.preset].get(stage.name),
     }
     arguments |= {name: offered[name] for name in stage.takes}
     module, _, function = stage.build.partition(":")
     build = cast(Callable[..., Manifest], getattr(import_module(module), function))
-    build(**arguments, out=out)
+    build(**arguments, **options, out=out)
     console.print(f"[bold]{stage.name:<12}[/bold] built in {time.monotonic() - begun:.1f} s")
 
 
@@ -399,6 +404,29 @@ def sequences(
         config = PRESETS[road.preset]["sequences"]
         add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config)
         _remember(road)
+
+
+def images_main(argv: Sequence[str]) -> None:
+    """`courier images`."""
+
+    def images(
+        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        workspace: Workspace = Path("workspace"),
+        preset: Remembered = None,
+        retry_failed: Annotated[
+            bool, typer.Option("--retry-failed", help="open again what failed and may succeed, and nothing else")
+        ] = False,
+    ) -> None:
+        """Bring the stage `images` up to date: only new and changed images are opened."""
+        road = recall_road(workspace, raw, preset)
+        if not retry_failed:
+            walk(road, only="images")
+        elif states(road, raw_digest(road.raw))["images"].fresh:
+            walk(road, only="images", rebuild=frozenset({"images"}), retry_failed=True)
+        else:
+            raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
+
+    _call(images, "courier images", argv)
 
 
 def _call(function: Callable[..., None], name: str, argv: Sequence[str]) -> None:

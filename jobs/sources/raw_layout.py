@@ -126,7 +126,7 @@ def _refuse_other_forms(file: Path, header: Sequence[str], name: str) -> None:
     columns = [column.name for column in COLUMNS[name]]
     for separator, said in SEPARATORS.items():
         if len(header) == 1 and separator in header[0]:
-            raise RawTableUnusable(f"{file} is separated by {said}: save it with commas")
+            raise RawTableUnusable(f"{file} is separated by {said}, not by commas: save it with commas")
     if header and header[0].lstrip().startswith(("{", "[")):
         raise RawTableUnusable(f"{file} holds JSON, not CSV: write one object a line and name it .jsonl")
     if not set(header) & set(columns) and any(map(_is_value, header)):
@@ -236,9 +236,8 @@ def _fits(kind: pa.DataType, wanted: str) -> bool:
 def _cure(parquet: pq.ParquetFile, column: Column, kind: pa.DataType) -> str:
     if column.kind != "timestamp" or not pa.types.is_integer(kind):
         return "cast it"
-    return (
-        f"write it as one, for example with pandas.to_datetime(column, unit='{_unit(parquet, column.name)}', utc=True)"
-    )
+    unit = _unit(parquet, column.name)
+    return f"write it as one, for example with pandas.to_datetime({column.name}, unit='{unit}', utc=True)"
 
 
 def _unit(parquet: pq.ParquetFile, name: str) -> str:

@@ -16,6 +16,7 @@ from jobs.sources.raw import table_files
 from jobs.spark.raw_files import CORRUPT, FILE, UNREADABLE, parts
 
 REASON: Final = "reason"
+AS_JSON: Final = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
 ROW: Final = "row"  # a rejected row as JSON, as it was read; null for an accepted one
 
 NUMBER: Final = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -183,7 +184,7 @@ def _first_reason(reasons: Mapping[str, Column]) -> Column:
 
 
 def _row_if(reason: Column, names: Sequence[str]) -> Column:
-    as_read = F.to_json(F.struct(*names), {"ignoreNullFields": "false"})
+    as_read = F.to_json(F.struct(*names), AS_JSON)
     return F.when(
         reason.isNotNull(), F.when(F.col(CORRUPT).isNotNull(), F.to_json(F.struct(CORRUPT))).otherwise(as_read)
     )
@@ -222,6 +223,6 @@ def _repeated(judged: DataFrame) -> DataFrame:
 def _also_rejected(judged: DataFrame, columns: Sequence[contract.Column]) -> DataFrame:
     """`judged` with the rows rejected that hold a reason in the column `_second`."""
     names = [column.name for column in columns]
-    as_typed = F.to_json(F.struct(*names), {"ignoreNullFields": "false"})
+    as_typed = F.to_json(F.struct(*names), AS_JSON)
     row = F.coalesce(F.col(ROW), F.when(F.col("_second").isNotNull(), as_typed))
     return judged.select(*names, F.coalesce(REASON, "_second").alias(REASON), row.alias(ROW))

@@ -88,7 +88,9 @@ def _csv_parts(spark: SparkSession, table: TableFiles) -> Iterator[DataFrame]:
         reader = spark.read.options(
             header=True, quote='"', escape='"', multiLine=True, encoding=BYTES, columnNameOfCorruptRecord=CORRUPT
         )
-        frame = reader.schema(schema).csv(_uris(group))
+        # An empty line that ends in CRLF in a file whose first one ends in LF. (Spark refuses to look at CORRUPT alone.)
+        empty = (F.col(columns[0]) == "\r") & F.col(CORRUPT).isNotNull()
+        frame = reader.schema(schema).csv(_uris(group)).filter(~F.coalesce(empty, F.lit(False)))
         cells = {name: _cell(name, last=name == columns[-1]) for name in columns if name in _names(table)}
         wanted = [cells.get(name, F.lit(None).cast("string")).alias(name) for name in _names(table)]
         # A quote that nothing closes takes in the rest of the file: as the last cell it would be no row too short.

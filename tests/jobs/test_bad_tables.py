@@ -321,7 +321,7 @@ COUNTED = [
     Case("items with CR", {"items.csv": as_csv(items(3), lineterminator="\r")}, counted=counted(3)),
     Case(
         "items with LF, then CRLF",
-        {"items.csv": as_csv(items(3)) + as_csv(items(5), lineterminator="\r\n").split(b"\r\n", 4)[4]},
+        {"items.csv": as_csv(items(3)) + as_csv(items(5), lineterminator="\r\n").split(b"\r\n", 4)[4] + b"\r\n"},
         counted=counted(5),
     ),
     Case("items in JSON with CRLF", {"items.jsonl": as_jsonl(items(3)).replace(b"\n", b"\r\n")}, counted=counted(3)),
@@ -657,7 +657,7 @@ def damaged_parquet() -> bytes:
     column = pa.array([f"{n:08d}" for n in range(20_000)])
     pq.write_table(pa.table(dict.fromkeys(ITEM, column)), stream, compression="zstd", use_dictionary=False)
     data = stream.getvalue()
-    return data[:1000] + bytes(200) + data[1200:]
+    return data[:4] + bytes(400) + data[404:]
 
 
 def cut_gzip() -> bytes:

@@ -88,7 +88,7 @@ def _csv_parts(spark: SparkSession, table: TableFiles) -> Iterator[DataFrame]:
         reader = spark.read.options(
             header=True, quote='"', escape='"', multiLine=True, encoding=BYTES, columnNameOfCorruptRecord=CORRUPT
         )
-        # An empty line that ends in CRLF in a file whose first one ends in LF. (Spark refuses to look at CORRUPT alone.)
+        # An empty line that ends in CRLF, in a file whose first one ends in LF. Spark refuses to look at CORRUPT alone.
         empty = (F.col(columns[0]) == "\r") & F.col(CORRUPT).isNotNull()
         frame = reader.schema(schema).csv(_uris(group)).filter(~F.coalesce(empty, F.lit(False)))
         cells = {name: _cell(name, last=name == columns[-1]) for name in columns if name in _names(table)}

@@ -13,10 +13,10 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from feature_repo.contract import EVENTS
 from jobs.beam import item_rows
 from jobs.beam.item_rows import Raw
-from jobs.sources.raw import EXPECTED, FORMATS, RawTableMissing, RawTableUnusable
+from jobs.sources import raw_layout
+from jobs.sources.raw import EXPECTED, RawTableMissing, RawTableUnusable, format_of
 
 COLUMNS: Final = tuple(column.name for column in EVENTS)
-NEEDED: Final = tuple(column.name for column in EVENTS if not column.nullable)
 UNREADABLE_FILE: Final = "unreadable_file"  # a reason of its own: the file's other rows are lost with it
 KAFKA: Final = re.compile(r"kafka://(?P<servers>[^/]+)/(?P<topic>[^/]+)/?")
 
@@ -148,7 +148,7 @@ def event_files(path: Path) -> list[Path]:
         return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file))
     if not path.exists():
         raise RawTableMissing(f"{path} does not exist: give a file or a folder of events, or kafka://host:port/topic")
-    if path.suffix.lower() not in FORMATS:
+    if format_of(path) is None:
         raise RawTableUnusable(f"{path} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl")
     return [path]
 
@@ -156,15 +156,15 @@ def event_files(path: Path) -> list[Path]:
 def check(files: Sequence[Path]) -> None:
     """Raises RawTableUnusable for a file that lacks a column of the events table, or cannot be opened as one."""
     for file in files:
-        item_rows.check_columns(_form(file), file, NEEDED)
+        raw_layout.check_file("events", _form(file), file)
 
 
 def _is_of_events(path: str) -> bool:
-    return Path(path).name[0] not in "._" and Path(path).suffix.lower() in FORMATS
+    return Path(path).name[0] not in "._" and format_of(Path(path)) is not None
 
 
 def _form(path: Path) -> str:
-    return FORMATS[path.suffix.lower()]
+    return str(format_of(path))
 
 
 def _line(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """Read the raw events table, parquet, CSV or JSON lines, as rows of what the files say, and judge each by itself."""
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ from feature_repo.contract import EVENTS
 from jobs.beam import item_rows
 from jobs.beam.item_rows import Raw
 from jobs.logic import events as logic
-from jobs.sources.raw import RawTableUnusable, TableFiles
+from jobs.sources import raw_layout
+from jobs.sources.raw import TableFiles
 
 COLUMNS: Final = tuple(column.name for column in EVENTS)
 
@@ -47,7 +47,7 @@ class JudgeEvents(beam.PTransform):  # type: ignore[misc]
 def check_columns(table: TableFiles) -> None:
     """Raises RawTableUnusable where a file has a header that lacks a column, or no readable header at all."""
     for file in table.files:
-        item_rows.check_columns(table.format, file, COLUMNS)
+        raw_layout.check_file("events", table.format, file)
 
 
 def _judge(row: Raw) -> Iterator[Any]:
@@ -60,32 +60,12 @@ def _judge(row: Raw) -> Iterator[Any]:
 
 
 def _rows(path: str, form: str) -> Iterator[Raw]:
-    if form == "csv":
-        yield from _csv_rows(Path(path))
-        return
     for row in item_rows.rows(form, Path(path), COLUMNS):
-        yield (
-            {name: _as_text(value) for name, value in row.items()} if form == "jsonl" and isinstance(row, dict) else row
-        )
+        yield row if isinstance(row, str) or form == "parquet" else {name: _as_text(row[name]) for name in row}
 
 
-def _as_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _csv_rows(path: Path) -> Iterator[Raw]:
-    """As item_rows reads them; but a line with too many or too few cells is a line, and an empty cell holds nothing."""
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        reader = csv.reader(stream)
-        header = next(reader, [])
-        try:
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    yield ",".join(cells)
-                    continue
-                row = dict(zip(header, cells, strict=True))
-                yield {name: row[name] or None for name in COLUMNS}
-        except csv.Error as error:
-            raise RawTableUnusable(
-                f"{path}, after line {reader.line_num}: {error}: look for an unclosed quote"
-            ) from None
+def _as_text(value: Any) -> Any:
+    """A cell of a text file as Spark reads it: text, or nothing; but whether a row's bytes are text is no cell."""
+    if value is None or isinstance(value, (str, bool)):
+        return value or None
+    return json.dumps(value)

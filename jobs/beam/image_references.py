@@ -22,7 +22,7 @@ import typer
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from jobs import coverage
-from jobs.beam import image_files, image_store, item_rows, progress
+from jobs.beam import image_files, image_store, progress
 from jobs.beam.examine import KIND
 from jobs.beam.image_store import ImageStore
 from jobs.beam.image_transforms import (
@@ -35,6 +35,7 @@ from jobs.beam.image_transforms import (
     WriteTable,
 )
 from jobs.config import ImagesConfig
+from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable, TableFiles, raw_digest, table_files
 from model import artifact
 from model.artifact import Manifest
@@ -94,7 +95,7 @@ def build(
     """
     table = table_files(raw, "items")
     for file in table.files:
-        item_rows.check_columns(table.format, file)
+        raw_layout.check_file("items", table.format, file)
     options = PipelineOptions(_with_runner(beam_args))
     opened = image_store.open_store(store, config)
     opened.sweep()

@@ -146,9 +146,10 @@ def _check_row(placed: tuple[Place, Raw]) -> Iterator[Any]:
 
 
 def _keep_first(group: tuple[str, Iterable[tuple[Place, dict[str, Any]]]]) -> Iterator[Any]:
-    (_, first), *others = sorted(group[1], key=lambda placed: placed[0])
-    yield catalogue.item(first)
-    for place, row in others:
+    described = [(catalogue.item(row), place, row) for place, row in group[1]]
+    (first, _, _), *others = sorted(described, key=lambda one: (catalogue.precedence(one[0]), one[1]))
+    yield first
+    for _, place, row in others:
         yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)
 
 

@@ -14,12 +14,13 @@ from typing import Any, Final
 from jobs.logic import events
 
 # Why a row of the items table is rejected, in the order in which the reasons are looked for.
-BAD_ROW: Final = "bad_row"  # a line that is not a JSON object
+BAD_ROW: Final = events.BAD_ROW
+BAD_ENCODING: Final = events.BAD_ENCODING
 NULL_ITEM_ID: Final = "null_item_id"  # absent, empty or only white space
 BAD_PRICE: Final = "bad_price"  # not a number, negative or infinite (NaN is an unknown price, as in pandas)
-BAD_CREATED_AT: Final = "bad_created_at"  # not an ISO 8601 moment, or one without its offset from UTC
-DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a later row of an item that an earlier acceptable row describes
-REJECTIONS: Final = (BAD_ROW, NULL_ITEM_ID, BAD_PRICE, BAD_CREATED_AT, DUPLICATE_ITEM_ID)
+BAD_CREATED_AT: Final = "bad_created_at"  # no ISO 8601 moment, one without its offset from UTC, or not of our time
+DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a row of an item that another acceptable row describes: see precedence
+REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, BAD_PRICE, BAD_CREATED_AT, DUPLICATE_ITEM_ID)
 
 # What became of an accepted item's image.
 OK: Final = "ok"
@@ -69,6 +70,8 @@ RETRYABLE: Final = frozenset(
     | {"scheme_unavailable"}
 )
 
+PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
+
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
@@ -110,6 +113,8 @@ class ImageUse:
 
 def reject_reason(row: Mapping[str, Any]) -> str | None:
     """Why this row is unusable by itself, or None; duplicates are for whoever sees the whole table."""
+    if found := events.damage(row):
+        return found
     if text(row.get("item_id")) is None:
         return NULL_ITEM_ID
     try:
@@ -137,21 +142,33 @@ def item(row: Mapping[str, Any]) -> Item:
     )
 
 
+def precedence(described: Item) -> tuple[tuple[bool, Any], ...]:
+    """The order among acceptable rows of one item, of which the smallest is kept: by PRECEDENCE, an absent value last.
+
+    No engine keeps the order of a table's rows, so it cannot be the first one.
+    """
+    values = (getattr(described, name) for name in PRECEDENCE)
+    return tuple((value is None, value) for value in values)
+
+
 def accept(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], list[tuple[Mapping[str, Any], str]]]:
     """The accepted items and the (row, reason) of the others, both in the order of the table.
 
-    Of several acceptable rows with one item_id the first is kept.
+    Of several acceptable rows with one item_id the smallest by `precedence` is kept.
     """
-    items: dict[str, Item] = {}
-    rejected: list[tuple[Mapping[str, Any], str]] = []
-    for row in rows:
-        if reason := reject_reason(row):
-            rejected.append((row, reason))
-        elif (accepted := item(row)).item_id in items:
-            rejected.append((row, DUPLICATE_ITEM_ID))
-        else:
-            items[accepted.item_id] = accepted
-    return list(items.values()), rejected
+    judged = [(row, reject_reason(row)) for row in rows]
+    items = [None if reason else item(row) for row, reason in judged]
+    kept: dict[str, int] = {}
+    for number, one in enumerate(items):
+        if one is not None:
+            rival = items[kept.setdefault(one.item_id, number)]
+            if rival is not None and precedence(one) < precedence(rival):
+                kept[one.item_id] = number
+    chosen = set(kept.values())
+    rejected = [
+        (row, reason or DUPLICATE_ITEM_ID) for number, (row, reason) in enumerate(judged) if number not in chosen
+    ]
+    return [one for number, one in enumerate(items) if one is not None and number in chosen], rejected
 
 
 def text(value: object) -> str | None:
@@ -190,16 +207,8 @@ def _number(value: object) -> float | None:
 
 
 def moment(value: object) -> datetime | None:
-    """A moment in UTC, or None where unknown. Raises ValueError where it is unreadable or has no offset from UTC."""
-    if not isinstance(value, datetime):
-        written = text(value)
-        if written is None:
-            return None
-        value = written
-    try:
-        return events.moment(value)
-    except OverflowError:
-        raise ValueError(f"{value} lies outside the years 1 to 9999 in UTC") from None
+    """A moment in UTC as events.moment reads it, or None where unknown. Raises ValueError."""
+    return None if events.is_absent(value) else events.moment(value)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------

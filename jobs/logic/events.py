@@ -10,14 +10,15 @@ from typing import Any, Final
 from feature_repo.contract import EVENT_TYPES
 
 # Why an event is rejected, in the order in which the reasons are looked for.
-BAD_ROW: Final = "bad_row"  # a line that is not a JSON object, or a CSV line with too many or too few cells
+BAD_ROW: Final = "bad_row"  # no JSON object, too many or too few CSV cells, or a NUL somewhere
+BAD_ENCODING: Final = "bad_encoding"  # bytes that are not UTF-8; whoever reads a row sets this key in it where so
 NULL_USER_ID: Final = "null_user_id"  # absent, empty or only white space; so for the other keys
 NULL_ITEM_ID: Final = "null_item_id"
 NULL_REQUEST_ID: Final = "null_request_id"
 UNKNOWN_EVENT_TYPE: Final = "unknown_event_type"
 NULL_EVENT_TIME: Final = "null_event_time"
 NAIVE_EVENT_TIME: Final = "naive_event_time"  # a moment without its offset from UTC
-BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment
+BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment, or not of our time
 BAD_POSITION: Final = "bad_position"  # negative, or not a whole number
 NULL_POSITION: Final = "null_position"  # an impression must say where it was shown
 # Two more need the other events of the same page view, and the last those of the same user and day.
@@ -25,7 +26,7 @@ FOREIGN_REQUEST: Final = "request_of_another_user"
 EARLY_CLICK: Final = "click_before_request"  # its own label would stand in its history
 TOO_MANY_CLICKS: Final = "too_many_clicks"  # no human clicks so often: a bot must not sink a job, nor train a model
 REJECTIONS: Final = (
-    *(BAD_ROW, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
+    *(BAD_ROW, BAD_ENCODING, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
     *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, BAD_POSITION, NULL_POSITION),
     *(FOREIGN_REQUEST, EARLY_CLICK, TOO_MANY_CLICKS),
 )
@@ -34,6 +35,10 @@ IMPRESSION: Final = "impression"
 CLICK: Final = "click"
 CONVERSIONS: Final = ("cart", "purchase")  # carried with their type; neither labels nor history
 DAY: Final = timedelta(days=1)
+
+# A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
+EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 
 # Both engines match text against these, so they read nothing that is not understood alike by Python and by Java.
 WHITE_SPACE: Final = " \t\n\r\f\v"
@@ -70,12 +75,21 @@ class Event:
 
 def reject_reason(raw: Mapping[str, Any]) -> str | None:
     """Why this raw event is unusable by itself, or None. Values are as read: text, numbers, datetimes, None."""
+    if found := damage(raw):
+        return found
     for key, reason in (("user_id", NULL_USER_ID), ("item_id", NULL_ITEM_ID), ("request_id", NULL_REQUEST_ID)):
         if is_absent(raw.get(key)):
             return reason
     if raw.get("event_type") not in EVENT_TYPES:
         return UNKNOWN_EVENT_TYPE
     return _time_reason(raw.get("event_time")) or _position_reason(raw.get("position"), str(raw["event_type"]))
+
+
+def damage(raw: Mapping[str, Any]) -> str | None:
+    """BAD_ROW or BAD_ENCODING where a row was not read as it was meant, whatever table it is of; else None."""
+    if any(isinstance(value, str) and "\0" in value for value in raw.values()):
+        return BAD_ROW
+    return BAD_ENCODING if raw.get(BAD_ENCODING) else None
 
 
 def event(raw: Mapping[str, Any]) -> Event:
@@ -99,29 +113,34 @@ def is_absent(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip(WHITE_SPACE))
 
 
-def moment(value: str | datetime) -> datetime:
-    """A moment in UTC, finer than microseconds cut off. Raises ValueError for text that is no ISO 8601 moment with an
-    offset, or a datetime without one.
+def moment(value: object) -> datetime:
+    """A moment in UTC, finer than microseconds cut off.
+
+    Raises ValueError for text that is no ISO 8601 moment with an offset, a datetime without one, anything else, and a
+    moment outside of [EARLIEST, LATEST).
     """
-    if isinstance(value, str):
-        if not re.fullmatch(LOCAL_MOMENT + OFFSET, value, re.ASCII):
-            raise ValueError(f"{value!r} is not a moment with an offset from UTC")
+    if isinstance(value, str) and re.fullmatch(LOCAL_MOMENT + OFFSET, value, re.ASCII):
         value = datetime.fromisoformat(value)
-    if value.tzinfo is None:
-        raise ValueError(f"{value} has no offset from UTC")
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise ValueError(f"{value!r} is not a moment with an offset from UTC")
+    if not EARLIEST <= value < LATEST:
+        raise ValueError(f"{value} is not of our time, which is {EARLIEST:%Y} to {LATEST:%Y}")
     return value.astimezone(UTC)
+
+
+def micros(at: datetime) -> int:
+    """Microseconds since 1970 of an aware moment, exactly."""
+    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _time_reason(value: object) -> str | None:
     if is_absent(value):
         return NULL_EVENT_TIME
-    if isinstance(value, datetime):
-        return None if value.tzinfo else NAIVE_EVENT_TIME
-    text = str(value)
-    if re.fullmatch(LOCAL_MOMENT, text, re.ASCII):
+    naive_text = isinstance(value, str) and re.fullmatch(LOCAL_MOMENT, value, re.ASCII)
+    if naive_text or (isinstance(value, datetime) and value.tzinfo is None):
         return NAIVE_EVENT_TIME
     try:
-        moment(text)
+        moment(value)
     except ValueError:
         return BAD_EVENT_TIME
     return None

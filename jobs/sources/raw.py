@@ -1,13 +1,17 @@
 """The raw folder: where the files of its tables lie, what it says about itself, and its identity."""
 
+import difflib
 import hashlib
 import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SOURCE = "SOURCE.json"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
+GZIPPED = re.compile(r"(.+\.(?:csv|jsonl|ndjson|json))\.gz", re.IGNORECASE)  # parquet compresses itself
 TRUTH = "truth*.parquet"  # only the evaluator reads these; what it reads enters no stage before it
 EXPECTED = "parquet, CSV or JSON lines"
 
@@ -42,35 +46,87 @@ def table_files(raw: Path, name: str) -> TableFiles:
     return TableFiles(name, path, _common_format(files), files)
 
 
+def format_of(file: Path) -> str | None:
+    """`parquet`, `csv` or `jsonl`, by the file's name; None where it says none of them."""
+    return FORMATS.get(_plain(file).suffix.lower())
+
+
+def is_gzipped(file: Path) -> bool:
+    """Whether a CSV or JSON lines file is compressed, by its name, which is what Spark goes by too."""
+    return GZIPPED.fullmatch(file.name) is not None
+
+
 def _table_path(raw: Path, name: str) -> Path:
     if not raw.is_dir():
         raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
-    found = sorted(path for path in raw.iterdir() if path.name == name or _is_named(path, name))
+    there = sorted(raw.iterdir())
+    found = [path for path in there if path.name == name or _is_named(path, name)]
     if not found:
-        raise RawTableMissing(f"{raw} holds no table {name}: add {name}.parquet, {name}.csv or {name}.jsonl")
+        known = f"add {name}.parquet, {name}.csv or {name}.jsonl"
+        raise RawTableMissing(f"{raw} holds no table {name}: {_rename(there, name)}{known}")
     if len(found) > 1:
         both = " and ".join(path.name for path in found)
         raise RawTableUnusable(f"{raw} holds the table {name} more than once ({both}): keep one of them")
-    return found[0]
+    return _reachable(found[0])
 
 
 def _is_named(path: Path, name: str) -> bool:
-    return path.stem == name and path.suffix.lower() in FORMATS
+    plain = _plain(path)
+    return plain.stem == name and plain.suffix.lower() in FORMATS
+
+
+def _plain(path: Path) -> Path:
+    """`a.csv` for `a.csv.gz`, and any other path as it is."""
+    zipped = GZIPPED.fullmatch(path.name)
+    return path.with_name(zipped[1]) if zipped else path
+
+
+def _rename(there: list[Path], name: str) -> str:
+    stems = {path.name.partition(".")[0].lower(): path.name for path in there}
+    likely = difflib.get_close_matches(name, stems, n=1, cutoff=0.7)
+    return f"if {stems[likely[0]]} is meant, save it under another name, or " if likely else ""
+
+
+def _reachable(path: Path) -> Path:
+    if path.is_file() or path.is_dir():
+        return path
+    if path.is_symlink():
+        raise RawTableUnusable(f"{path} is a link that leads nowhere: mend it or take it away")
+    raise RawTableUnusable(f"{path} is neither a file nor a folder: take it away")
 
 
 def _files_within(folder: Path) -> tuple[Path, ...]:
-    # Writers leave markers and checksums (_SUCCESS, .part-0.crc) beside the data.
-    return tuple(sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] not in "._"))
+    """The data files below a folder, through links too. Raises RawTableUnusable for a link that loses or doubles data.
+
+    OSError for a folder that may not be read: its files must not be missing in silence.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        here, facts = Path(path), Path(path).stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            raise RawTableUnusable(f"{here} leads to a folder that is read already: take the link away")
+        seen.add((facts.st_dev, facts.st_ino))
+        # Writers leave markers, checksums and half-written files (_SUCCESS, .part-0.crc, _temporary/) beside the data.
+        folders[:] = [name for name in folders if name[0] not in "._"]
+        found += [_reachable(here / name) for name in names if name[0] not in "._"]
+    return tuple(sorted(found))
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _common_format(files: tuple[Path, ...]) -> str:
     formats: dict[str, Path] = {}
     for file in files:
-        if file.suffix.lower() not in FORMATS:
+        form = format_of(file)
+        if form is None:
             raise RawTableUnusable(
-                f"{file} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl, or move it away"
+                f"{file} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl, the latter two also .gz, "
+                "or move it away"
             )
-        formats.setdefault(FORMATS[file.suffix.lower()], file)
+        formats.setdefault(form, file)
     if len(formats) > 1:
         one, other = list(formats.values())[:2]
         raise RawTableUnusable(f"{one} and {other} are one table in two formats: keep one format")

@@ -52,7 +52,15 @@ def test_an_unknown_price_is_none_and_a_known_one_a_float(price, amount):
 
 @pytest.mark.parametrize(
     "moment",
-    ["yesterday", "2024-05-01", "2024-05-01T12:00:00", datetime(2024, 5, 1), 1714564800, "0001-01-01T00:00:00+14:00"],  # noqa: DTZ001
+    [
+        "yesterday",
+        "2024-05-01",
+        "2024-05-01T12:00:00",
+        datetime(2024, 5, 1),  # noqa: DTZ001
+        1714564800,
+        "0001-01-01T00:00:00+14:00",
+        datetime(9999, 12, 31, tzinfo=UTC),
+    ],
 )
 def test_a_moment_that_is_unreadable_or_has_no_offset_is_rejected(moment):
     assert catalogue.reject_reason({"item_id": "a", "created_at": moment}) == catalogue.BAD_CREATED_AT
@@ -64,7 +72,7 @@ def test_every_spelling_of_a_moment_becomes_the_same_utc_moment(moment):
     assert (accepted, accepted.tzinfo) == (NOON, UTC)
 
 
-def test_the_first_acceptable_row_of_an_item_is_kept():
+def test_the_smallest_acceptable_row_of_an_item_is_kept_wherever_it_stands():
     rows = [
         {"item_id": "a", "price": -1, "title": "bad"},
         {"item_id": "a", "title": "first"},
@@ -75,12 +83,51 @@ def test_the_first_acceptable_row_of_an_item_is_kept():
     assert rejected == [(rows[0], "bad_price"), (rows[2], "duplicate_item_id")]
 
 
+@pytest.mark.parametrize(
+    ("kept", "other"),
+    [
+        ({"image_uri": "a", "title": "z"}, {"image_uri": "b", "title": "a"}),
+        ({"image_uri": "a", "category": "z"}, {"image_uri": "a", "category": None}),
+        ({"price": 9}, {"price": 10}),
+        ({"title": "\uffff"}, {"title": "\U0001f600"}),  # by code point, as UTF-8 sorts, not as UTF-16 does
+        ({"created_at": "2024-05-01T13:00:00+02:00"}, {"created_at": NOON}),
+        ({"created_at": NOON}, {"created_at": ""}),
+    ],
+)
+def test_of_two_rows_of_an_item_the_smaller_is_kept_by_value_and_an_absent_one_comes_last(kept, other):
+    rows = [{"item_id": "a"} | kept, {"item_id": "a"} | other]
+    for order in (rows, rows[::-1]):
+        items, rejected = catalogue.accept(order)
+        assert items == [catalogue.item(rows[0])]
+        assert rejected == [(rows[1], "duplicate_item_id")]
+
+
+@given(ROWS, st.randoms(use_true_random=False))
+def test_which_row_is_kept_does_not_depend_on_their_order(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    assert sorted(map(repr, catalogue.accept(rows)[0])) == sorted(map(repr, catalogue.accept(shuffled)[0]))
+
+
 @given(ROWS)
 def test_every_row_is_either_accepted_or_rejected_and_ids_are_unique(rows):
     items, rejected = catalogue.accept(rows)
     assert len(items) + len(rejected) == len(rows)
     assert len({one.item_id for one in items}) == len(items)
     assert {reason for _, reason in rejected} <= set(catalogue.REJECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"item_id": "a\0"}, "bad_row"),
+        ({"item_id": "a", "title": "b\0"}, "bad_row"),
+        ({"item_id": "a", "bad_encoding": True}, "bad_encoding"),
+        ({"item_id": "a\0", "bad_encoding": True}, "bad_row"),
+        ({"item_id": None, "bad_encoding": True}, "bad_encoding"),
+    ],
+)
+def test_a_damaged_row_is_rejected_before_its_values_are_looked_at(row, reason):
+    assert catalogue.reject_reason(row) == reason
 
 
 def test_an_unacceptable_row_describes_no_item():

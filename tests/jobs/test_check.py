@@ -9,12 +9,23 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jobs.logic import events as logic
 from jobs.logic.events import Event
+from jobs.logic.page_views import unmatched_clicks
 from jobs.sources.raw import RawTableUnusable
 
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 SHOWN = Event(user_id="u", item_id="a", event_time=AT, event_type="impression", request_id="r", position=0)
 NOWHERE = Event(user_id="u", item_id="", event_time=AT, event_type="impression", request_id="r", position=0)
+COUNTS = ("read", "accepted", "rejected", "duplicates")
+ROW = {
+    "user_id": "u",
+    "item_id": "a",
+    "event_time": "2024-03-01T12:00:00Z",
+    "event_type": "impression",
+    "request_id": "r",
+    "position": 0,
+}
 
 
 @pytest.fixture
@@ -41,10 +52,77 @@ def raw(spark, tmp_path, write_events):  # noqa: ARG001 (the check runs in this 
 def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app, raw) -> None:
     result = runner.invoke(app, [str(raw), "--json"])
     assert result.exit_code == 0
-    assert json.loads(result.stdout) == {
+    said = json.loads(result.stdout)
+    counted = {name: {what: said[name][what] for what in COUNTS} for name in ("events", "items")}
+    assert counted == {
         "events": {"read": 3, "accepted": 2, "rejected": {"null_item_id": 1}, "duplicates": 1},
         "items": {"read": 1, "accepted": 1, "rejected": {}, "duplicates": 0},
     }
+
+
+def test_events_that_lead_nowhere_are_counted_as_plain_python_counts_them(
+    runner, app, raw, write_events, drawn_events
+) -> None:
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(300)])
+    write_events(raw, events)
+    once = logic.deduplicate(logic.accept(events))
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    assert said["events"]["doubtful"] == {
+        "of_unknown_items": sum(one.item_id != "a" for one in once),
+        "unmatched_clicks": len(unmatched_clicks(once)),
+    }
+    assert 0 < len(unmatched_clicks(once)) < len(once)
+    assert said["items"]["doubtful"] == {"without_events": 0}
+    days = {str(one.event_time.date()) for one in once}
+    assert [day["day"] for day in said["events"]["days"]] == sorted(days)
+    for day in said["events"]["days"]:
+        times = [one.event_time for one in once if str(one.event_time.date()) == day["day"]]
+        assert (day["events"], day["first"], day["last"]) == (
+            len(times),
+            min(times).isoformat(),
+            max(times).isoformat(),
+        )
+
+
+def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app, raw) -> None:
+    (raw / "events.parquet").unlink()
+    (raw / "events").mkdir()
+    rows = [ROW | {"item_id": "", "position": n} for n in range(5)]
+    early = ROW | {"event_type": "click", "event_time": "2024-03-01T11:59:59.999999Z"}
+    for name, lines in (("a b", [*rows, ROW]), ("c", [early])):
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (raw / "events" / f"{name}.jsonl").write_text(text + "[not markup]" + "x" * 5000)
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)["events"]
+    assert said["rejected"] == {"bad_row": 2, "click_before_request": 1, "null_item_id": 5}
+    shown = said["examples"]
+    assert [(one["file"], json.loads(one["row"])["position"]) for one in shown["null_item_id"]] == [
+        ("events/a b.jsonl", n) for n in "012"
+    ]
+    [click] = shown["click_before_request"]
+    assert click["file"] == "events/c.jsonl"
+    assert json.loads(click["row"])["event_time"] == "2024-03-01T11:59:59.999999Z"
+    assert [len(one["row"]) for one in shown["bad_row"]] == [1000]
+    table = runner.invoke(app, [str(raw)], env={"COLUMNS": "90"}).stdout
+    assert "[not markup]" in table
+    assert max(map(len, table.splitlines())) <= 90
+
+
+def test_an_item_that_no_event_names_is_counted(runner, app, raw) -> None:
+    rows = [{"item_id": name, "image_uri": None} for name in ("a", "b", "b", "c")]
+    (raw / "items.parquet").unlink()
+    (raw / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    assert said["items"]["rejected"] == {"duplicate_item_id": 1}
+    assert said["items"]["doubtful"] == {"without_events": 2}
+    assert said["events"]["doubtful"] == {"of_unknown_items": 0, "unmatched_clicks": 0}
+
+
+def test_a_table_without_rows_is_said_to_hold_none(runner, app, raw) -> None:
+    (raw / "items.parquet").unlink()
+    (raw / "items.csv").write_text("item_id,image_uri\n")
+    result = runner.invoke(app, [str(raw)])
+    assert isinstance(result.exception, RawTableUnusable)
+    assert str(result.exception).endswith("items.csv holds no rows: fill it")
 
 
 def test_the_table_names_each_reason(runner, app, raw) -> None:

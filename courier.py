@@ -19,7 +19,7 @@ VERBS = {
         "a workspace's stages: fresh, stale or missing; the current release",
     ),
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
-    "sequences": ("jobs.commands:stage_main", "[stage]  page views, clicks and histories (Spark)"),
+    "sequences": ("jobs.commands:stage_main", "[stage]  page views, clicks and histories (Spark); --date adds a day"),
     "images": ("jobs.commands:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
     "pretrain": ("jobs.commands:stage_main", "[stage]  train the COURIER image encoder (torch)"),
     "embed": ("jobs.commands:stage_main", "[stage]  a unit vector for every distinct image"),

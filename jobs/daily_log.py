@@ -161,22 +161,27 @@ def read_days(workspace: Path, mark: Watermark) -> dict[str, artifact.Manifest]:
     found: dict[str, artifact.Manifest] = {}
     for day in Plan(first=mark.first, last=mark.last, write_from=mark.first).days:
         folder = day_folder(workspace, day)
-        found[folder.name] = one = _whole(folder, "day", day, mark)
+        found[folder.name] = one = read_day(workspace, day, mark.last)
         if one.facts["settled_with"] != settled_with(day, mark.last).isoformat():
             raise DailyLogError(
                 f"{folder} was computed for another watermark than {mark.last}, as an adding of days was cut short: "
                 f"say `courier sequences --from {day} --to {mark.last}`"
             )
     folder = undated_folder(workspace)
-    return found | {folder.name: _whole(folder, "undated", mark.last, mark)}
+    return found | {folder.name: _whole(folder, "undated", mark.last, mark.last)}
 
 
-def _whole(folder: Path, kind: str, day: date, mark: Watermark) -> artifact.Manifest:
+def read_day(workspace: Path, day: date, last: date) -> artifact.Manifest:
+    """The manifest of a day of a log that ends with `last`. Raises DailyLogError where it is missing or damaged."""
+    return _whole(day_folder(workspace, day), "day", day, last)
+
+
+def _whole(folder: Path, kind: str, day: date, last: date) -> artifact.Manifest:
     try:
         return artifact.read(folder, kind=kind)
     except (artifact.ArtifactMissing, artifact.ArtifactMismatch):
         raise DailyLogError(
-            f"{folder} is missing or damaged: say `courier sequences --from {day} --to {mark.last}`"
+            f"{folder} is missing or damaged: say `courier sequences --from {day} --to {last}`"
         ) from None
 
 

@@ -46,6 +46,7 @@ LOCAL_MOMENT: Final = r"[12]\d{3}-\d\d-\d\d[T ][0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d
 OFFSET: Final = r"(?:Z|[+-](?:0\d|1[0-4]):?[0-5]\d)"
 # pandas writes the positions of a column with gaps as 3.0; Java writes 10000000.0 as 1.0E7, hence seven digits.
 POSITION: Final = r"\d{1,7}(?:\.0*)?"
+LARGEST_POSITION: Final = 9_999_999  # what POSITION allows a whole number
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)

@@ -40,13 +40,14 @@ ORDER: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
 WITH_PERIOD: Final = ("impressions", "page_views")
 
 
-def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig) -> Manifest:
+def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, master: str | None = None) -> Manifest:
     """The sequences artifact: a folder of parquet parts for each table of ORDER.
 
-    Raises RawTableUnusable where the events cannot be read or hold no accepted impression, JavaMissing.
+    master: where Spark runs, if not here.  Raises RawTableUnusable where the events cannot be read or hold no accepted
+    impression, JavaMissing.
     """
     sampled = bool(source(raw).get("sampled_negatives", False))
-    together = judge_together(read_events(session_for(raw), raw)).persist()
+    together = judge_together(read_events(session_for(raw, master), raw)).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = cap(together, crowded)
     shown = pages(standing(judged)).persist()
@@ -66,10 +67,10 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig) -> 
             frame.unpersist()
 
 
-def session_for(raw: Path) -> SparkSession:
+def session_for(raw: Path, master: str | None = None) -> SparkSession:
     """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
     size = sum(file.stat().st_size for file in table_files(raw, "events").files)
-    return spark_session("courier sequences", large=size > LARGE_BYTES)
+    return spark_session("courier sequences", master, large=size > LARGE_BYTES)
 
 
 def require_some(counted: Mapping[str, Any], raw: Path) -> None:
@@ -143,6 +144,7 @@ def sequences(
     max_clicks_per_day: Annotated[int, typer.Option(min=1)] = DEFAULTS.max_clicks_per_day,
     train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
     config = SequencesConfig(
@@ -153,7 +155,7 @@ def sequences(
         train_fraction=train_fraction,
         valid_fraction=valid_fraction,
     )
-    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config)
+    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -201,6 +201,8 @@ def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesCo
             artifact.read(state_folder(workspace, before), kind="state")
             return spark.read.schema(STATE).parquet(f"file://{(state_folder(workspace, before) / 'state').absolute()}")
     earlier = Plan(first=todo.first, last=before, write_from=todo.first).days if before >= todo.first else []
+    for day in earlier:
+        daily_log.read_day(workspace, day, todo.last)
     clicked = _read_table(spark, "clicks", [day_folder(workspace, day) for day in earlier])
     return newest(snapshots(clicked, longest(config)))
 

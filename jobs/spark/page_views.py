@@ -28,12 +28,13 @@ def pages(events: DataFrame) -> DataFrame:
         F.count_if(hit).alias("clicks"),
     )
     one = F.struct("position", "item_id", (F.col("clicks") > 0).cast("tinyint").alias("clicked"))
+    # sort_array and not array_sort, which compares by a function that Spark interprets.
     return (
         met.filter(F.col("shown_at").isNotNull())
         .groupBy("request_id", PAGE_DAY, "user_id")
         .agg(
             F.min("shown_at").alias("request_time"),
-            F.array_sort(F.collect_list(one)).alias("shown"),
+            F.sort_array(F.collect_list(one)).alias("shown"),
             F.sum("clicks").alias("attributed"),
         )
         .select("request_id", "user_id", "request_time", "shown", "attributed")
@@ -70,19 +71,9 @@ def page_views(shown: DataFrame, kept: DataFrame, size: int, history: int) -> Da
 
 def _picked(size: int) -> Column:
     """At most `size` of the array `shown`, from the top down: the clicked ones first of all, then the topmost."""
-    urgency = F.transform(
-        "shown",
-        lambda one: F.struct(-one["clicked"], one["position"].alias("position"), one["item_id"], one["clicked"]),
-    )
-    first = F.slice(F.array_sort(urgency), 1, size)
-    return F.array_sort(
-        F.transform(
-            first,
-            lambda one: F.struct(
-                one["position"].alias("position"), one["item_id"].alias("item_id"), one["clicked"].alias("clicked")
-            ),
-        )
-    )
+    hit = F.filter("shown", lambda one: one["clicked"] == 1)
+    missed = F.filter("shown", lambda one: one["clicked"] == 0)
+    return F.sort_array(F.slice(F.concat(hit, missed), 1, size))
 
 
 # --- periods --------------------------------------------------------------------------------------------------------

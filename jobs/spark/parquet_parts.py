@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 
 def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
@@ -34,7 +35,9 @@ def write_parts_apart(
 def _placed(frame: DataFrame, by: Sequence[str]) -> DataFrame:
     parts = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8")
     # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
-    return frame.repartition(parts, *by)
+    # By a struct of the columns, whose hash is the same: by the columns themselves, Spark leaves the shuffle out after
+    # an aggregation by them, and merges that one's partitions where they happen to be small.
+    return frame.repartition(parts, F.struct(*by))
 
 
 def _uri(folder: Path) -> str:

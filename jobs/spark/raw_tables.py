@@ -31,6 +31,15 @@ class Moment:
     naive: Column
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A raw column read as a place on the page, and whether there is none or it is none."""
+
+    number: Column
+    absent: Column
+    bad: Column
+
+
 def read_events(spark: SparkSession, raw: Path) -> DataFrame:
     """The events table in the contract's columns, plus `reason` and `row`, both null for an acceptable event.
 
@@ -78,7 +87,7 @@ def _union(parts: Sequence[DataFrame]) -> DataFrame:
 
 
 def _judged_event(part: DataFrame) -> DataFrame:
-    time, position = _moment(part, "event_time"), _text(part, "position")
+    time, position = _moment(part, "event_time"), _position(part)
     reason = first_reason(
         {
             logic.BAD_ROW: _is_bad_row(part),
@@ -90,15 +99,15 @@ def _judged_event(part: DataFrame) -> DataFrame:
             logic.NULL_EVENT_TIME: time.absent,
             logic.NAIVE_EVENT_TIME: time.naive,
             logic.BAD_EVENT_TIME: time.at.isNull(),
-            logic.BAD_POSITION: ~_is_blank(position) & ~position.rlike(f"^(?:{logic.POSITION})\\z"),
-            logic.NULL_POSITION: _is_blank(position) & (F.col("event_type") == logic.IMPRESSION),
+            logic.BAD_POSITION: position.bad,
+            logic.NULL_POSITION: position.absent & (F.col("event_type") == logic.IMPRESSION),
         }
     )
     return part.select(
         *(_text(part, name).alias(name) for name in ("user_id", "item_id")),
         time.at.alias("event_time"),
         *(_text(part, name).alias(name) for name in ("event_type", "request_id")),
-        _whole_number(position).alias("position"),
+        position.number.alias("position"),
         reason.alias(REASON),
         _row_if(reason, [column.name for column in contract.EVENTS]).alias(ROW),
         FILE,
@@ -145,11 +154,19 @@ def _text(part: DataFrame, name: str) -> Column:
 
 
 def _is_blank(text: Column) -> Column:
-    return text.isNull() | (F.trim(text, F.lit(logic.WHITE_SPACE)) == "")
+    # Only what stands at the left is looked at: trimming the right end of every key cost more than reading the file.
+    return text.isNull() | (F.ltrim(text, F.lit(logic.WHITE_SPACE)) == "")
 
 
-def _whole_number(text: Column) -> Column:
-    return F.regexp_extract(text, r"^\d{1,7}", 0).try_cast("int")
+def _position(part: DataFrame) -> Position:
+    column = F.col("position")
+    if isinstance(part.schema["position"].dataType, T.IntegralType):  # three regular expressions cheaper than its text
+        fits = column.between(0, logic.LARGEST_POSITION)
+        return Position(F.when(fits, column).cast("int"), column.isNull(), ~F.coalesce(fits, F.lit(True)))
+    text = _text(part, "position")
+    number = F.regexp_extract(text, r"^\d{1,7}", 0).try_cast("int")
+    absent = _is_blank(text)
+    return Position(number, absent, ~absent & ~text.rlike(f"^(?:{logic.POSITION})\\z"))
 
 
 def _moment(part: DataFrame, name: str) -> Moment:

@@ -200,7 +200,13 @@ def _gallery(folder: Path, items: pa.Table) -> list[Row]:
         if len(ids) >= GALLERY:
             break
     first = pc.and_(pc.is_in(items["image_id"], value_set=pa.array(ids[:GALLERY], pa.string())), _alone(items))
-    rows = items.filter(first).select(["image_id", "item_id", "title", "category"]).sort_by("image_id").to_pylist()
+    rows = (
+        items.filter(first)
+        .select(["image_id", "item_id", "title", "category"])
+        .sort_by("image_id")
+        .slice(0, GALLERY)
+        .to_pylist()
+    )
     return [dict(row) for row in rows]
 
 

@@ -43,6 +43,9 @@ TEMPLATE: Final = """\
  .none { display: grid; place-items: center; color: #555; text-align: center; }
  details { margin: .3rem 0; } summary { cursor: pointer; } summary .bar { display: inline-flex; width: 9rem;
    vertical-align: middle; margin: 0 .5rem; } code { font-size: .82rem; overflow-wrap: anywhere; }
+ summary strong { display: inline-block; min-width: 3.6rem; text-align: right; font-variant-numeric: tabular-nums; }
+ .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 0 1.5rem; }
+ @media (max-width: 40rem) { tbody th { max-width: 8rem; } td.chart { min-width: 6rem; } summary .bar { width: 4rem; } }
  details ul { margin: .3rem 0; padding-left: 1.4rem; } .note { color: #444; font-size: .9rem; }
 </style>
 </head>
@@ -132,7 +135,9 @@ categories</li>
 {% if pictures.near_groups > near_duplicate_groups | length %}
 <p class="note">The {{ near_duplicate_groups | length }} largest of {{ number(pictures.near_groups) }} groups.</p>
 {% endif %}
+<div class="groups">
 {% for group in near_duplicate_groups %}
+<section>
 <h3>{{ number(group["items"]) }} items, {{ number(group.pictures) }} pictures, first {{ group.first_item_id }}</h3>
 <ul class="pictures">
 {% for one in group.examples %}
@@ -140,7 +145,9 @@ categories</li>
 {{ number(one["items"] - 1) }} more{% endif %}</li>
 {% endfor %}
 </ul>
+</section>
 {% endfor %}
+</div>
 {% endif %}
 
 {% if gallery %}

@@ -119,29 +119,22 @@ class Looker:
         self.decoding = Semaphore(CORES)  # bounds the memory too: one decoded image a core
 
     def __call__(self, reference: str, uri: str, before: Outcome | None) -> Look:
-        """What the reference gives now; its file is read only where the outcome before does not still stand.
+        """What the reference gives now; it is read only where the outcome before does not still stand.
 
-        uri: its absolute form.  before: what the store holds of it. With retry_failed a failure that may pass is tried
-        again, however little its file has changed, and nothing else that is known is looked at.
+        uri: its absolute form.  before: what the store holds of it. With retry_failed nothing that the store holds is
+        looked at but the failures that may pass.
         """
-        again = self.retry_failed and before is not None and before.reason in catalogue.RETRYABLE
-        if before is not None and self.retry_failed and not again:
+        if self.retry_failed and before is not None and before.reason not in catalogue.RETRYABLE:
             return Look(before)
-        try:
-            fingerprint = self.fetcher.fingerprint(reference)
-        except NotFetched as refusal:
-            return Look(Outcome(uri=uri, reason=refusal.reason))
-        if before is not None and not again and fingerprint == before.fingerprint is not None:
-            return Look(before)
-        return self._open(reference, Outcome(uri=uri, fingerprint=fingerprint), before)
-
-    def _open(self, reference: str, found: Outcome, before: Outcome | None) -> Look:
         started = time.monotonic()
         try:
-            fetched = self.fetcher.fetch(reference)
+            fetched = self.fetcher.fetch_if_changed(reference, (before and before.fingerprint) or "")
         except NotFetched as refusal:
-            return Look(replace(found, reason=refusal.reason))
-        outcome, png = self._examine(replace(found, fingerprint=fetched.fingerprint), fetched.data, before)
+            return Look(Outcome(uri=uri, reason=refusal.reason))
+        if fetched is None and before is not None:
+            return Look(before)
+        assert fetched is not None  # of what the store does not hold there is no fingerprint that could stand
+        outcome, png = self._examine(Outcome(uri=uri, fingerprint=fetched.fingerprint), fetched.data, before)
         return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
 
     def _examine(self, found: Outcome, data: bytes, before: Outcome | None) -> tuple[Outcome, bytes | None]:

@@ -60,9 +60,20 @@ class Fetcher:
 
         Of a file at most max_bytes + 1 bytes are read: the one too many tells the decoder that it is too large.
         """
+        fetched = self.fetch_if_changed(uri, "")
+        assert fetched is not None  # nothing is unchanged where nothing is known
+        return fetched
+
+    def fetch_if_changed(self, uri: str | None, known: str) -> Fetched | None:
+        """As `fetch`, but None where the fingerprint of an earlier answer still stands: then nothing is read.
+
+        Over https the server is asked, and sends no bytes either. With known = "" something always comes back.
+        """
         scheme, uri = _scheme(uri)
         if scheme == "https":
-            return self.https.get(uri)
+            return self.https.get(uri, known)
+        if known and self.fingerprint(uri) == known:
+            return None
         if scheme in OBJECT_STORES:
             return _read_object(uri, scheme, self.max_bytes)
         return _read_file(self._path(scheme, uri), self.max_bytes)

@@ -92,9 +92,10 @@ class Https:
         )
         self.making_gates = threading.Lock()
 
-    def get(self, uri: str) -> Fetched:
+    def get(self, uri: str, known: str = "") -> Fetched | None:
         """The bytes and the ETag, or else the date, of an https:// address. Raises NotFetched.
 
+        known: the ETag or date of an earlier answer; None comes back where the server says that it still stands.
         What may pass (no answer, 429, 5xx) is tried again, later each time and no sooner than the server asks.
         """
         url = self._checked(uri)
@@ -105,7 +106,7 @@ class Https:
             sleep=self.sleep,
             reraise=True,
         )
-        return attempts(self._attempt, url)
+        return attempts(self._attempt, url, known)
 
     def close(self) -> None:
         """Close the connections."""
@@ -145,14 +146,14 @@ class Https:
     def _worth_another(self, error: BaseException) -> bool:
         return isinstance(error, _MayPass) and error.after <= self.config.longest_wait
 
-    def _attempt(self, url: httpx.URL) -> Fetched:
+    def _attempt(self, url: httpx.URL, known: str) -> Fetched | None:
         left = self.config.total_seconds
         for _ in range(MAX_REDIRECTS + 1):
             with self._gate(url.netloc.decode("ascii")):  # waiting here is no fault of the server's
                 started = time.monotonic()
-                answer = self._ask(url, left)
+                answer = self._ask(url, known, left)
                 left -= time.monotonic() - started
-            if isinstance(answer, Fetched):
+            if not isinstance(answer, httpx.URL):
                 return answer
             url = self._allowed_only(answer, "redirect_not_allowed")
         raise NotFetched("too_many_redirects", f"{_shown(url)} lies behind more than {MAX_REDIRECTS} redirects")
@@ -161,12 +162,13 @@ class Https:
         with self.making_gates:
             return self.gates[host]
 
-    def _ask(self, url: httpx.URL, seconds: float) -> Fetched | httpx.URL:
-        """One request: the bytes, or where the server sends us instead."""
+    def _ask(self, url: httpx.URL, known: str, seconds: float) -> Fetched | httpx.URL | None:
+        """One request: the bytes, or where the server sends us instead, or None for no change."""
         before = _DEADLINE.set(time.monotonic() + seconds)
         try:
-            with self.pool.stream("GET", _target(url), headers=HEADERS, extensions=self._timeouts()) as response:
-                return self._answer(url, response)
+            headers = HEADERS + _unless(known)
+            with self.pool.stream("GET", _target(url), headers=headers, extensions=self._timeouts()) as response:
+                return None if known and response.status == 304 else self._answer(url, response)
         except httpcore.TimeoutException:
             raise _MayPass("timed_out", f"{_shown(url)} did not answer in time") from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
@@ -212,6 +214,13 @@ def _allowed(entry: str) -> tuple[str, int]:
     if not name or set(name) & set("*/@% "):
         raise ValueError(f"{entry!r} is not a host: write example.com, *.example.com or example.com:8443")
     return ("*." if host.startswith("*.") else "") + name, int(port or PORT)
+
+
+def _unless(known: str) -> list[tuple[str, str]]:
+    """The header that asks for an answer only if it has changed: https://www.rfc-editor.org/rfc/rfc9110#section-13"""
+    if not known or not known.isascii():  # HTTP has no other letters, whatever the server sent
+        return []
+    return [("If-None-Match" if known.startswith(('"', "W/")) else "If-Modified-Since", known)]
 
 
 def _target(url: httpx.URL) -> httpcore.URL:

@@ -34,7 +34,7 @@ class Outcome:
     """What a reference gave when it was last opened; the facts are None where no image could be decoded."""
 
     uri: str  # absolute: a path relative to a raw folder stands with its folder
-    fingerprint: str | None = None  # of the file as it was then; None where only reading tells whether it changed
+    fingerprint: str | None = None  # of its bytes; None or empty where only reading tells whether they changed
     reason: str = ""  # a code of jobs.logic.catalogue.STATUS_OF; "" for a usable image
     bytes_sha256: str | None = None
     image_id: str | None = None

@@ -29,7 +29,8 @@ def build_sequences(raw: Path, raw_digest: str, out: Path) -> Manifest:
     return _build("sequences", out)
 
 
-def build_images(out: Path, **inputs: Path) -> Manifest:
+def build_images(out: Path, retry_failed: bool = False, **inputs: Path) -> Manifest:
+    BUILT.extend(["images retried"] * retry_failed)
     return _build("images", out, **inputs)
 
 
@@ -179,3 +180,14 @@ def test_an_unknown_workspace_is_refused_with_the_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_encoder_reads_images_at_the_size_they_are_stored(preset: str) -> None:
     assert PRESETS[preset]["images"].size == PRESETS[preset]["pretrain"].image_size
+
+
+def test_failed_images_are_retried_only_where_the_stage_is_up_to_date(road: Road) -> None:
+    asked = [str(road.raw), "--workspace", str(road.workspace), "--preset", "tiny", "--retry-failed"]
+    with pytest.raises(StageError, match="say `courier images` without it"):
+        pipeline.images_main(asked)
+    walk(road)
+    with pytest.raises(SystemExit):
+        pipeline.images_main(asked)
+    assert BUILT[4:] == ["images retried", "images"]
+    assert pipeline.states(road, pipeline.raw_digest(road.raw))["images"].folder.name.endswith("-1")

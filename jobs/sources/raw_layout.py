@@ -267,10 +267,14 @@ def _require(file: Path, present: Sequence[str], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in present]
     if not missing:
         return
+    if not present:
+        raise RawTableUnusable(
+            f"{file} is empty and has no column {missing[0]}: write it again, with {','.join(needed)}"
+        )
     likely = {name: _likely(name, [one for one in present if one not in needed]) for name in missing}
     renamed = [f"rename {_shown(one)} to {name}" for name, one in likely.items() if one is not None]
     cures = renamed + ["add it" if len(missing) == 1 else "add them"] * (len(renamed) < len(missing))
-    there = ", ".join(_shown(one) for one in present[:20]) if present else "none, for it is empty"
+    there = ", ".join(_shown(one) for one in present[:20])
     raise RawTableUnusable(
         f"{file} has no column {' and no column '.join(missing)}: {', '.join(cures)}; its columns are {there}"
     )

@@ -227,7 +227,7 @@ REFUSED = [
         "items in Latin-1 JSON", {"items.jsonl": as_jsonl(LATIN).decode().encode("latin-1")}, r"Latin-1\): save it as"
     ),
     Case("items with a Latin-1 header", {"items.csv": b"item_id,image_uri,gr\xf6\xdfe\n" * 99}, "see line 1"),
-    Case("events in an empty CSV", {"events.csv": b""}, "has no column user_id.*none, for it is empty"),
+    Case("events in an empty CSV", {"events.csv": b""}, "is empty and has no column user_id: write it again"),
     Case("events in empty JSON lines", {"events/a.jsonl": b"", "events/b.jsonl": b"\n"}, "events holds no rows: write"),
     Case("events in an empty parquet", {"events.parquet": b""}, "not a readable parquet file.*write it again"),
     Case("events in a cut parquet", {"events.parquet": as_parquet(EVENT)[:-20]}, "not a readable parquet file"),

@@ -33,10 +33,10 @@ class JoinHistories(beam.PTransform):  # type: ignore[misc]  # Beam ships no typ
 
     def expand(self, clicks_and_views: Any) -> Any:
         """(PCollection of distinct clicks, PCollection of PageView) -> outputs as above."""
-        forever = beam.WindowInto(window.GlobalWindows())
         clicks, views = clicks_and_views
+        both = (clicks | "Clicks" >> _forever(), views | "Views" >> _forever())
         return (
-            (clicks | "Clicks" >> forever, views | "Views" >> forever)
+            both
             | "Both" >> beam.Flatten()
             | "ByUser" >> beam.Map(_of_user)
             | "Walk" >> beam.ParDo(self.walk).with_outputs("snapshots", main="views")
@@ -93,6 +93,10 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
                 history = (*((item_id, at) for item_id in items), *history)[: self.length]
                 yield TaggedOutput("snapshots", Snapshot(user_id, at + AFTER_THE_CLICK, history))
         newest.write(history)
+
+
+def _forever() -> Any:
+    return beam.WindowInto(window.GlobalWindows())
 
 
 def _of_user(one: Event | PageView) -> tuple[str, Any]:

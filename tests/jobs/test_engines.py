@@ -391,6 +391,7 @@ class Comparison:
         for row in self.rows:
             table.add_row(*row)
         Console(width=110).print(table)
+        print(*self.wrong, sep="\n")
 
 
 def timed(deed: Callable[[], Any]) -> tuple[Any, float]:
@@ -462,7 +463,7 @@ def assert_traps_are_sprung(expected: Tables) -> None:
 def agree_on(seed: int, users: int, group: int, folder: Path) -> None:
     found = compare(seed, users, group, folder)
     found.show()
-    assert not found.wrong, "\n" + "\n".join(found.wrong)
+    assert not found.wrong
     assert_traps_are_sprung(found.expected)
 
 

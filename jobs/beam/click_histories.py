@@ -14,6 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -209,8 +210,11 @@ def open_once(shared: Shared, workspace: str) -> HistoryStore:
     return store
 
 
+_counter = cache(partial(Metrics.counter, KIND))  # made once a name: making one costs twice what counting does
+
+
 def _count(name: str, n: int = 1) -> None:
-    Metrics.counter(KIND, name).inc(n)
+    _counter(name).inc(n)
 
 
 def _user_click(one: events.Event) -> UserClick:

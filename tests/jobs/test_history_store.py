@@ -173,9 +173,14 @@ def test_two_streams_at_once_lose_nothing(workspace, store):
 
 
 def test_redis_is_told_to_write_what_is_merged_even_at_the_same_moment():
-    store = SimpleNamespace(config=SimpleNamespace(online_store=SimpleNamespace(skip_dedup=False)))
-    history_store._write_what_is_merged(store)
-    assert store.config.online_store.skip_dedup
+    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+
+    config = SimpleNamespace(online_store=RedisOnlineStoreConfig())
+    with history_store._written_as_merged(config):  # for a batch load of one view
+        assert config.online_store.skip_dedup
+    assert not config.online_store.skip_dedup
+    history_store._write_what_is_merged(SimpleNamespace(config=config))  # for a stream, which writes no other view
+    assert config.online_store.skip_dedup
 
 
 def test_a_workspace_without_a_feature_store_is_refused_with_the_cure(tmp_path):

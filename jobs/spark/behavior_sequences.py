@@ -49,7 +49,7 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, mas
     sampled = bool(source(raw).get("sampled_negatives", False))
     together = judge_together(read_events(session_for(raw, master), raw)).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
-    judged = cap(together, crowded)
+    judged = together if crowded.isEmpty() else cap(together, crowded)  # every later pass would pay for the join
     shown = pages(standing(judged)).persist()
     kept = snapshots(clicks(standing(judged)), longest(config)).persist()
     try:

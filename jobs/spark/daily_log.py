@@ -115,7 +115,7 @@ def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesC
     known = read.filter((at >= midnight(todo.read_from)) & (at < midnight(todo.last + daily_log.DAY)))
     together = judge_together(known).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
-    judged = cap(together, crowded)
+    judged = together if crowded.isEmpty() else cap(together, crowded)
     own = judged.withColumn(DAY, day_of("event_time")).filter(written)
     shown = pages(standing(judged)).withColumn(DAY, day_of("request_time")).filter(written).persist()
     earlier = _state(spark, workspace, todo, config)

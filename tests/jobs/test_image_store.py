@@ -137,7 +137,7 @@ def test_the_same_words_in_another_folder_are_another_reference(raw):
     write_items(other, NAMES)
     for seed, name in enumerate(NAMES):
         (other / name).write_bytes(picture(seed + 500))
-    assert work(build(other, "two"))[:3] == (12, 12, 12)
+    assert work(build(other, "two", retry_failed=True))[:3] == (12, 12, 12)  # for nothing is known of them
 
 
 def test_a_move_of_the_raw_folder_changes_no_byte_of_the_artifact(raw):
@@ -348,10 +348,10 @@ def test_every_broken_image_is_counted_with_its_reason_and_a_second_run_does_no_
 
 
 def start(raw, name, store):
-    """The job as a program of its own."""
+    """The job as a program of its own, which lets whoever is to kill it go first."""
     options = ["--raw", str(raw), "--out", str(raw.parent / name), "--store", str(raw.parent / store)]
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.beam.image_references", *options, "--size=16", "--shards=2"],
+        ["nice", "-n", "19", sys.executable, "-m", "jobs.beam.image_references", *options, "--size=16", "--shards=2"],
         cwd=Path(image_references.__file__).parents[2],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

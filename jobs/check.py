@@ -11,8 +11,11 @@ from pyspark.sql import DataFrame
 from rich.console import Console
 from rich.table import Table
 
+from jobs.config import SequencesConfig
 from jobs.sources.raw import RawTableUnusable, table_files
-from jobs.spark.raw_tables import accepted, count_reasons, deduplicate, read_events, read_items
+from jobs.spark.judged_events import cap, crowds, judge_together
+from jobs.spark.raw_tables import count_reasons, read_events, read_items
+from jobs.spark.sequence_facts import count_events
 from jobs.spark.session import spark_session
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,15 +36,24 @@ def check(raw: Path) -> dict[str, Found]:
     for name in ("events", "items"):
         table_files(raw, name)  # a folder without its tables is refused before Spark takes its seconds to start
     spark = spark_session("courier check")
-    return {"events": _found(read_events(spark, raw), repeats=True), "items": _found(read_items(spark, raw))}
+    return {"events": _found_events(read_events(spark, raw)), "items": _found_items(read_items(spark, raw))}
 
 
-def _found(judged: DataFrame, *, repeats: bool = False) -> Found:
-    judged = judged.persist()
+def _found_events(read: DataFrame) -> Found:
+    together = judge_together(read).persist()
+    [counted] = count_events(cap(together, crowds(together, SequencesConfig().max_clicks_per_day))).values()
+    together.unpersist()
+    return Found(
+        read=counted["events_read"],
+        accepted=counted["events_accepted"],
+        rejected=counted["events_rejected"],
+        duplicates=counted["duplicates"],
+    )
+
+
+def _found_items(judged: DataFrame) -> Found:
     kept, rejected = count_reasons(judged)
-    duplicates = kept - deduplicate(accepted(judged)).count() if repeats else 0
-    judged.unpersist()
-    return Found(read=kept + sum(rejected.values()), accepted=kept, rejected=rejected, duplicates=duplicates)
+    return Found(read=kept + sum(rejected.values()), accepted=kept, rejected=rejected)
 
 
 def require_some(found: dict[str, Found], raw: Path) -> None:

@@ -1,8 +1,11 @@
 """What each offline job depends on; saved in the manifest of what it builds."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from feature_repo.contract import CTR_HISTORY, PAGE_VIEW_SIZE, PRETRAIN_HISTORY
+
+LONGEST_HISTORY: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +18,15 @@ class SequencesConfig:
     max_clicks_per_day: int = 1000  # of one user and UTC day; what a bot clicks beyond is set aside
     train_fraction: float = 0.8  # of the page views, in time order
     valid_fraction: float = 0.1  # the rest is the test period
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a history that is empty or too long, or a cap that lets nothing stand."""
+        for name in ("pretrain_history", "ctr_history"):
+            if not 1 <= getattr(self, name) <= LONGEST_HISTORY:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {LONGEST_HISTORY} clicks")
+        for name in ("page_view_size", "max_clicks_per_day"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

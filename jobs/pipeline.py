@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
 
+from jobs.daily_log import asked_days, log_digest, read_watermark
 from jobs.materialize import is_loaded
 from jobs.presets import PRESETS
 from jobs.sources.raw import raw_digest, truth_digest
@@ -53,7 +55,7 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="sequences", build="jobs.spark.behavior_sequences:build", takes=("raw", "raw_digest", "config")),
+    Stage(name="sequences", build="jobs.spark.daily_log:build", takes=("raw", "raw_digest", "workspace", "config")),
     Stage(name="images", build="jobs.beam.image_references:build", takes=("raw", "raw_digest", "config")),
     Stage(name="pretrain", build="model.courier.train:build", needs=("sequences", "images"), takes=("config",)),
     Stage(name="embed", build="model.courier.embed:build", needs=("pretrain", "images")),
@@ -126,6 +128,8 @@ def _state(road: Road, raw: str, stage: Stage, before: Mapping[str, State]) -> S
     inputs = {need: artifact.digest(cast(Path, before[need].folder)) for need in stage.needs}
     if "raw_digest" in stage.takes:
         inputs["raw"] = raw
+    if stage.name == "sequences" and (days := log_digest(road.workspace)):  # assembled of the daily log
+        inputs = {"days": days}
     if stage.name == "evaluate":  # it alone reads the truth
         inputs["truth"] = truth_digest(road.raw)
     first = road.workspace / stage.name / stage_key(stage, road.config(stage), inputs)
@@ -260,6 +264,7 @@ def recall_road(workspace: Path, raw: Path | None = None, preset: str | None = N
 Workspace = Annotated[Path, typer.Option(help="the folder that holds every artifact of the road")]
 Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
 Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
+DAYS = ["%Y-%m-%d"]
 RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
 
 
@@ -346,6 +351,9 @@ def status_main(argv: Sequence[str]) -> None:
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
+    if name == "sequences":
+        _call(sequences, "courier sequences", rest)
+        return
 
     def one(
         raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
@@ -356,6 +364,41 @@ def stage_main(argv: Sequence[str]) -> None:
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
     _call(one, f"courier {name}", rest)
+
+
+def sequences(
+    raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+    workspace: Workspace = Path("workspace"),
+    preset: Remembered = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option("--date", formats=DAYS, help="add this day of events to the workspace's daily log"),
+    ] = None,
+    from_: Annotated[
+        datetime | None, typer.Option("--from", formats=DAYS, help="add the days from this one ...")
+    ] = None,
+    to: Annotated[
+        datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
+    ] = None,
+) -> None:
+    """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
+
+    A day that the log holds already is computed again, and all that follow it.
+    """
+    road = recall_road(workspace, raw, preset)
+    days = asked_days(day, from_, to)
+    if days is None:
+        walk(road, only="sequences")
+        return
+    from jobs.spark.daily_log import add_days, refuse_to_leave_out  # Spark, which an up-to-date stage need not load
+
+    road.workspace.mkdir(parents=True, exist_ok=True)
+    with _locked(road.workspace):
+        if day is not None and read_watermark(road.workspace) is None:
+            refuse_to_leave_out(road.raw, *days)
+        config = PRESETS[road.preset]["sequences"]
+        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config)
+        _remember(road)
 
 
 def _call(function: Callable[..., None], name: str, argv: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
 """Write a frame as a folder of parquet parts whose names and bytes depend on its rows alone."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 
 def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
@@ -12,18 +14,49 @@ def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequ
 
     `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts; empty ones go.
     """
+    placed = _placed(frame, by).sortWithinPartitions(*by, *then)
+    placed.write.mode("errorifexists").parquet(_uri(folder))
+    _settle_all(folder)
+
+
+def write_parts_apart(
+    frame: DataFrame, folder: Path, *, apart: str, by: Sequence[str], then: Sequence[str] = ()
+) -> None:
+    """Write the rows of each value of the column `apart` to a folder of their own, `folder`/APART=VALUE.
+
+    The column itself is left out. In each such folder lies what write_parts would write of its rows alone.
+    """
+    placed = _placed(frame, by).sortWithinPartitions(apart, *by, *then)
+    placed.write.mode("errorifexists").partitionBy(apart).parquet(_uri(folder))
+    for path in sorted(folder.glob(f"{apart}=*")):
+        _settle_all(path)
+
+
+def _placed(frame: DataFrame, by: Sequence[str]) -> DataFrame:
     parts = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8")
     # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
-    placed = frame.repartition(parts, *by).sortWithinPartitions(*by, *then)
-    placed.write.mode("errorifexists").parquet(f"file://{folder.absolute()}")
-    for path in sorted(folder.iterdir()):
-        if path.name[0] not in "._":  # Spark's checksums and its marker would no longer fit
-            _settle(path)
-        path.unlink()
+    # By a struct of the columns, whose hash is the same: by the columns themselves, Spark leaves the shuffle out after
+    # an aggregation by them, and merges that one's partitions where they happen to be small.
+    return frame.repartition(parts, F.struct(*by))
+
+
+def _uri(folder: Path) -> str:
+    return f"file://{folder.absolute()}"
+
+
+def _settle_all(folder: Path) -> None:
+    with ThreadPoolExecutor() as pool:  # pyarrow works outside Python's lock
+        list(pool.map(_settle, sorted(folder.iterdir())))
 
 
 def _settle(part: Path) -> None:
-    """Write the part again beside itself, under a name without Spark's random job id."""
+    """Put the same rows in the part's place under a name without Spark's random job id; remove what is no part."""
+    if part.name[0] not in "._":  # Spark's checksums and its marker would no longer fit
+        _write_again(part)
+    part.unlink()
+
+
+def _write_again(part: Path) -> None:
     # Spark's footers list a column's encodings in the order of a hash set: another one in every Java process.
     settled = part.with_name("-".join(part.name.split("-")[:2]) + ".parquet")
     with pq.ParquetFile(part) as source, pq.ParquetWriter(settled, source.schema_arrow.remove_metadata()) as sink:

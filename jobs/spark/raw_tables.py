@@ -38,12 +38,11 @@ class Moment:
 
 
 def read_events(spark: SparkSession, raw: Path) -> DataFrame:
-    """The events table in the contract's columns, plus `reason` and `row`, both null for an accepted event.
+    """The events table in the contract's columns, plus `reason` and `row`, both null for an acceptable event.
 
-    Duplicates are left in. Raises RawTableUnusable, RawTableMissing.
+    Each is judged by itself: jobs.spark.judged_events goes on. Raises RawTableUnusable, RawTableMissing.
     """
-    parts = [_judged_event(part) for part in _parts(spark, table_files(raw, "events"), contract.EVENTS)]
-    return _out_of_place(_union(parts))
+    return _union([_judged_event(part) for part in _parts(spark, table_files(raw, "events"), contract.EVENTS)])
 
 
 def read_items(spark: SparkSession, raw: Path) -> DataFrame:
@@ -55,11 +54,6 @@ def read_items(spark: SparkSession, raw: Path) -> DataFrame:
     return _repeated(_union(parts))
 
 
-def accepted(judged: DataFrame) -> DataFrame:
-    """The accepted rows of a judged table, without reason and row."""
-    return judged.filter(F.col(REASON).isNull()).drop(REASON, ROW)
-
-
 def rejected(judged: DataFrame, table: str) -> DataFrame:
     """The rejected rows of a judged table: table, row (JSON), reason."""
     return judged.filter(F.col(REASON).isNotNull()).select(F.lit(table).alias("table"), ROW, REASON)
@@ -69,12 +63,6 @@ def count_reasons(judged: DataFrame) -> tuple[int, dict[str, int]]:
     """How many rows of a judged table are accepted, and how many are rejected for each reason that occurs."""
     counts = {row[REASON]: int(row["count"]) for row in judged.groupBy(REASON).count().collect()}
     return counts.pop(None, 0), dict(sorted(counts.items()))
-
-
-def deduplicate(events: DataFrame) -> DataFrame:
-    """Accepted events, each once: of the same event at several positions the topmost stands."""
-    identity = ("user_id", "item_id", "event_time", "event_type", "request_id")
-    return events.groupBy(*identity).agg(F.min("position").alias("position"))
 
 
 # --- files -> columns as they were read -----------------------------------------------------------------------------
@@ -231,7 +219,7 @@ def _fits(kind: pa.DataType, wanted: str) -> bool:
 
 def _judged_event(part: DataFrame) -> DataFrame:
     time, position = _moment(part, "event_time"), _text(part, "position")
-    reason = _first_reason(
+    reason = first_reason(
         {
             logic.BAD_ROW: F.col(CORRUPT).isNotNull(),
             logic.NULL_USER_ID: _is_blank(_text(part, "user_id")),
@@ -260,7 +248,7 @@ def _judged_item(part: DataFrame) -> DataFrame:
     unknown = _is_blank(price) | (F.lower(price) == "nan")
     number = F.when(unknown, None).otherwise(price.try_cast("double"))
     finite = price.rlike(f"^(?:{NUMBER})\\z") & (number >= 0) & (number < float("inf"))
-    reason = _first_reason(
+    reason = first_reason(
         {
             catalogue.BAD_ROW: F.col(CORRUPT).isNotNull(),
             catalogue.NULL_ITEM_ID: _is_blank(_text(part, "item_id")),
@@ -305,7 +293,8 @@ def _moment(part: DataFrame, name: str) -> Moment:
     return Moment(F.when(whole, seconds.try_cast("timestamp")), _is_blank(text), naive)
 
 
-def _first_reason(reasons: Mapping[str, Column]) -> Column:
+def first_reason(reasons: Mapping[str, Column]) -> Column:
+    """The first reason, in their order, whose column is true; null where none is."""
     return F.coalesce(*(F.when(found, F.lit(reason)) for reason, found in reasons.items()))
 
 
@@ -319,21 +308,15 @@ def _row_if(reason: Column, names: Sequence[str]) -> Column:
 # --- rows that contradict other rows --------------------------------------------------------------------------------
 
 
-def _out_of_place(judged: DataFrame) -> DataFrame:
-    """`judged` with those events rejected too that jobs.logic.events.out_of_place names."""
-    usable = F.col(REASON).isNull()
-    # A rejected row needs no company: its own JSON spreads the many that may share a null request.
-    request = Window.partitionBy(F.when(usable, F.col("request_id")).otherwise(F.col(ROW)), usable)
-    opening = F.when(usable & (F.col("event_type") == logic.IMPRESSION), F.struct("event_time", "user_id"))
-    opened = judged.withColumn("_opening", F.min(opening).over(request))
-    reason = _first_reason(
-        {
-            logic.FOREIGN_REQUEST: F.col("user_id") != F.col("_opening.user_id"),
-            logic.EARLY_CLICK: (F.col("event_type") == logic.CLICK)
-            & (F.col("event_time") < F.col("_opening.event_time")),
-        }
-    )
-    return _also_rejected(opened.withColumn("_second", F.when(usable, reason)), contract.EVENTS)
+def reject_also(
+    judged: DataFrame, reason: Column, columns: Sequence[contract.Column], keep: Sequence[str] = ()
+) -> DataFrame:
+    """`judged` in the contract's columns, those of `keep`, reason and row; rejected too where `reason` is not null."""
+    names = [column.name for column in columns]
+    as_typed = F.to_json(F.struct(*names), {"ignoreNullFields": "false"})
+    seconded = judged.withColumn("_second", reason)
+    row = F.coalesce(F.col(ROW), F.when(F.col("_second").isNotNull(), as_typed))
+    return seconded.select(*names, *keep, F.coalesce(REASON, "_second").alias(REASON), row.alias(ROW))
 
 
 def _repeated(judged: DataFrame) -> DataFrame:
@@ -342,12 +325,4 @@ def _repeated(judged: DataFrame) -> DataFrame:
     item = Window.partitionBy(F.when(usable, F.col("item_id")).otherwise(F.col(ROW)), usable)
     numbered = judged.withColumn("_rank", F.row_number().over(item.orderBy("_as_read")))
     again = F.when(usable & (F.col("_rank") > 1), F.lit(catalogue.DUPLICATE_ITEM_ID))
-    return _also_rejected(numbered.withColumn("_second", again), contract.ITEMS)
-
-
-def _also_rejected(judged: DataFrame, columns: Sequence[contract.Column]) -> DataFrame:
-    """`judged` with the rows rejected that hold a reason in the column `_second`."""
-    names = [column.name for column in columns]
-    as_typed = F.to_json(F.struct(*names), {"ignoreNullFields": "false"})
-    row = F.coalesce(F.col(ROW), F.when(F.col("_second").isNotNull(), as_typed))
-    return judged.select(*names, F.coalesce(REASON, "_second").alias(REASON), row.alias(ROW))
+    return reject_also(numbered, again, contract.ITEMS)

@@ -17,6 +17,8 @@ SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # pandas writes nanoseconds, which Spark otherwise refuses
+    # Of a crowd's clicks each task passes on only as many as may stand, whatever the cap: see judged_events.crowds.
+    "spark.sql.optimizer.windowGroupLimitThreshold": "2147483647",
     "spark.log.level": "ERROR",
 }
 LOGGING = Path(__file__).with_name("log4j2.properties")
@@ -25,10 +27,12 @@ LOCAL_SETTINGS = {
     "spark.driver.host": "127.0.0.1",  # a laptop's host name often leads nowhere
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.memory": "4g",
-    # A short job spends its time compiling: without the second compiler, 370k events took 49 s of CPU cold, not 70.
-    "spark.driver.extraJavaOptions": f"-XX:TieredStopAtLevel=1 -Dlog4j2.configurationFile={LOGGING.as_uri()}",
+    "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={LOGGING.as_uri()}",
     "spark.ui.enabled": "false",
 }
+# A short job spends its time compiling, a long one earns it back: without Java's second compiler, 370k events took 49 s
+# of CPU cold and not 70, but 2 M events 108 s and not 61.
+SHORT_JOB = "-XX:TieredStopAtLevel=1"
 PARTITIONS = "spark.sql.shuffle.partitions"
 LOCAL_PARTITIONS = "8"  # Spark's 200 cost one machine more than the work: 18k events took over 3 minutes
 
@@ -37,10 +41,10 @@ class JavaMissing(ValueError):
     """This machine has no Java that Spark can run on; the message says how to get one."""
 
 
-def spark_session(app_name: str, master: str | None = None) -> SparkSession:
+def spark_session(app_name: str, master: str | None = None, *, large: bool = False) -> SparkSession:
     """The running session with our settings, or a new one: on every core here, unless spark-submit has named a master.
 
-    Raises JavaMissing.
+    large: whether there is enough to do for Java to compile thoroughly.  Raises JavaMissing.
     """
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # spark-submit has started Java and chosen the master
     builder = SparkSession.builder.appName(app_name)
@@ -48,7 +52,7 @@ def spark_session(app_name: str, master: str | None = None) -> SparkSession:
     if not submitted and SparkSession.getActiveSession() is None:
         require_java()
         builder = builder.master(master or "local[*]")
-        settings |= _progress() | (LOCAL_SETTINGS if (master or "local").startswith("local") else {})
+        settings |= _progress() | (_local_settings(large) if (master or "local").startswith("local") else {})
     for name, value in settings.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
@@ -57,6 +61,11 @@ def spark_session(app_name: str, master: str | None = None) -> SparkSession:
     if (context.master or "").startswith("local") and not context.getConf().contains(PARTITIONS):
         session.conf.set(PARTITIONS, LOCAL_PARTITIONS)
     return session
+
+
+def _local_settings(large: bool) -> dict[str, str]:
+    options = "spark.driver.extraJavaOptions"
+    return LOCAL_SETTINGS if large else LOCAL_SETTINGS | {options: f"{SHORT_JOB} {LOCAL_SETTINGS[options]}"}
 
 
 def _progress() -> dict[str, str]:

@@ -44,7 +44,7 @@ def drawn_events() -> Callable[[Iterable[int]], list[Event]]:
             user_id=f"u{user}",
             item_id="abcdefg"[pick(7)],
             event_time=START + OFFSETS[pick(len(OFFSETS))],
-            event_type=("impression", "impression", "impression", "click", "click", "cart")[pick(6)],
+            event_type=("impression", "impression", "impression", "click", "click", "cart", "purchase")[pick(7)],
             request_id=f"r{request}",
             position=pick(9),
         )

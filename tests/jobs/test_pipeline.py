@@ -85,6 +85,16 @@ def test_a_change_of_the_raw_tables_rebuilds_everything(road: Road) -> None:
     assert set(walk(road).values()) == {"built"}
 
 
+def test_once_a_daily_log_is_begun_sequences_follow_it_and_not_the_raw_tables(road: Road, monkeypatch) -> None:
+    walk(road)
+    monkeypatch.setattr(pipeline, "log_digest", lambda _: "some days")
+    assert walk(road)["sequences"] == "built"
+    (road.raw / "events.csv").write_text("user_id\nu1\n")
+    assert walk(road)["sequences"] == "skipped"
+    monkeypatch.setattr(pipeline, "log_digest", lambda _: "a day more")
+    assert walk(road)["sequences"] == "built"
+
+
 def test_a_damaged_file_is_noticed_and_rebuilt(road: Road) -> None:
     walk(road)
     (folder,) = (road.workspace / "pretrain").iterdir()

@@ -185,16 +185,6 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_read(spark, tmp_path) -> No
     assert len(events_of(spark, raw)) == 1
 
 
-def test_requests_of_two_users_and_early_clicks_are_judged_as_plain_python_judges_them(
-    spark, drawn_events, write_events, tmp_path
-) -> None:
-    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(300)])
-    read = events_of(spark, write_events(tmp_path, events))
-    misplaced = logic.out_of_place(events)
-    assert set(misplaced.values()) == {"request_of_another_user", "click_before_request"}
-    assert reasons(read) == Counter(misplaced.get(one) for one in events)
-
-
 # --- tables that cannot be used at all ------------------------------------------------------------------------------
 
 

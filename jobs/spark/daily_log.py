@@ -1,0 +1,265 @@
+"""Add days of raw events to the daily log without computing its past anew, and assemble sequences of its days."""
+
+import shutil
+import time
+from collections.abc import Hashable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import structlog
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from jobs import daily_log
+from jobs.config import SequencesConfig
+from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight, state_folder, undated_folder
+from jobs.logic.events import TOO_MANY_CLICKS
+from jobs.sources.raw import source
+from jobs.spark import behavior_sequences
+from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
+from jobs.spark.histories import carry_on, clicks, newest, snapshots
+from jobs.spark.judged_events import DAY, cap, crowds, day_of, judge_together, standing
+from jobs.spark.page_views import pages
+from jobs.spark.parquet_parts import write_parts, write_parts_apart
+from jobs.spark.raw_tables import REASON, ROW, read_events, rejected
+from jobs.spark.sequence_facts import count_distinct, count_events, count_pages
+from jobs.spark.session import spark_session
+from model import artifact
+from model.artifact import Manifest
+
+log = structlog.get_logger()
+
+EPOCH: Final = date(1970, 1, 1)
+STATE: Final = "user_id string, event_time timestamp, history array<struct<at: timestamp, item_id: string>>"
+# What a day's tables hold: for days on which one of them is empty.
+SCHEMAS: Final = {
+    "impressions": "request_id string, user_id string, item_id string, request_time timestamp, position int, "
+    "clicked tinyint",
+    "page_views": "request_id string, user_id string, request_time timestamp, item_ids array<string>, "
+    "labels array<tinyint>, history_item_ids array<string>",
+    "histories": "user_id string, event_timestamp timestamp, history_item_ids array<string>, "
+    "history_clicked_at array<bigint>",
+    "clicks": "user_id string, item_id string, event_time timestamp, request_id string",
+    "conversions": "user_id string, item_id string, event_time timestamp, event_type string, request_id string",
+    "rejected": "table string, row string, reason string",
+}
+
+
+def build(*, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
+    """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
+
+    Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
+    """
+    mark = daily_log.read_watermark(workspace)
+    if mark is None:
+        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config)
+    return assemble(workspace, mark, out=out, config=config)
+
+
+def lasting(config: SequencesConfig) -> dict[str, int]:
+    """What of the config the days depend on; the fractions divide the whole log."""
+    return {name: value for name, value in asdict(config).items() if not name.endswith("_fraction")}
+
+
+# --- adding days ----------------------------------------------------------------------------------------------------
+
+
+def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
+    """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
+
+    Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
+    Raises DailyLogError where the days do not join the log, RawTableUnusable, JavaMissing.
+    """
+    began = time.monotonic()
+    mark = daily_log.read_watermark(workspace)
+    todo = daily_log.plan(mark, start, end)
+    if mark is not None and todo.write_from > mark.first and dict(mark.config) != lasting(config):
+        raise DailyLogError(
+            f"the daily log was built with {dict(mark.config)}, not {lasting(config)}: "
+            f"say `courier sequences --from {mark.first} --to {todo.last}` to build it again"
+        )
+    sampled = bool(source(raw).get("sampled_negatives", False))
+    read = read_events(session_for(raw), raw)
+    folder = daily_log.log_folder(workspace)
+    for place in (folder, folder / "states"):
+        artifact.sweep(place)
+    _write_days(read, workspace, todo, config)
+    _write_undated(read, workspace, config)
+    done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled)
+    daily_log.write_watermark(workspace, done)
+    _drop_states(workspace, done)
+    days = {"added": start.isoformat(), "written_from": todo.write_from.isoformat(), "watermark": done.last.isoformat()}
+    log.info("days_written", **days, days=len(todo.days), seconds=round(time.monotonic() - began, 1))
+    return done
+
+
+def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
+    """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
+    earlier = read_events(session_for(raw), raw).filter(F.col("event_time") < midnight(start))
+    found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
+    if found["events"]:
+        first = EPOCH + timedelta(days=found["first"])
+        raise DailyLogError(
+            f"{raw} holds {found['events']} events before {start}, the first on {first}: say `courier sequences "
+            f"--from {first} --to {end}` to begin with them, or `--from {start} --to {end}` to leave them out"
+        )
+
+
+def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+    spark = read.sparkSession
+    at, written = F.col("event_time"), F.col(DAY) >= _number(todo.write_from)
+    known = read.filter((at >= midnight(todo.read_from)) & (at < midnight(todo.last + daily_log.DAY)))
+    together = judge_together(known).persist()
+    crowded = crowds(together, config.max_clicks_per_day).persist()
+    judged = cap(together, crowded)
+    own = judged.withColumn(DAY, day_of("event_time")).filter(written)
+    shown = pages(standing(judged)).withColumn(DAY, day_of("request_time")).filter(written).persist()
+    earlier = _state(spark, workspace, todo, config)
+    fresh = snapshots(clicks(standing(own)), longest(config))
+    kept = carry_on(fresh, earlier, longest(config)).persist()
+    try:
+        facts = _day_facts(own, shown, crowded, todo)
+        frames = tables(own, shown.drop(DAY), kept, config)
+        frames["rejected"] = own.filter(F.col(REASON).isNotNull()).select(
+            F.lit("events").alias("table"), ROW, REASON, DAY
+        )
+        folder = daily_log.log_folder(workspace)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".", suffix=artifact.PARTIAL) as scratch:
+            for name, (by, then) in ORDER.items():
+                frame = _with_day(name, frames[name]).filter(written)
+                write_parts_apart(frame, Path(scratch) / name, apart=DAY, by=by, then=then)
+            for day in todo.days:
+                _write_day(Path(scratch), workspace, day, facts[day], config)
+        _write_states(kept, workspace, todo, config)
+    finally:
+        for frame in (kept, shown, crowded, together):
+            frame.unpersist()
+
+
+def _with_day(name: str, frame: DataFrame) -> DataFrame:
+    """A table with the UTC day that each of its rows belongs to."""
+    days: dict[str, Column] = {
+        "impressions": day_of("request_time"),
+        "page_views": day_of("request_time"),
+        # A snapshot belongs to the day of its click, though it becomes valid a microsecond later.
+        "histories": F.unix_date(F.to_date(F.timestamp_micros(F.unix_micros("event_timestamp") - 1))),
+        "clicks": day_of("event_time"),
+        "conversions": day_of("event_time"),
+        "rejected": F.col(DAY),
+    }
+    return frame.withColumn(DAY, days[name])
+
+
+def _write_day(scratch: Path, workspace: Path, day: date, facts: Mapping[str, Any], config: SequencesConfig) -> None:
+    with artifact.write(day_folder(workspace, day), kind="day", inputs={}, config=lasting(config)) as draft:
+        for name in ORDER:
+            written = scratch / name / f"{DAY}={_number(day)}"
+            if written.is_dir():
+                shutil.move(written, draft.path / name)
+        draft.facts = dict(facts)
+
+
+def _day_facts(own: DataFrame, shown: DataFrame, crowded: DataFrame, todo: Plan) -> dict[date, dict[str, Any]]:
+    none = {"events_read": 0, "events_accepted": 0, "events_rejected": {}, "duplicates": 0, "clicks": 0}
+    none |= {"first": None, "last": None, "requests": 0, "impressions": 0, "attributed": 0}
+    events, views = count_events(own, DAY), count_pages(shown, DAY)
+    most = {row[DAY]: row["most"] for row in crowded.groupBy(DAY).agg(F.max("clicks").alias("most")).collect()}
+
+    def facts_of(day: date) -> dict[str, Any]:
+        key: tuple[Hashable, ...] = (_number(day),)
+        own_facts = {"settled_with": daily_log.settled_with(day, todo.last).isoformat()}
+        own_facts["most_clicks"] = most.get(_number(day), 0)
+        return none | events.get(key, {}) | views.get(key, {}) | own_facts
+
+    return {day: facts_of(day) for day in todo.days}
+
+
+def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) -> None:
+    """Keep the rejected rows whose time is not known: they belong to no day, so they are read anew each time."""
+    undated = read.filter(F.col("event_time").isNull()).withColumn("repeat", F.lit(False)).persist()
+    with artifact.write(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
+        by, then = ORDER["rejected"]
+        write_parts(rejected(undated, "events"), draft.path / "rejected", by=by, then=then)
+        [facts] = count_events(undated).values()
+        draft.facts = facts | {"requests": 0, "impressions": 0, "attributed": 0, "most_clicks": 0}
+    undated.unpersist()
+
+
+# --- each user's last clicks at the end of a day --------------------------------------------------------------------
+
+
+def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesConfig) -> DataFrame:
+    """Each user's last snapshot before the first day to write."""
+    before = todo.write_from - daily_log.DAY
+    with suppress(artifact.ArtifactMissing, artifact.ArtifactMismatch):
+        if before >= todo.first:
+            artifact.read(state_folder(workspace, before), kind="state")
+            return spark.read.schema(STATE).parquet(f"file://{(state_folder(workspace, before) / 'state').absolute()}")
+    earlier = Plan(first=todo.first, last=before, write_from=todo.first).days if before >= todo.first else []
+    clicked = _read_table(spark, "clicks", [day_folder(workspace, day) for day in earlier])
+    return newest(snapshots(clicked, longest(config)))
+
+
+def _write_states(kept: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+    for day in sorted(daily_log.states_kept(todo.last).intersection(todo.days)):
+        known = newest(kept.filter(F.col("event_time") < midnight(day + daily_log.DAY)))
+        with artifact.write(state_folder(workspace, day), kind="state", inputs={}, config=lasting(config)) as draft:
+            write_parts(known, draft.path / "state", by=["user_id"])
+
+
+def _drop_states(workspace: Path, mark: Watermark) -> None:
+    kept = {day.isoformat() for day in daily_log.states_kept(mark.last)}
+    for folder in (daily_log.log_folder(workspace) / "states").glob("*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+
+
+# --- assembling -----------------------------------------------------------------------------------------------------
+
+
+def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig) -> Manifest:
+    """The sequences artifact of all days of the log: what a build from the same raw events would write.
+
+    Raises DailyLogError where the log was built with another config, or a day is missing.
+    """
+    if dict(mark.config) != lasting(config):
+        raise DailyLogError(
+            f"the daily log was built with {dict(mark.config)}, not {lasting(config)}: "
+            f"say `courier sequences --from {mark.first} --to {mark.last}` to build it again"
+        )
+    digest = daily_log.log_digest(workspace)
+    manifests = daily_log.read_days(workspace, mark)
+    spark = spark_session("courier sequences")
+    folders = [daily_log.log_folder(workspace) / name for name in manifests]
+    frames = {name: _read_table(spark, name, folders) for name in ORDER}
+    facts = [one.facts for one in manifests.values()]
+    capped = {"users": _capped(frames["rejected"]), "most_clicks": max(one["most_clicks"] for one in facts)}
+    counted = daily_log.sum_facts(facts) | {"capped_users": capped, "sampled_negatives": mark.sampled_negatives}
+    who = [frames[name].select("user_id", "item_id") for name in ("impressions", "clicks", "conversions")]
+    counted |= count_distinct(who[0].unionByName(who[1]).unionByName(who[2]))
+    inputs = {"days": str(digest)}
+    return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)
+
+
+def _read_table(spark: SparkSession, name: str, folders: list[Path]) -> DataFrame:
+    """A table of these days' artifacts."""
+    files = [f"file://{path.absolute()}" for folder in folders for path in sorted((folder / name).glob("*.parquet"))]
+    if not files:
+        return spark.createDataFrame([], SCHEMAS[name])
+    return spark.read.schema(SCHEMAS[name]).parquet(*files)
+
+
+def _capped(refused: DataFrame) -> int:
+    """How many users have clicks among the rejected rows that were too many."""
+    whose = F.get_json_object(ROW, "$.user_id")
+    too_many = refused.filter(F.col(REASON) == TOO_MANY_CLICKS)
+    return int(too_many.agg(F.countDistinct(whose).alias("users")).collect()[0]["users"])
+
+
+def _number(day: date) -> int:
+    return (day - EPOCH).days

@@ -1,0 +1,122 @@
+"""Make page views of judged events: what was shown from the top down, with labels, and the period of each."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from jobs.logic.events import CLICK, IMPRESSION
+from jobs.logic.page_views import TEST, TRAIN, VALID, cut
+from jobs.spark.judged_events import PAGE_DAY, is_a
+
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def pages(events: DataFrame) -> DataFrame:
+    """request_id, user_id, request_time, shown: array of (position, item_id, clicked) from the top down, attributed.
+
+    events: standing, with page_day.  attributed: how many clicks label this page view.
+    A request_id that comes again days later has two rows here, of different request_time.
+    """
+    seen, hit = is_a(IMPRESSION), is_a(CLICK)
+    known = events.filter((seen | hit) & F.col(PAGE_DAY).isNotNull())
+    met = known.groupBy("request_id", PAGE_DAY, "user_id", "item_id").agg(
+        F.min(F.when(seen, F.col("position"))).alias("position"),
+        F.min(F.when(seen, F.col("event_time"))).alias("shown_at"),
+        F.count_if(hit).alias("clicks"),
+    )
+    one = F.struct("position", "item_id", (F.col("clicks") > 0).cast("tinyint").alias("clicked"))
+    # sort_array and not array_sort, which compares by a function that Spark interprets.
+    return (
+        met.filter(F.col("shown_at").isNotNull())
+        .groupBy("request_id", PAGE_DAY, "user_id")
+        .agg(
+            F.min("shown_at").alias("request_time"),
+            F.sort_array(F.collect_list(one)).alias("shown"),
+            F.sum("clicks").alias("attributed"),
+        )
+        .select("request_id", "user_id", "request_time", "shown", "attributed")
+    )
+
+
+def impressions(shown: DataFrame) -> DataFrame:
+    """One row per distinct item of each page view, with its label `clicked`."""
+    rows = shown.select("request_id", "user_id", "request_time", F.inline("shown"))
+    return rows.select("request_id", "user_id", "item_id", "request_time", "position", "clicked")
+
+
+def page_views(shown: DataFrame, kept: DataFrame, size: int, history: int) -> DataFrame:
+    """The pre-training table: items of each page with labels, and the user's newest clicks strictly before it.
+
+    kept: jobs.spark.histories.snapshots of at least `history` clicks.
+    """
+    asked = shown.withColumn("picked", _picked(size)).withColumnRenamed("request_time", "at")
+    newest = F.slice(F.col("history.item_id"), 1, history).alias("newest")
+    both = asked.unionByName(kept.select("user_id", F.col("event_time").alias("at"), newest), allowMissingColumns=True)
+    # At equal times the page view (request_id not null) comes before the snapshot: a history is strictly earlier.
+    past = Window.partitionBy("user_id").orderBy("at", F.col("request_id").isNull())
+    past = past.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    joined = both.withColumn("newest", F.last("newest", ignorenulls=True).over(past))
+    return joined.filter(F.col("request_id").isNotNull()).select(
+        "request_id",
+        "user_id",
+        F.col("at").alias("request_time"),
+        F.col("picked.item_id").alias("item_ids"),
+        F.col("picked.clicked").alias("labels"),
+        F.coalesce("newest", F.array().cast("array<string>")).alias("history_item_ids"),
+    )
+
+
+def _picked(size: int) -> Column:
+    """At most `size` of the array `shown`, from the top down: the clicked ones first of all, then the topmost."""
+    hit = F.filter("shown", lambda one: one["clicked"] == 1)
+    missed = F.filter("shown", lambda one: one["clicked"] == 0)
+    return F.sort_array(F.slice(F.concat(hit, missed), 1, size))
+
+
+# --- periods --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Where the periods begin and end, in microseconds since 1970; each is half open."""
+
+    start: int
+    valid_start: int
+    test_start: int
+    end: int
+
+    def facts(self) -> dict[str, str]:
+        """The same as ISO moments."""
+        return {name: (EPOCH + timedelta(microseconds=at)).isoformat() for name, at in asdict(self).items()}
+
+
+def time_splits(
+    shown: DataFrame, views: int, first: int, last: int, train_fraction: float, valid_fraction: float
+) -> Splits:
+    """The moments that part the periods of the page views `shown`, of which there are `views` > 0.
+
+    first, last: when the first and the last event happened.
+    """
+    return Splits(
+        start=first,
+        valid_start=_nth_time(shown, cut(views, train_fraction)),
+        test_start=_nth_time(shown, cut(views, train_fraction + valid_fraction)),
+        end=last + 1,
+    )
+
+
+def _nth_time(shown: DataFrame, n: int) -> int:
+    """The n-th request_time in time order, n from 0, in microseconds since 1970."""
+    # A sort over all partitions, as an exact quantile needs; only one number comes to the driver.
+    times = shown.select(F.unix_micros("request_time").alias("at")).orderBy("at")
+    return int(times.offset(n).limit(1).collect()[0]["at"])
+
+
+def period(splits: Splits) -> Column:
+    """The period that the column request_time falls in."""
+    at = F.unix_micros("request_time")
+    later = F.when(at < splits.test_start, VALID).otherwise(TEST)
+    return F.when(at < splits.valid_start, TRAIN).otherwise(later)

@@ -1,0 +1,186 @@
+"""Days added one by one are the days of one back-fill, and together what a build from all raw events writes."""
+
+import random
+import shutil
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import daily_log
+from jobs.config import SequencesConfig
+from jobs.daily_log import DailyLogError, Plan, Watermark, asked_days, plan, read_watermark
+from jobs.logic.events import Event
+from model import artifact
+
+SMALL = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4, max_clicks_per_day=3)
+FIRST = date(2024, 3, 1)
+DAYS = [FIRST + timedelta(days=n) for n in range(10)]
+LAST = DAYS[5]  # of the raw events
+DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
+
+
+# --- which days -----------------------------------------------------------------------------------------------------
+
+
+def mark(last: int) -> Watermark:
+    return Watermark(first=FIRST, last=DAYS[last], config={}, sampled_negatives=False)
+
+
+def test_a_new_day_is_written_with_the_two_before_it_and_read_with_the_two_before_those() -> None:
+    todo = plan(mark(5), DAYS[6], DAYS[6])
+    assert todo == Plan(first=FIRST, last=DAYS[6], write_from=DAYS[4])
+    assert todo.read_from == DAYS[2]
+    assert todo.days == DAYS[4:7]
+
+
+def test_a_day_that_is_done_is_computed_again_with_all_that_follow_it() -> None:
+    assert plan(mark(8), DAYS[3], DAYS[3]) == Plan(first=FIRST, last=DAYS[8], write_from=DAYS[1])
+
+
+def test_a_log_begins_where_it_is_told_to_and_may_be_lengthened_backwards() -> None:
+    assert plan(None, DAYS[2], DAYS[4]).days == DAYS[2:5]
+    begun = Watermark(first=DAYS[4], last=DAYS[6], config={}, sampled_negatives=False)
+    assert plan(begun, DAYS[1], DAYS[2]) == Plan(first=DAYS[1], last=DAYS[6], write_from=DAYS[1])
+
+
+def test_a_gap_is_refused_with_the_command_that_fills_it() -> None:
+    with pytest.raises(DailyLogError, match="`courier sequences --from 2024-03-04 --to 2024-03-06`"):
+        plan(mark(2), DAYS[5], DAYS[5])
+
+
+def test_half_a_range_and_a_range_backwards_are_refused() -> None:
+    at = datetime(2024, 3, 2)  # noqa: DTZ001 (as the command line reads a day)
+    assert asked_days(None, None, None) is None
+    assert asked_days(at, None, None) == (DAYS[1], DAYS[1])
+    for asked in ((None, at, None), (None, None, at), (at, at, at)):
+        with pytest.raises(DailyLogError, match="--date alone, or both"):
+            asked_days(*asked)
+    with pytest.raises(DailyLogError, match="lies before"):
+        plan(None, DAYS[2], DAYS[1])
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def add(raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL) -> Watermark:
+    from jobs.spark.daily_log import add_days
+
+    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config)
+
+
+def contents(workspace: Path) -> dict[str, object]:
+    """Everything that the log says, but for the moments at which it was written."""
+    found: dict[str, object] = {"watermark": (workspace / "days" / "watermark.json").read_bytes()}
+    for path in sorted((workspace / "days").glob("**/manifest.json")):
+        kind = {"undated": "undated", "states": "state"}.get(path.relative_to(workspace / "days").parts[0], "day")
+        manifest = artifact.read(path.parent, kind=kind)
+        found[str(path.parent.relative_to(workspace))] = (manifest.files, manifest.facts, manifest.config)
+    return found
+
+
+def assembled(workspace: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
+    from jobs.spark.daily_log import build
+
+    return build(raw=workspace / "nowhere", raw_digest="", workspace=workspace, out=out, config=config)
+
+
+@pytest.fixture(scope="module")
+def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
+    """900 events around the midnights of six days, a bot on the fourth, and rows that cannot be used."""
+    rng = random.Random(11)
+    events = drawn_events([rng.randrange(10**12) for _ in range(900)])
+    events = [replace(one, event_time=one.event_time - 4 * DAY) if one.day > DAYS[6] else one for one in events]
+    assert {one.day for one in events} == set(DAYS[:6])
+    noon = datetime(2024, 3, 4, 12, tzinfo=UTC)
+    events += [
+        Event(user_id="u1", item_id=f"i{n % 3}", event_time=noon + n * SECOND, event_type="click", request_id="bot")
+        for n in range(30)
+    ]
+    folder = write_events(tmp_path_factory.mktemp("raw"), events)
+    table = pq.read_table(folder / "events.parquet")
+    broken = table.slice(0, 20).set_column(0, "user_id", pa.array([""] * 20))
+    undated = table.slice(20, 5).set_column(2, "event_time", pa.nulls(5, pa.timestamp("us", tz="UTC")))
+    pq.write_table(pa.concat_tables([table, broken, undated]), folder / "events.parquet", row_group_size=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grown(raw, tmp_path_factory) -> Path:
+    """A workspace whose days were added two at once, and then one after another."""
+    workspace = tmp_path_factory.mktemp("grown")
+    add(raw, workspace, DAYS[0], DAYS[1])
+    for day in DAYS[2:6]:
+        add(raw, workspace, day, day)
+    return workspace
+
+
+def test_days_added_one_by_one_are_those_of_a_back_fill(grown, raw, tmp_path) -> None:
+    add(raw, tmp_path, DAYS[0], LAST)
+    assert contents(tmp_path) == contents(grown)
+    assert read_watermark(grown).last == LAST
+    assert {path.name for path in (grown / "days" / "states").iterdir()} == {"2024-03-03", "2024-03-04"}
+
+
+def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, raw, tmp_path) -> None:
+    from jobs.spark.behavior_sequences import build
+
+    whole = build(raw=raw, raw_digest="a digest", out=tmp_path / "whole", config=SMALL)
+    joined = assembled(grown, tmp_path / "joined")
+    assert joined.files == whole.files
+    assert joined.facts == whole.facts
+    assert whole.facts["capped_users"]["most_clicks"] >= 30
+    assert whole.facts["events_rejected"]["null_event_time"] == 5
+
+
+def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
+    grown, raw, tmp_path, monkeypatch
+) -> None:
+    workspace = tmp_path / "ws"
+    shutil.copytree(grown, workspace)
+    older = Watermark(**{**asdict(read_watermark(grown)), "last": DAYS[4]})
+    daily_log.write_watermark(workspace, older)  # as the last day's adding found it
+    (workspace / "days" / f".left-behind{artifact.PARTIAL}").mkdir()
+    with pytest.raises(DailyLogError, match="was cut short: say `courier sequences --from 2024-03-03 --to 2024-03-05`"):
+        assembled(workspace, tmp_path / "out")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(daily_log, "write_watermark", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(raw, workspace, LAST, LAST)
+    assert read_watermark(workspace) == older
+    add(raw, workspace, LAST, LAST)  # and with it, a re-run of a day changes nothing
+    assert contents(workspace) == contents(grown)
+    assert not list((workspace / "days").glob(f".*{artifact.PARTIAL}"))
+
+
+def test_a_day_computed_again_without_its_state_is_the_same(grown, raw, tmp_path) -> None:
+    shutil.copytree(grown, tmp_path / "ws")
+    shutil.rmtree(tmp_path / "ws" / "days" / "states" / "2024-03-03")
+    shutil.rmtree(tmp_path / "ws" / "days" / "2024-03-06")
+    with pytest.raises(DailyLogError, match="2024-03-06 is missing or damaged: say"):
+        daily_log.log_digest(tmp_path / "ws")
+    add(raw, tmp_path / "ws", LAST, LAST)
+    found, expected = contents(tmp_path / "ws"), contents(grown)
+    assert found == {name: said for name, said in expected.items() if name != "days/states/2024-03-03"}
+
+
+def test_another_config_is_refused_until_the_log_is_built_again(grown, raw, tmp_path) -> None:
+    other = SequencesConfig()
+    for refused in (lambda: add(raw, grown, LAST, LAST, other), lambda: assembled(grown, tmp_path / "out", other)):
+        with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-06` to build it again"):
+            refused()
+
+
+def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw) -> None:
+    from jobs.spark.daily_log import refuse_to_leave_out
+
+    refuse_to_leave_out(raw, DAYS[0], DAYS[0])
+    with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-03"):
+        refuse_to_leave_out(raw, DAYS[2], DAYS[2])

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test check lock clean preflight
+.PHONY: setup demo test engines check lock clean preflight
 
 setup: .venv/.ready
 
@@ -22,6 +22,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
+engines: setup
+	$(BIN)/python -m pytest -q -s -m slow --timeout 3000 tests/jobs/test_engines.py
 
 check: setup
 	$(BIN)/ruff check .

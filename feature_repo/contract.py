@@ -117,6 +117,7 @@ ITEM_EMBEDDING: Final = View(
     (Feature("image_embedding", "bytes", EMBEDDING_DIM),),  # float32, little endian, unit length
 )
 VIEWS: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, ITEM_EMBEDDING)
+PUSH_SOURCES: Final = {USER_HISTORY.name: "user_history_push"}  # views that a stream updates between two batch loads
 
 # In the workspace: the digest of the features artifact that the online store holds; absent while one is loaded.
 LOADED_MARK: Final = "feast/loaded"

@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, PushSource, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, FeastType, Float64, Int64, String
 
-from feature_repo.contract import EVENT_TIME, SERVICES, VIEWS, View
+from feature_repo.contract import EVENT_TIME, PUSH_SOURCES, SERVICES, VIEWS, View
 
 WORKSPACE: Final = "COURIER_WORKSPACE"
 FEAST_TYPES: Final[dict[str, FeastType]] = {
@@ -28,7 +28,7 @@ FEAST_TYPES: Final[dict[str, FeastType]] = {
     "list[int]": Array(Int64),
 }
 
-FeastObject: TypeAlias = Entity | FileSource | FeatureView | FeatureService
+FeastObject: TypeAlias = Entity | FileSource | PushSource | FeatureView | FeatureService
 
 
 def source_path(workspace: Path, view: View) -> Path:
@@ -40,12 +40,13 @@ def feast_objects(workspace: Path) -> dict[str, FeastObject]:
     """Every entity, source, view and service of the contract, by a name that is unique among all of them."""
     entities = {key: Entity(name=key, join_keys=[key], value_type=ValueType.STRING) for key in _keys()}
     sources = {view.name: _source(view, workspace) for view in VIEWS}
-    views = {view.name: _feature_view(view, entities, sources[view.name]) for view in VIEWS}
+    pushes = {view: PushSource(name=name, batch_source=sources[view]) for view, name in PUSH_SOURCES.items()}
+    views = {view.name: _feature_view(view, entities, (sources | pushes)[view.name]) for view in VIEWS}
     services = {
         name: FeatureService(name=name, features=[views[view.name] for view in members])
         for name, members in SERVICES.items()
     }
-    kinds = {"entity": entities, "source": sources, "view": views, "service": services}
+    kinds = {"entity": entities, "source": sources, "push": pushes, "view": views, "service": services}
     return {f"{kind}_{name}": item for kind, members in kinds.items() for name, item in members.items()}
 
 
@@ -91,7 +92,7 @@ def _source(view: View, workspace: Path) -> FileSource:
     )
 
 
-def _feature_view(view: View, entities: dict[str, Entity], source: FileSource) -> FeatureView:
+def _feature_view(view: View, entities: dict[str, Entity], source: FileSource | PushSource) -> FeatureView:
     keys = [Field(name=key, dtype=String) for key in view.keys]
     features = [Field(name=feature.name, dtype=FEAST_TYPES[feature.kind]) for feature in view.features]
     return FeatureView(

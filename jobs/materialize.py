@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from feature_repo.contract import LOADED_MARK, VIEWS
+from jobs.history_store import reconciled
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 
@@ -33,6 +34,7 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
     """Load every view's newest rows into the workspace's online store; the artifact says what was loaded.
 
     Killed at any moment and run again it ends in the same state: each step only sets what the last run would have set.
+    A user whose pushed history has gone past the offline one keeps it (jobs.logic.online_histories.reconcile).
     Facts: registry and online (as feature_store.yaml resolves them), as_of, rows (offered, per view; the store keeps an
     entity's newest), space_id, seconds.
     """
@@ -43,7 +45,8 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
         (workspace / LOADED_MARK).unlink(missing_ok=True)
         point_sources(workspace, features)
         store = _apply(workspace)
-        rows = _load(store, source)
+        with reconciled(store, workspace):  # clicks that a stream has pushed meanwhile stay
+            rows = _load(store, source)
         artifact.write_whole(workspace / LOADED_MARK, inputs["features"].encode())
         draft.facts = {
             "registry": str(store.config.registry.path),

@@ -1,12 +1,15 @@
-"""A small shop's artifacts, written directly, and its real Feast store, applied and loaded once for all tests."""
+"""A small shop's artifacts, its real Feast store loaded once for all tests, and files that are no image."""
 
 import bisect
 import os
 import random
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs import features
@@ -95,6 +99,12 @@ def histories(clicks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def with_ctr(counts: Sequence[int]) -> list[float]:
+    """Impressions and clicks of each window, and after each pair its smoothed CTR."""
+    pairs = zip(counts[::2], counts[1::2], strict=True)
+    return [number for shown, clicked in pairs for number in (shown, clicked, (clicked + 1) / (shown + 20))]
+
+
 def statistics(
     view: View, impressions: Sequence[dict[str, Any]], clicks: Sequence[dict[str, Any]], as_of: datetime
 ) -> list[dict[str, Any]]:
@@ -108,7 +118,7 @@ def statistics(
     rows = []
     for entity in sorted(shown | clicked):
         times = [sorted(shown[entity]), sorted(clicked[entity])]
-        before = [0] * len(view.features)
+        before = [0, 0] * len(WINDOWS_DAYS)
         for day in range(1, (as_of - START).days + 1):
             midnight = START + timedelta(days=day)
             counts = [
@@ -118,7 +128,8 @@ def statistics(
             ]
             if counts != before:
                 names = [feature.name for feature in view.features]
-                rows.append({key: entity, "event_timestamp": midnight, **dict(zip(names, counts, strict=True))})
+                numbers = with_ctr(counts)
+                rows.append({key: entity, "event_timestamp": midnight, **dict(zip(names, numbers, strict=True))})
             before = counts
     return rows
 
@@ -252,3 +263,62 @@ def loaded_shop(shop: Shop) -> Shop:
 
     materialize.build(features=shop.features, workspace=shop.workspace, out=shop.workspace / "materialize" / "k")
     return shop
+
+
+# --- images that are none -------------------------------------------------------------------------------------------
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these (name, content), sums included: https://www.w3.org/TR/png/#5Chunk-layout."""
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_header(width: int, height: int) -> tuple[bytes, bytes]:
+    """The first chunk of a PNG of 8-bit RGB."""
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    stream = BytesIO()
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+def make_broken_images() -> dict[str, tuple[bytes, str]]:
+    """Name -> (bytes, the reason for which they are refused under the limits of model.courier.images)."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+    jpeg, lossless, moving = encoded(photo, "JPEG"), encoded(photo, "PNG"), encoded(photo, "GIF")
+    frame = jpeg.index(b"\xff\xc0") + 5  # the sizes of a JPEG follow its marker: ITU T.81, B.2.2
+    middle = len(lossless) // 2
+    no_pixels, end = (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
+    text_bomb = (b"zTXt", b"c\0\0" + zlib.compress(bytes(80_000_000), 9))
+    return {
+        "empty.jpg": (b"", "empty"),
+        "page.jpg": (b"<!doctype html><title>404 Not Found</title>", "not_an_image"),
+        "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not_an_image"),
+        "document.jpeg": (b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n", "not_an_image"),
+        "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
+        "zeros.png": (bytes(4096), "not_an_image"),
+        "signature.png": (lossless[:8], "not_an_image"),
+        "no_width.png": (png(png_header(0, 60), no_pixels, end), "not_an_image"),
+        "text_bomb.png": (png(png_header(9, 9), text_bomb, no_pixels, end), "not_an_image"),
+        "cut.jpg": (jpeg[: len(jpeg) * 9 // 10], "truncated"),
+        "cut.PNG": (lossless[:middle], "truncated"),
+        "cut.Gif": (moving[: len(moving) // 2], "truncated"),
+        "damaged.png": (lossless[:middle] + bytes(64) + lossless[middle + 64 :], "truncated"),
+        "no_pixels.png": (png(png_header(60, 60), no_pixels, end), "truncated"),
+        "bomb.png": (png(png_header(60_000, 60_000), no_pixels, end), "too_many_pixels"),
+        "flood.jpg": (jpeg[:frame] + b"\xff\xff\xff\xff" + jpeg[frame + 4 :], "too_many_pixels"),
+        "strip.png": (encoded(Image.new("1", (8, 40_000)), "PNG"), "too_long"),
+        "dot.gif": (encoded(Image.new("P", (1, 1)), "GIF"), "too_small"),
+        "heavy.bmp": (encoded(photo, "BMP") + bytes(20_000_000), "too_large"),
+    }
+
+
+@pytest.fixture(scope="session")
+def broken_images() -> dict[str, tuple[bytes, str]]:
+    """Files broken in nineteen ways: name -> (bytes, reason)."""
+    return make_broken_images()

@@ -1,46 +1,108 @@
-"""Fetch the bytes that an image reference names: a path in the raw folder, file://, or an object store.
+"""Fetch the bytes that an image reference names: a path in the raw folder, file://, an object store, or https://.
 
-Only the schemes listed here are followed, and a relative path cannot leave its folder.
+Only these schemes are followed, a relative path cannot leave its folder, and https:// asks only hosts on a list.
 """
 
+import functools
 import os
 import re
+import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import fsspec
+
+from jobs.beam.fetched import Fetched, NotFetched
+from jobs.beam.https import Https, HttpsConfig, Resolve, resolve_name
+
+__all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched"]
+
+T = TypeVar("T")
 
 OBJECT_STORES: Final = ("s3", "gs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-class NotFetched(ValueError):
-    """The reference gives no bytes; `reason` is a code of jobs.logic.catalogue.STATUS_OF, the message one sentence."""
+class Fetcher:
+    """Follows references for any number of threads; one a worker, for it keeps connections and bounds.
 
-    def __init__(self, reason: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.reason = reason
-
-
-def fetch(uri: str | None, folder: Path, max_bytes: int) -> bytes:
-    """The bytes behind a reference; relative paths start at `folder`. Raises NotFetched.
-
-    At most max_bytes + 1 bytes are read: the one too many tells the decoder that the file is too large.
+    Relative paths start at `folder`. private_networks: only for tests against a server on this machine.
     """
+
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        https: HttpsConfig | None = None,
+        *,
+        private_networks: bool = False,
+        ssl_context: ssl.SSLContext | None = None,
+        resolve: Resolve = resolve_name,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
+        self.https = Https(
+            https or HttpsConfig(),
+            max_bytes,
+            private_networks=private_networks,
+            ssl_context=ssl_context,
+            resolve=resolve,
+            sleep=sleep,
+        )
+
+    def fetch(self, uri: str | None) -> Fetched:
+        """The bytes behind a reference, with a fingerprint that was taken before them. Raises NotFetched.
+
+        Of a file at most max_bytes + 1 bytes are read: the one too many tells the decoder that it is too large.
+        """
+        scheme, uri = _scheme(uri)
+        if scheme == "https":
+            return self.https.get(uri)
+        if scheme in OBJECT_STORES:
+            return _read_object(uri, scheme, self.max_bytes)
+        return _read_file(self._path(scheme, uri), self.max_bytes)
+
+    def fingerprint(self, uri: str | None) -> str | None:
+        """The fingerprint that `fetch` would give, without reading; None where only fetching tells (https).
+
+        Raises NotFetched where a look is enough to know that there is nothing to fetch.
+        """
+        scheme, uri = _scheme(uri)
+        if scheme == "https":
+            return None
+        if scheme in OBJECT_STORES:
+            return _told(uri, scheme, lambda: _ukey(*_located(uri)))
+        return _look(self._path(scheme, uri))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.https.close()
+
+    def _path(self, scheme: str, uri: str) -> Path:
+        return _absolute(uri) if scheme else _inside(uri, self.folder)
+
+
+def _scheme(uri: str | None) -> tuple[str, str]:
+    """The scheme in small letters ("" for a path) and the reference. Raises NotFetched for what is not followed."""
     if uri is None:
         raise NotFetched("no_reference", "the item names no image")
-    scheme = _SCHEME.match(uri)
-    if scheme is None:
-        return _read_file(_inside(uri, folder), max_bytes)
-    name = scheme[1].lower()
-    if name == "file":
-        return _read_file(_absolute(uri), max_bytes)
-    if name in OBJECT_STORES:
-        return _read_object(uri, name, max_bytes)
-    raise NotFetched("scheme_not_allowed", f"{name}:// references are not followed")
+    match = _SCHEME.match(uri)
+    if match is None:
+        return "", uri
+    name = match[1].lower()
+    if name not in ("file", "https", *OBJECT_STORES):
+        raise NotFetched("scheme_not_allowed", f"{name}:// references are not followed")
+    if name != "https" and "@" in uri[match.end() :].partition("/")[0]:
+        raise NotFetched("credentials_in_url", f"{name}:// references with a user name are not followed")
+    return name, uri
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def _inside(uri: str, folder: Path) -> Path:
@@ -58,26 +120,76 @@ def _absolute(uri: str) -> Path:
     return Path(url2pathname(parts.path))
 
 
-def _read_file(path: Path, max_bytes: int) -> bytes:
+def _look(path: Path) -> str:
+    """The fingerprint of a regular file: any write changes its time of change, whatever is done to the other."""
     try:
-        if not path.exists():
-            raise NotFetched("not_found", f"{path} does not exist")
-        if not path.is_file():  # a folder, or a pipe that would block for ever
-            raise NotFetched("not_a_file", f"{path} is not a regular file")
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFetched("not_found", f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise NotFetched("unreadable", f"{path} cannot be read: {_why(error)}") from None
+    if not path.is_file():  # a folder, or a pipe that would block for ever
+        raise NotFetched("not_a_file", f"{path} is not a regular file")
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}"
+
+
+def _read_file(path: Path, max_bytes: int) -> Fetched:
+    fingerprint = _look(path)
+    try:
         with path.open("rb") as stream:
-            return stream.read(max_bytes + 1)
+            return Fetched(stream.read(max_bytes + 1), fingerprint)
     except OSError as error:
-        raise NotFetched("unreadable", f"{path} cannot be read: {error.strerror}") from None
+        raise NotFetched("unreadable", f"{path} cannot be read: {_why(error)}") from None
 
 
-def _read_object(uri: str, scheme: str, max_bytes: int) -> bytes:
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+# --- object stores --------------------------------------------------------------------------------------------------
+
+
+def _read_object(uri: str, scheme: str, max_bytes: int) -> Fetched:
+    def read() -> Fetched:
+        files, path = _located(uri)
+        fingerprint = _ukey(files, path)
+        with files.open(path, "rb") as stream:
+            return Fetched(stream.read(max_bytes + 1), fingerprint)
+
+    return _told(uri, scheme, read)
+
+
+def _located(uri: str) -> tuple[Any, str]:
+    files, path = fsspec.core.url_to_fs(uri)
+    return files, str(path)
+
+
+def _ukey(files: Any, path: str) -> str:
+    """What the store says identifies the object's content: an ETag, a generation, or its size and date."""
+    return str(files.ukey(path))
+
+
+def _told(uri: str, scheme: str, deed: Callable[[], T]) -> T:
+    """Do something with an object store. Raises NotFetched for whatever its driver raises."""
     try:
-        with fsspec.open(uri, "rb") as stream:
-            data: bytes = stream.read(max_bytes + 1)
-            return data
+        return deed()
     except FileNotFoundError:
         raise NotFetched("not_found", f"{uri} does not exist") from None
+    except PermissionError:
+        raise NotFetched("access_denied", f"the store does not give us {uri}") from None
     except ImportError:
         raise NotFetched("scheme_unavailable", f"no fsspec driver for {scheme}:// is installed") from None
+    except TimeoutError:
+        raise NotFetched("timed_out", f"{uri} was not given in time") from None
     except Exception as error:  # every store's driver raises its own kinds
         raise NotFetched("unreadable", f"{uri} cannot be read ({type(error).__name__})") from None
+
+
+def fetch(uri: str | None, folder: Path, max_bytes: int) -> bytes:
+    """The bytes behind a reference, for a caller that keeps no Fetcher. Raises NotFetched."""
+    return _fetcher(folder, max_bytes).fetch(uri).data
+
+
+@functools.cache
+def _fetcher(folder: Path, max_bytes: int) -> Fetcher:
+    return Fetcher(folder, max_bytes)

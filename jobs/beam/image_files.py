@@ -1,19 +1,22 @@
 """The files of the images artifact: write them deterministically, and count what they hold."""
 
 import json
-import uuid
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.beam.examine import Examined, ExaminedShard
+from jobs.beam.image_store import ImageStore, Location
 from jobs.beam.item_rows import Place, Raw
-from jobs.logic import catalogue
-from jobs.logic.catalogue import CatalogueRow
+from jobs.beam.whole_files import aside, write_pictures
+from jobs.config import ImagesConfig
+from jobs.logic import catalogue, near_duplicates
+from jobs.logic.catalogue import ImageUse
 from model import artifact
 
 ITEMS_SCHEMA: Final = pa.schema(
@@ -29,73 +32,161 @@ ITEMS_SCHEMA: Final = pa.schema(
         ("price", pa.float64()),
         ("created_at", pa.timestamp("us", tz="UTC")),
         ("duplicate_of", pa.string()),
+        # Of the image as its file holds it, upright; null where none could be decoded.
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("frames", pa.int32()),
+        ("phash", pa.string()),
+        ("near_duplicate_of", pa.string()),
     ]
 )
 REJECTED_SCHEMA: Final = pa.schema([("row", pa.string()), ("reason", pa.string())])
-SHARD_SCHEMA: Final = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
+PLACEHOLDERS_SCHEMA: Final = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("image", pa.binary()),
+        ("items", pa.int64()),
+        ("categories", pa.list_(pa.string())),
+    ]
+)
+READ: Final = "read.json"
 
 
-def write_shard(group: tuple[int, list[tuple[str, bytes]]], folder: Path, shards: int) -> str:
-    """Write (shard, [(image_id, png)]) sorted by id, and its statistics beside it; returns the shard's path."""
-    shard, pictures = group
+class RowsLost(RuntimeError):
+    """The job has a fault: what it accepted and rejected is not what it read."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A "no image" picture: where the store holds it, and who shows it."""
+
+    image_id: str
+    location: Location
+    used: ImageUse
+
+
+def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: Path, shards: int, store: ImageStore) -> str:
+    """Write (shard, [(image_id, where the store holds it)]) sorted by id, and its statistics; returns its path."""
+    shard, wanted = group
     path = folder / f"images-{shard:05d}-of-{shards:05d}.parquet"
-    ids, pngs = zip(*sorted(pictures), strict=True) if pictures else ((), ())
-    with _aside(path) as aside:
-        # PNG does not compress further; small row groups let a reader stream.
-        table = pa.table([pa.array(ids, pa.string()), pa.array(pngs, pa.binary())], schema=SHARD_SCHEMA)
-        pq.write_table(table, aside, compression="none", row_group_size=1024)
-    stats = {"images": len(ids), "png_bytes": sum(map(len, pngs)), "sha256": artifact.sha256_file(path)}
-    with _aside(path.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps(stats, sort_keys=True))
+    pictures = store.gather(wanted)
+    write_pictures(pictures, path, pixels="image")
+    png_bytes = sum(map(len, pictures["image"].to_pylist()))
+    _write_json({"images": len(pictures), "png_bytes": png_bytes, "sha256": artifact.sha256_file(path)}, path)
     return str(path)
 
 
-def write_items(rows: list[CatalogueRow], path: Path) -> None:
-    """Write items.parquet, sorted by item_id."""
-    flat = [_flat(row) for row in sorted(rows, key=lambda row: row.item.item_id)]
-    with _aside(path) as aside:
-        pq.write_table(pa.Table.from_pylist(flat, ITEMS_SCHEMA), aside, compression="zstd")
+def write_items(shards: list[ExaminedShard], path: Path, config: ImagesConfig) -> None:
+    """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
+    rows = (one for shard in shards for one in shard.rows)
+    settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
+    near = near_duplicates_of(settled, config.near_distance)
+    flat = [
+        {
+            **vars(one.outcome),
+            **vars(one.row.item),
+            **vars(one.row),
+            "near_duplicate_of": near.get(one.row.item.item_id),
+        }
+        for one in settled
+    ]
+    _write(flat, ITEMS_SCHEMA, path)
 
 
-def _flat(row: CatalogueRow) -> dict[str, Any]:
-    return {name: getattr(row.item if hasattr(row.item, name) else row, name) for name in ITEMS_SCHEMA.names}
+def settle(rows: Sequence[Examined], config: ImagesConfig) -> list[Examined]:
+    """The rows, each with what all items that show its picture make of it."""
+    uses: defaultdict[str, list[ImageUse]] = defaultdict(list)
+    for one in rows:
+        if one.row.image_id is not None:
+            uses[one.row.image_id].append(catalogue.use(one.row.item.item_id, one.row.item.category))
+    used = {image_id: catalogue.together(every) for image_id, every in uses.items()}
+    limits = (config.placeholder_items, config.placeholder_categories)
+    return [
+        Examined(catalogue.settle(one.row, used[one.row.image_id], *limits), one.outcome) if one.row.image_id else one
+        for one in rows
+    ]
+
+
+def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> dict[str, str]:
+    """item_id -> the smallest item_id that shows a near-duplicate of its picture, for every item but that one.
+
+    rows: settled, sorted by item_id. Where a picture has no other near it, the items that show it are not in here:
+    they are plain duplicates.
+    """
+    hashes = {one.row.image_id: str(one.outcome.phash) for one in rows if one.row.image_id is not None}
+    group_of = near_duplicates.groups(hashes, near_distance)
+    first: dict[str, str] = {}
+    found: dict[str, str] = {}
+    for one in rows:
+        group, item_id = group_of.get(one.row.image_id or ""), one.row.item.item_id
+        if group is not None and first.setdefault(group, item_id) != item_id:
+            found[item_id] = first[group]
+    return found
 
 
 def write_rejected(rejected: list[tuple[Place, Raw, str]], path: Path) -> None:
     """Write rejected.parquet in the order of the raw table: each row as JSON, and why it was rejected."""
     ordered = sorted(rejected, key=lambda one: one[0])
-    flat = [{"row": _as_json(row), "reason": reason} for _, row, reason in ordered]
-    with _aside(path) as aside:
-        pq.write_table(pa.Table.from_pylist(flat, REJECTED_SCHEMA), aside, compression="zstd")
+    _write([{"row": _as_json(row), "reason": reason} for _, row, reason in ordered], REJECTED_SCHEMA, path)
 
 
 def _as_json(row: Raw) -> str:
     return json.dumps(row, default=str, ensure_ascii=False)
 
 
+def write_placeholders(shared: list[Shared], path: Path, store: ImageStore) -> None:
+    """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
+    used = {one.image_id: one.used for one in shared}
+    flat = [
+        {**row, "items": used[row["image_id"]].items, "categories": sorted(used[row["image_id"]].categories)}
+        for row in store.gather((one.image_id, one.location) for one in shared).to_pylist()
+    ]
+    _write(flat, PLACEHOLDERS_SCHEMA, path)
+
+
+def write_count(rows: int, path: Path) -> None:
+    """Write how many rows the items table gave: counted by the pipeline itself, exact whatever the runner retried."""
+    _write_json({"items_read": rows}, path)
+
+
 def facts(folder: Path) -> dict[str, Any]:
-    """Every count of the images artifact in `folder`, from the tables themselves: exact whatever the runner retried."""
-    items = pq.read_table(folder / "items.parquet", columns=["status", "reason", "image_id", "duplicate_of"])
+    """Every count of the images artifact in `folder`, from its own tables. Raises RowsLost if they do not add up."""
+    columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of"]
+    items = pq.read_table(folder / "items.parquet", columns=columns)
     rejected = Counter(pq.read_table(folder / "rejected.parquet")["reason"].to_pylist())
     statuses, reasons = Counter(items["status"].to_pylist()), Counter(items["reason"].to_pylist())
-    return {
+    near = items["near_duplicate_of"].drop_null()
+    counted = {
+        **json.loads((folder / READ).read_text()),
         "items_accepted": len(items),
         "items_rejected": dict(sorted(rejected.items())),
         "images_ok": statuses[catalogue.OK],
         "distinct_images": len(items["image_id"].drop_null().unique()),
         "duplicates": len(items["duplicate_of"].drop_null()),
+        "near_duplicates": len(near),
+        "near_duplicate_groups": len(near.unique()),
+        "placeholder_pictures": pq.read_metadata(folder / "placeholders.parquet").num_rows,
         **{status: statuses[status] for status in catalogue.STATUSES if status != catalogue.OK},
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
     }
+    _check(counted, folder)
+    return counted
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    # A runner may do a piece of work twice, even at once: each writes its own file, and the rename is atomic.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        yield aside
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def _check(counted: Mapping[str, Any], folder: Path) -> None:
+    read, accepted, rejected = counted["items_read"], counted["items_accepted"], sum(counted["items_rejected"].values())
+    if read != accepted + rejected:
+        raise RowsLost(f"{folder}: {read} rows were read, {accepted} accepted and {rejected} rejected")
+    held = sum(pq.read_metadata(path).num_rows for path in (folder / "shards").glob("*.parquet"))
+    if held != counted["distinct_images"]:
+        raise RowsLost(f"{folder}: {counted['distinct_images']} distinct images were found, the shards hold {held}")
+
+
+def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
+    with aside(path) as unfinished:
+        pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
+
+
+def _write_json(stats: Mapping[str, Any], path: Path) -> None:
+    artifact.write_whole(path.with_suffix(".json"), json.dumps(stats, sort_keys=True).encode())

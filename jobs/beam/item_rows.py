@@ -1,8 +1,8 @@
-"""Read the raw items table, parquet, CSV or JSON lines, as plain rows in the order of the table."""
+"""Read a raw table, parquet, CSV or JSON lines, as plain rows in the order of the table; the items table by default."""
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,20 +21,20 @@ Raw = Row | str  # or the line itself, where it is no JSON object
 Place = tuple[int, int]  # a row's file and its number in that file: the order of the table
 
 
-def rows(form: str, path: Path) -> Iterator[Raw]:
-    """The rows of one file: {column: value} of the contract's columns, or the line itself where it is no JSON object.
+def rows(form: str, path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Raw]:
+    """The rows of one file: {column: value} of these columns, or the line itself where it is no row of the table.
 
     form: parquet | csv | jsonl. CSV values are text; a naive timestamp stays naive. Raises RawTableUnusable.
     """
-    return _READERS[form](path)
+    return _READERS[form](path, columns)
 
 
-def check_columns(form: str, path: Path) -> None:
+def check_columns(form: str, path: Path, needed: Sequence[str] = NEEDED) -> None:
     """Raises RawTableUnusable where a file has a header that lacks a needed column, or no readable header at all."""
     if form == "jsonl":
         return
     names = _parquet(path).schema_arrow.names if form == "parquet" else _csv_header(path)
-    absent = [name for name in NEEDED if name not in names]
+    absent = [name for name in needed if name not in names]
     if absent:
         raise RawTableUnusable(f"{path} has no column {' and no column '.join(absent)}: add it, see README, Raw data")
 
@@ -49,9 +49,9 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise RawTableUnusable(f"{path} is not a readable parquet file ({_line(error)}): write it again") from None
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     file = _parquet(path)
-    names = [name for name in COLUMNS if name in file.schema_arrow.names]
+    names = [name for name in wanted if name in file.schema_arrow.names]
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=names):
             columns = [_values(batch.column(name)) for name in names]
@@ -87,12 +87,13 @@ def _csv_header(path: Path) -> list[str]:
         return next(csv.reader(stream), [])
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         reader = csv.DictReader(stream)
         try:
             for row in reader:
-                yield {name: row.get(name) for name in COLUMNS}
+                whole = None not in row and None not in row.values()  # as many cells as the header has
+                yield {name: row.get(name) for name in wanted} if whole else json.dumps(row, ensure_ascii=False)
         except csv.Error as error:
             raise RawTableUnusable(
                 f"{path}, after line {reader.line_num}: {error}: look for an unclosed quote"
@@ -102,19 +103,20 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 # --- JSON lines -----------------------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path) -> Iterator[Raw]:
+def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
     with path.open(encoding="utf-8-sig", errors="replace") as stream:
         for line in stream:
             if line.strip():
-                yield _json_row(line.rstrip("\n"))
+                yield json_row(line.rstrip("\n"), wanted)
 
 
-def _json_row(line: str) -> Raw:
+def json_row(line: str, wanted: Sequence[str] = COLUMNS) -> Raw:
+    """The row that a line of JSON says, or the line itself where it is no JSON object."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return line
-    return {name: _scalar(row.get(name)) for name in COLUMNS} if isinstance(row, dict) else line
+    return {name: _scalar(row.get(name)) for name in wanted} if isinstance(row, dict) else line
 
 
 def _scalar(value: Any) -> Any:
@@ -127,7 +129,7 @@ def _line(error: Exception) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
 
-_READERS: Final[Mapping[str, Callable[[Path], Iterator[Raw]]]] = {
+_READERS: Final[Mapping[str, Callable[[Path, Sequence[str]], Iterator[Raw]]]] = {
     "parquet": _parquet_rows,
     "csv": _csv_rows,
     "jsonl": _json_rows,

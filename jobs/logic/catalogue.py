@@ -35,24 +35,44 @@ STATUS_OF: Final = {
     "no_reference": MISSING,
     "not_found": MISSING,
     "unreadable": MISSING,  # it is there, but the disk or the store would not give it
+    "access_denied": MISSING,
+    "timed_out": MISSING,
+    "host_unavailable": MISSING,  # no address, no connection, or no whole answer
+    "server_error": MISSING,  # HTTP status 500 and above
+    "rate_limited": MISSING,  # HTTP status 429
+    "http_error": MISSING,  # any other HTTP status
+    "certificate_refused": MISSING,
     "empty": BROKEN,
     "not_an_image": BROKEN,
     "truncated": BROKEN,
     "unsupported": BROKEN,
     "too_large": REFUSED,
     "too_many_pixels": REFUSED,
+    "too_long": REFUSED,
     "too_small": REFUSED,
     "outside_folder": REFUSED,
     "not_a_file": REFUSED,
     "scheme_not_allowed": REFUSED,
     "scheme_unavailable": REFUSED,  # allowed, but fsspec's driver for it is not installed
+    "host_not_allowed": REFUSED,
+    "redirect_not_allowed": REFUSED,
+    "too_many_redirects": REFUSED,
+    "private_address": REFUSED,
+    "credentials_in_url": REFUSED,
+    "bad_url": REFUSED,
     "shared_by_many": PLACEHOLDER,
 }
+# The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
+# after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
+RETRYABLE: Final = frozenset(
+    {reason for reason, status in STATUS_OF.items() if status == MISSING and reason != "no_reference"}
+    | {"scheme_unavailable"}
+)
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Item:
     """An accepted row of the items table; created_at is aware UTC."""
 
@@ -64,7 +84,7 @@ class Item:
     created_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CatalogueRow:
     """An accepted item and what became of its image; image_id is None unless the status is ok."""
 
@@ -76,7 +96,7 @@ class CatalogueRow:
     duplicate_of: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ImageUse:
     """Who shows one picture: how many items, the smallest item_id among them, and their known categories."""
 

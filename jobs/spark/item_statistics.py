@@ -11,7 +11,16 @@ import typer
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from feature_repo.contract import EVENT_TIME, ITEM_KEY, ITEM_STATISTICS, USER_KEY, USER_STATISTICS, WINDOWS_DAYS
+from feature_repo.contract import (
+    EVENT_TIME,
+    ITEM_KEY,
+    ITEM_STATISTICS,
+    SMOOTHING_CLICKS,
+    SMOOTHING_IMPRESSIONS,
+    USER_KEY,
+    USER_STATISTICS,
+    WINDOWS_DAYS,
+)
 from jobs.logic.statistics import midnight_after
 from jobs.spark.parquet_parts import write_parts
 from jobs.spark.session import spark_session
@@ -31,7 +40,8 @@ def statistics(
     """Counts of [D - window, D), valid from event_timestamp = midnight D <= until, where one is not what it was before.
 
     impressions: key, request_time.  clicks: key, event_time.  Columns: key, event_timestamp, and for each window, in
-    order, `<prefix>_impressions_<days>d` and `<prefix>_clicks_<days>d` (bigint).  jobs.logic.statistics says the same.
+    order, `<prefix>_impressions_<days>d`, `<prefix>_clicks_<days>d` (bigint) and `<prefix>_ctr_<days>d`, smoothed
+    (double).  jobs.logic.statistics says the same.
     """
     names = {(what, days): f"{prefix}_{what}_{days}d" for days in windows for what in (IMPRESSIONS, CLICKS)}
     per_day = _per_day(impressions, key, "request_time", IMPRESSIONS).unionByName(
@@ -39,11 +49,18 @@ def statistics(
     )
     steps = _steps(per_day, key, names).filter(F.col("day") <= _days(until))
     running = Window.partitionBy(key).orderBy("day").rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    return steps.select(
+    counts = steps.select(
         key,
         F.timestamp_seconds(F.col("day").cast("bigint") * 86_400).alias(EVENT_TIME),
         *(F.sum(name).over(running).alias(name) for name in names.values()),
     )
+    return counts.select(key, EVENT_TIME, *(column for days in windows for column in _of_window(prefix, days)))
+
+
+def _of_window(prefix: str, days: int) -> tuple[Column, ...]:
+    shown, clicked = F.col(f"{prefix}_{IMPRESSIONS}_{days}d"), F.col(f"{prefix}_{CLICKS}_{days}d")
+    smoothed = (clicked + F.lit(SMOOTHING_CLICKS)) / (shown + F.lit(SMOOTHING_IMPRESSIONS))
+    return shown, clicked, smoothed.alias(f"{prefix}_ctr_{days}d")
 
 
 def _per_day(happened: DataFrame, key: str, at: str, what: str) -> DataFrame:

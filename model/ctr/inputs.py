@@ -32,13 +32,12 @@ T = TypeVar("T", bound=np.generic)
 
 UNKNOWN: Final = 0  # the code of an ID or category that training did not see often enough
 MIN_ITEM_ROWS: Final = 5  # an item shown less often than this in training has no embedding of its own
-PRIOR_IMPRESSIONS: Final = 20.0  # a smoothed CTR starts as if seen this often at the training CTR
 RECENT: Final = (5, 10, CTR_HISTORY)
 HISTOGRAM_BINS: Final = 10
 TOP: Final = 3
 CHUNK_ROWS: Final = 1024  # (1024, 50, 256) float32 is 52 MB: the most that is ever gathered of the vectors
 MICROSECONDS_A_DAY: Final = 86_400e6
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 STATISTICS: Final = tuple(f"{who}_{{}}_{days}d" for who in ("item", "user") for days in WINDOWS_DAYS)
 BASE_FEATURES: Final = (
@@ -113,7 +112,7 @@ class InputsState:
     """What the inputs learned from the training rows.
 
     items, categories: vocabularies; code 0 is unknown, code i + 1 is entry i.  clusters: the codebook's size as seen.
-    prior_ctr: the training CTR.  median_price: (categories + 1,) float32, entry 0 for an unknown category.
+    median_price: (categories + 1,) float32, entry 0 for an unknown category.
     bin_edges: (HISTOGRAM_BINS - 1,) cosines that cut the training similarities into equal parts.
     mean (256,), components (K, 256): principal axes of the vectors of the training items.
     """
@@ -121,7 +120,6 @@ class InputsState:
     items: tuple[str, ...]
     categories: tuple[str, ...]
     clusters: int
-    prior_ctr: float
     median_price: Floats
     bin_edges: Floats
     mean: Floats
@@ -134,7 +132,6 @@ class InputsState:
             "items": self.items,
             "categories": self.categories,
             "clusters": self.clusters,
-            "prior_ctr": self.prior_ctr,
         }
         (folder / "inputs.json").write_text(json.dumps(text, indent=1))
         arrays = {name: getattr(self, name) for name in ("median_price", "bin_edges", "mean", "components")}
@@ -163,7 +160,6 @@ def fit(train: pa.Table, vectors: ItemVectors | None, components: int) -> Inputs
         items=_frequent(train.column(ITEM_KEY), MIN_ITEM_ROWS),
         categories=categories,
         clusters=1 + max(_largest(train.column("cluster_id")), _largest(_flat(train.column(HISTORY_CLUSTERS)))),
-        prior_ctr=float(np.clip(labels(train).mean(dtype=np.float64), 1e-4, 1 - 1e-4)),
         median_price=_median_prices(train, categories),
         bin_edges=np.linspace(-1, 1, HISTOGRAM_BINS + 1, dtype=np.float32)[1:-1],
         mean=np.zeros(EMBEDDING_DIM, dtype=np.float32),
@@ -336,7 +332,7 @@ def encode(table: pa.Table, state: InputsState, vectors: ItemVectors | None) -> 
     )
     clicked_before = (place.pad(target.second, -1) == target.first[:, None]).any(axis=1)
     columns = (
-        *_statistics(table, state),
+        *_statistics(table),
         *_prices(table, encoded.category, state),
         _item_age(table, requested),
         encoded.length.astype(np.float32),
@@ -395,12 +391,11 @@ def component_columns(given: ModelInput, state: InputsState) -> tuple[tuple[str,
 # --- columns --------------------------------------------------------------------------------------------------------
 
 
-def _statistics(table: pa.Table, state: InputsState) -> list[NDArray[Any]]:
+def _statistics(table: pa.Table) -> list[NDArray[Any]]:
     """Smoothed CTRs, then log counts, in the order of BASE_FEATURES."""
     shown = [np.maximum(_numbers(table, name.format("impressions")), 0) for name in STATISTICS]
     clicked = [np.maximum(_numbers(table, name.format("clicks")), 0) for name in STATISTICS]
-    prior = PRIOR_IMPRESSIONS * state.prior_ctr
-    smoothed = [(c + prior) / (s + PRIOR_IMPRESSIONS) for s, c in zip(shown, clicked, strict=True)]
+    smoothed = [_numbers(table, name.format("ctr")) for name in STATISTICS]
     return smoothed + [np.log1p(count) for pair in zip(shown, clicked, strict=True) for count in pair]
 
 

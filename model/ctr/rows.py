@@ -11,7 +11,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.contract import ITEM_KEY, SERVICES, USER_KEY, Feature
+from feature_repo.contract import ITEM_KEY, SERVICES, UNSEEN_CTR, USER_KEY, WINDOWS_DAYS, Feature
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
@@ -32,6 +32,7 @@ KIND_DEFAULTS: Final[Mapping[str, object]] = {
 DEFAULTS: Final[Mapping[str, object]] = {
     "created_at": -1,
     "cluster_id": -1,
+    **{f"{who}_ctr_{days}d": UNSEEN_CTR for who in ("item", "user") for days in WINDOWS_DAYS},
 }  # 0 is a moment, and a cluster
 
 HISTORY: Final = "history_item_ids"

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contract import ITEM_STATISTICS, WINDOWS_DAYS
-from jobs.logic.statistics import changes, count_in_window, midnight_after
+from jobs.logic.statistics import changes, count_in_window, midnight_after, smoothed_ctr
 
 D = datetime(2024, 3, 10, tzinfo=UTC)
 DAY, MICRO = timedelta(days=1), timedelta(microseconds=1)
@@ -28,6 +28,11 @@ def test_a_window_holds_its_first_moment_and_not_its_midnight(offset: timedelta,
 @pytest.mark.parametrize(("end", "midnight"), [(D, D), (D + MICRO, D + DAY), (D + DAY - MICRO, D + DAY)])
 def test_the_last_midnight_is_the_first_after_every_event(end: datetime, midnight: datetime) -> None:
     assert midnight_after(end) == midnight
+
+
+@pytest.mark.parametrize(("shown", "clicked", "ctr"), [(0, 0, 0.05), (20, 1, 0.05), (80, 4, 0.05), (30, 4, 0.1)])
+def test_a_smoothed_ctr_starts_as_if_one_of_twenty_had_been_clicked(shown: int, clicked: int, ctr: float) -> None:
+    assert smoothed_ctr(shown, clicked) == ctr
 
 
 def test_a_count_is_written_when_it_rises_and_when_it_falls_back() -> None:
@@ -65,6 +70,11 @@ def spark_changes(spark, folder: Path, shown, clicked, until: datetime) -> list[
     return sorted(tuple(row) for row in frame.select("item_id", micros, *frame.columns[2:]).collect())
 
 
+def numbers(counts, days: int) -> tuple[int, int, float]:
+    shown, clicked = counts["impressions", days], counts["clicks", days]
+    return shown, clicked, smoothed_ctr(shown, clicked)
+
+
 def plain_changes(shown, clicked, until: datetime) -> list[tuple]:
     times: dict[str, dict[str, list[datetime]]] = defaultdict(lambda: {"impressions": [], "clicks": []})
     for what, rows in (("impressions", shown), ("clicks", clicked)):
@@ -73,7 +83,7 @@ def plain_changes(shown, clicked, until: datetime) -> list[tuple]:
     rows = []
     for item_id, happened in times.items():
         for midnight, counts in changes(happened, WINDOWS_DAYS, until):
-            in_order = [counts[what, days] for days in WINDOWS_DAYS for what in ("impressions", "clicks")]
+            in_order = [number for days in WINDOWS_DAYS for number in numbers(counts, days)]
             rows.append((item_id, int(midnight.timestamp()) * 10**6, *in_order))
     return sorted(rows)
 

@@ -1,11 +1,12 @@
 """The road rebuilds what changed and what depends on it, and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs import pipeline
+from jobs import commands, pipeline
 from jobs.pipeline import Road, Stage, StageError, walk
 from jobs.presets import PRESETS
 from model import artifact
@@ -127,9 +128,17 @@ def test_a_refused_walk_is_not_remembered(road: Road) -> None:
     assert pipeline.recall_road(road.workspace) == Road(road.workspace.resolve(), road.raw.resolve(), "tiny")
 
 
+def test_the_hosts_that_images_may_come_from_are_remembered_and_part_of_the_images_key(road: Road) -> None:
+    walk(replace(road, allowed_hosts=("cdn.example.com",)))
+    assert pipeline.recall_road(road.workspace).allowed_hosts == ("cdn.example.com",)
+    images = Stage(name="images", build="", takes=("config",))
+    assert replace(road, allowed_hosts=("cdn.example.com",)).config(images)["allowed_hosts"] == ("cdn.example.com",)
+    assert road.config(images)["allowed_hosts"] == ()
+
+
 def test_from_and_only_contradict_each_other(road: Road) -> None:
     with pytest.raises(StageError, match="contradict"):
-        pipeline.run(road.raw, road.workspace, "tiny", from_="images", only="embed")
+        commands.run(road.raw, road.workspace, "tiny", from_="images", only="embed")
 
 
 def test_rebuild_builds_what_is_fresh(road: Road) -> None:

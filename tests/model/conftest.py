@@ -83,6 +83,8 @@ class _Generator:
         for who, key in (("user", user), ("item", item)):
             for what in ("impressions", "clicks"):
                 row |= {f"{who}_{what}_{window}d": self.counts[who, key, what] for window in WINDOWS_DAYS}
+            shown, clicked = (self.counts[who, key, what] for what in ("impressions", "clicks"))
+            row |= {f"{who}_ctr_{window}d": (clicked + 1) / (shown + 20) for window in WINDOWS_DAYS}
         return row
 
     def vectors(self) -> ItemVectors:

@@ -107,6 +107,23 @@ def test_a_side_below_the_least_is_refused_and_the_least_is_not():
     assert images.decode(encoded(noise(8, 100)), min_side=8).size == (8, 100)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_each_way_to_be_broken_is_refused_for_its_reason_in_one_sentence(broken_images):
+    assert len(broken_images) >= 10
+    for name, (data, reason) in broken_images.items():
+        assert (name, refusal(data)) == (name, reason)
+
+
+def test_every_reason_to_refuse_has_a_file_that_meets_it(broken_images):
+    # "unsupported" awaits a colour space that Pillow reads and cannot convert; today there is none.
+    assert {reason for _, reason in broken_images.values()} == set(images.CODES) - {"unsupported"}
+
+
+def test_a_side_above_the_most_is_refused_and_the_most_is_not():
+    assert refusal(encoded(noise(9, 100)), max_side=99) == "too_long"
+    assert images.decode(encoded(noise(9, 100)), max_side=100).size == (9, 100)
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=150, deadline=None)
 @given(
@@ -237,6 +254,134 @@ def test_the_hash_tells_apart_one_pixel_and_one_shape():
     hashes = {images.pixel_hash(image) for image in (flat, spot, Image.new("RGB", (20, 10)))}
     assert len(hashes) == 3
     assert all(len(one) == 32 and int(one, 16) >= 0 for one in hashes)
+
+
+# --- facts ----------------------------------------------------------------------------------------------------------
+
+
+def facts(data):
+    return images.open_image(data)[1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "form", "stored"),
+    [
+        ("1", "PNG", "1"),
+        ("L", "PNG", "L"),
+        ("LA", "PNG", "LA"),
+        ("P", "PNG", "P"),
+        ("RGB", "JPEG", "RGB"),
+        ("RGBA", "WEBP", "RGBA"),
+        ("CMYK", "JPEG", "CMYK"),
+        ("I;16", "PNG", "I;16"),
+        ("I", "TIFF", "I"),
+        ("F", "TIFF", "F"),
+    ],
+)
+def test_the_facts_name_the_mode_as_stored_and_the_image_is_rgb(mode, form, stored):
+    image, found = images.open_image(encoded(Image.new(mode, (40, 30)), form))
+    assert found == images.ImageFacts(width=40, height=30, mode=stored, frames=1, orientation=1)
+    assert (image.mode, image.size) == ("RGB", (40, 30))
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (40, 30)), (3, (40, 30)), (6, (30, 40)), (8, (30, 40))])
+def test_width_and_height_are_those_of_the_upright_image(orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = facts(encoded(noise(40, 30), "JPEG", exif=exif))
+    assert (found.width, found.height, found.orientation) == (*size, orientation)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*broken", None])
+def test_an_orientation_that_means_nothing_is_one(exif):
+    odd = Image.Exif()
+    odd[0x0112] = 99
+    assert facts(encoded(noise(), "JPEG", exif=exif or odd)).orientation == 1
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+def test_frames_are_counted(form):
+    data = encoded(noise(seed=0), form, save_all=True, append_images=[noise(seed=1), noise(seed=2)])
+    assert facts(data).frames == 3
+
+
+def test_the_frames_before_damage_are_counted_and_the_first_is_shown():
+    frames = [Image.new("RGB", (64, 64), colour) for colour in (RED, BLUE, WHITE)]
+    whole = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    image, found = images.open_image(whole[: len(whole) // 2])
+    assert 1 <= found.frames < 3
+    assert image.getcolors() == [(64 * 64, RED)]
+
+
+def test_a_tiff_of_pages_without_end_is_counted_no_further_than_the_most(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PAGES", 4)
+    pages = [noise(seed=n) for n in range(9)]
+    assert facts(encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])).frames == 4
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), st.integers(0, 10**6), st.binary(max_size=6))
+def test_both_ways_to_open_an_image_give_the_same_pixels_or_the_same_refusal(form, place, damage):
+    data = bytearray(encoded(noise(16, 16), form, save_all=form != "JPEG", append_images=[noise(16, 16, 1)]))
+    data[place % len(data) :][: len(damage)] = damage
+
+    def tried(opened):
+        try:
+            return images.pixel_hash(opened())
+        except ImageRefused as refused:
+            return refused.reason
+
+    assert tried(lambda: images.decode(bytes(data))) == tried(lambda: images.open_image(bytes(data))[0])
+
+
+def test_what_comes_out_holds_pixels_and_no_word_of_where_they_were_taken():
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    secret = {"exif": exif, "icc_profile": b"p" * 200, "comment": b"at home"}
+    out = images.to_png(images.resize(images.decode(encoded(noise(), "JPEG", **secret)), 16))
+    names, at = [], 8
+    while at < len(out):  # length, name, content, sum
+        names.append(out[at + 4 : at + 8])
+        at += 12 + int.from_bytes(out[at : at + 4])
+    assert set(names) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+# --- perceptual hashes ----------------------------------------------------------------------------------------------
+
+
+def picture(seed, side=300):
+    """A picture with large shapes, as photographs have them."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (9, 9, 3), np.uint8)
+    return Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def bits_apart(one, other):
+    return (int(images.perceptual_hash(one), 16) ^ int(images.perceptual_hash(other), 16)).bit_count()
+
+
+def test_a_perceptual_hash_is_64_bits_in_hexadecimal():
+    assert all(len(images.perceptual_hash(one)) == 16 for one in (picture(0), Image.new("RGB", (9, 300))))
+    assert int(images.perceptual_hash(picture(0)), 16).bit_count() == 32  # half the signs lie above their median
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hash_survives_resizing_recompression_and_a_small_mark(seed):
+    original = picture(seed)
+    marked = original.copy()
+    marked.paste(RED, (0, 0, 20, 20))
+    again = images.decode(encoded(original.resize((150, 150)), "JPEG", quality=50))
+    assert bits_apart(original, again) <= 2
+    assert bits_apart(original, marked) <= 8
+
+
+def test_the_hashes_of_unrelated_pictures_lie_far_apart():
+    assert min(bits_apart(picture(a), picture(b)) for a in range(8) for b in range(a)) > 16
+
+
+def test_a_large_picture_and_its_small_copy_have_nearly_the_same_hash():
+    assert bits_apart(picture(1, side=1500), picture(1, side=100)) <= 4
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------

@@ -69,12 +69,11 @@ def _read(state, images, *rows, vectors=None):
 
 def test_the_numbers_of_a_row_by_hand(state):
     history = [("i1", 1, 0), ("i0", 3, 2), ("i9", 7, 0)]
-    row = _row(history=history, categories=["a", "b", "a"], item_impressions_7d=30, item_clicks_7d=6)
+    row = _row(history=history, categories=["a", "b", "a"], item_impressions_7d=30, item_clicks_7d=6, item_ctr_7d=0.14)
     (given,) = _read(state, "cluster_id", row)
-    assert state.prior_ctr == 0.2
     expected = {
-        "item_ctr_7d": (6 + 20 * 0.2) / (30 + 20),
-        "item_ctr_1d": 0.2,
+        "item_ctr_7d": 0.14,
+        "item_ctr_1d": 1 / 20,
         "log_item_impressions_7d": math.log(31),
         "log_price": math.log(11),
         "log_price_to_category_median": math.log(11 / 6),
@@ -205,7 +204,6 @@ def test_the_columns_agree_with_a_loop_over_each_history(histories, cluster):
         items=("i0",),
         categories=("a",),
         clusters=3,
-        prior_ctr=0.1,
         median_price=np.ones(2, np.float32),
         bin_edges=np.linspace(-1, 1, 11, dtype=np.float32)[1:-1],
         mean=np.zeros(256, np.float32),

@@ -1,0 +1,230 @@
+"""Update the users' online histories from clicks in files, in a folder that grows, or in Kafka: the program.
+
+Run it as `python -m jobs.beam.click_stream WORKSPACE --from SOURCE`, with any Beam option after it. Workers on other
+machines need Feast and a workspace (or FEAST_FS_YAML_FILE_PATH) that they all see.
+"""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import apache_beam as beam
+import structlog
+import typer
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from jobs.beam import click_sources, local_runner, progress
+from jobs.beam.click_histories import REFUSED_FILES, TALLY, Settings, open_once, report, wire
+from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka
+from jobs.sources.raw import RawTableMissing, RawTableUnusable
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+STORE: Final = Shared()  # one open feature store for all passes of this process
+FILES_IN_A_PASS: Final = 64  # a follower that finds many files shows what it has between two passes
+REFRESH_SECONDS: Final = 0.25
+DEFAULTS: Final = Settings(workspace="", rejected="")
+
+Seen = dict[Path, tuple[int, int]]  # file -> its modification time and size when it was read
+
+
+class Stop(threading.Event):
+    """Set when the stream is to end: by a signal, or because its time is over."""
+
+    def on_signals(self) -> None:
+        """End in order at the first Ctrl-C or SIGTERM; the second Ctrl-C ends at once."""
+
+        def stop(number: int, _: Any) -> None:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+            self.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+
+
+def run_once(files: Sequence[Path], settings: Settings, options: PipelineOptions) -> Counter[str]:
+    """Bring the clicks of these files into the online store, in this process; what was counted."""
+    pipeline = beam.Pipeline(options=options)
+    wire(pipeline | "ReadFiles" >> ReadFiles(files), settings, STORE)
+    with local_runner.quiet():
+        return Counter(progress.counters(pipeline.run()))
+
+
+def follow(
+    folder: Path, settings: Settings, options: PipelineOptions, stop: Stop, *, every: float, until: float | None
+) -> Counter[str]:
+    """Bring in what lies in the folder, and each file that appears, until `stop` is set or the clock passes `until`.
+
+    Repeated passes over the files that are new: the local runner cannot wait for a source (it polls in a busy loop and
+    ends). What one pass knows of the others is the online store itself, and as a replay changes nothing, a file that is
+    read again, by this process or by the next, does no harm.  until: as time.monotonic() says it.
+    """
+    counted: Counter[str] = Counter()
+    seen: Seen = {}
+    while not stop.is_set() and (until is None or time.monotonic() < until):
+        found = _new_files(folder, seen)[:FILES_IN_A_PASS]
+        usable = [file for file in found if _is_usable(file, counted)]
+        if usable:
+            counted += run_once(usable, settings, options)
+        if len(found) < FILES_IN_A_PASS:
+            left = every if until is None else min(every, until - time.monotonic())
+            stop.wait(max(0.0, left))
+    return counted
+
+
+def _new_files(folder: Path, seen: Seen) -> list[Path]:
+    """The files that were not there, or were others, when they were last read; they are noted in `seen`."""
+    found = []
+    for file in click_sources.event_files(folder):
+        facts = file.stat()
+        if seen.get(file) != (facts.st_mtime_ns, facts.st_size):
+            found.append(file)
+    for file in found[:FILES_IN_A_PASS]:
+        facts = file.stat()
+        seen[file] = (facts.st_mtime_ns, facts.st_size)
+    return found
+
+
+def _is_usable(file: Path, counted: Counter[str]) -> bool:
+    try:
+        click_sources.check([file])
+    except RawTableUnusable as refusal:  # one bad file must not end a stream
+        log.warning("file_refused", why=str(refusal))
+        counted[REFUSED_FILES] += 1
+        return False
+    return True
+
+
+def run_elsewhere(source: Any, settings: Settings, options: PipelineOptions) -> Counter[str]:
+    """Run the pipeline on the runner that the options name, and follow its counters in the log until it ends."""
+    pipeline = beam.Pipeline(options=options)
+    wire(pipeline | "Read" >> source, settings, STORE)
+    result = pipeline.run()
+    with progress.report(result):
+        result.wait_until_finish()
+    return Counter(progress.counters(result))
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Rows read, and users settled a second, on stderr until the block ends."""
+    TALLY.clear()
+    ended, started = threading.Event(), time.monotonic()
+
+    def show(shown: Progress, task: Any) -> None:
+        while True:
+            last = ended.wait(REFRESH_SECONDS)
+            rate = TALLY.done / (time.monotonic() - started)
+            shown.update(task, completed=TALLY.done, read=TALLY.read, rate=rate)
+            if last:
+                return
+
+    words = "{task.fields[read]:,} events read, {task.completed:,.0f} users updated ({task.fields[rate]:,.0f}/s)"
+    with Progress(SpinnerColumn(), TextColumn(words), TimeElapsedColumn(), console=Console(stderr=True)) as shown:
+        task = shown.add_task("clicks", total=None, read=0, rate=0.0)
+        watcher = threading.Thread(target=show, args=(shown, task), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+
+# --- as a program ---------------------------------------------------------------------------------------------------
+
+
+def stream(
+    address: str, settings: Settings, options: PipelineOptions, *, following: bool, every: float, seconds: float | None
+) -> Counter[str]:
+    """Bring in what the address names, here or on another runner, and count.
+
+    Raises RawTableMissing, RawTableUnusable, KafkaUnavailable, StoreNotReady.
+    """
+    local = local_runner.is_local(options)
+    files = click_sources.event_files(Path(address))
+    if following and not Path(address).is_dir():
+        raise RawTableMissing(f"{address} is not a folder: only a folder or Kafka can be followed")
+    if not following:
+        click_sources.check(files)
+        if not files:
+            raise RawTableMissing(f"{address} holds no file of events: put some there, or wait for them by --follow")
+    open_once(STORE, settings.workspace)
+    if not local:
+        end = MAX_TIMESTAMP if seconds is None else Timestamp.now() + seconds
+        source = ReadGrowingFolder(Path(address), every, end) if following else ReadFiles(files)
+        return run_elsewhere(source, settings, options)
+    with _progress():
+        if not following:
+            return run_once(files, settings, options)
+        stop = Stop()
+        stop.on_signals()
+        until = None if seconds is None else time.monotonic() + seconds
+        return follow(Path(address), settings, options, stop, every=every, until=until)
+
+
+def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
+    """Bring in a Kafka topic until the job is cancelled. Raises KafkaUnavailable."""
+    if local_runner.is_local(options):
+        raise KafkaUnavailable(
+            f"kafka://{topic.servers} needs a runner that streams and runs Java: name it, as in --runner=FlinkRunner"
+        )
+    options.view_as(StandardOptions).streaming = True
+    return run_elsewhere(ReadKafka(topic), settings, options)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def click_stream(
+    context: typer.Context,
+    workspace: Annotated[Path, typer.Argument(help="The workspace whose online store is updated.")],
+    source: Annotated[str, typer.Option("--from", help="A file or a folder of events, or kafka://host:port/topic.")],
+    following: Annotated[
+        bool, typer.Option("--follow", help="Wait for new files in the folder, until Ctrl-C.")
+    ] = False,
+    duration: Annotated[float | None, typer.Option(help="Follow for so many seconds, then end.")] = None,
+    every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at the folder.")] = 2.0,
+    rejected: Annotated[Path | None, typer.Option(help="A folder for rejected rows; else in the workspace.")] = None,
+    dedup_hours: Annotated[
+        float, typer.Option(min=0, help="How long a stream remembers a click.")
+    ] = DEFAULTS.dedup_hours,
+    batch: Annotated[int, typer.Option(min=1, help="Users that one push brings.")] = DEFAULTS.batch,
+    group: Annotated[str, typer.Option(help="Kafka's consumer group.")] = "courier",
+    expansion_service: Annotated[str | None, typer.Option(help="host:port of Beam's, for Kafka.")] = None,
+) -> None:
+    """Clicks into the users' online histories. Beam's own options may follow, e.g. --runner=FlinkRunner."""
+    settings = Settings(
+        workspace=str(workspace.absolute()),
+        rejected=str((rejected or workspace / "feast" / "rejected_clicks").absolute()),
+        dedup_hours=dedup_hours,
+        batch=batch,
+    )
+    options, started = local_runner.options(context.args), time.monotonic()
+    if source.startswith("kafka:"):
+        topic = click_sources.kafka_topic(source, group, expansion_service)
+        counted = stream_kafka(topic, settings, options)
+    else:
+        counted = stream(source, settings, options, following=following, every=every, seconds=duration)
+    typer.echo(json.dumps({**report(counted), "seconds": round(time.monotonic() - started, 2)}))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; its answer on stdout, its log and progress on stderr."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    app(args=argv, prog_name="courier click-stream")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Run a Beam pipeline: on which runner, and what a user sees of it."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from jobs.beam import progress
+from jobs.sources.raw import RawTableUnusable
+
+LOCAL_RUNNER: Final = "FnApiRunner"  # in this process; plain DirectRunner first tries to download another runner
+
+
+def options(beam_args: Sequence[str]) -> PipelineOptions:
+    """Beam's options as they were given; where they name no runner, the one in this process."""
+    named = any(arg.split("=")[0] == "--runner" for arg in beam_args)
+    return PipelineOptions([*beam_args] if named else [f"--runner={LOCAL_RUNNER}", *beam_args])
+
+
+def wait(pipeline: Any) -> Any:
+    """Run the pipeline to its end; returns its result. Raises RawTableUnusable as a transform raised it."""
+    try:
+        with _quiet():
+            result = pipeline.run()  # a local runner does all its work here
+    except RawTableUnusable as error:  # Beam adds the transform's name to what a user is to read
+        raise RawTableUnusable(str(error).partition(" [while running")[0]) from None
+    with progress.report(result):
+        result.wait_until_finish()
+    return result
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Beam's notes, and its own copy of a traceback that is raised anyway, off the terminal of a local run."""
+    beams = logging.getLogger("apache_beam")
+    level = beams.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        beams.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            beams.setLevel(level)

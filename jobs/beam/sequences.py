@@ -1,0 +1,90 @@
+"""From raw events to sequences in Beam: all transforms in their order, for a batch and for a stream alike."""
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+
+import apache_beam as beam
+from apache_beam.transforms import window
+
+from jobs.beam import sequence_tables
+from jobs.beam.event_rows import JudgeEvents
+from jobs.beam.histories import JoinHistories
+from jobs.beam.page_views import AttributeToPageViews, BuildPageViews, CapClicks, Deduplicate
+from jobs.beam.settling import SetLateAside
+from jobs.config import SequencesConfig
+from jobs.logic.events import CLICK, CONVERSIONS
+
+NO_LATENESS: Final = timedelta(0)
+
+
+class Sequences(NamedTuple):
+    """What comes of raw events, as PCollections."""
+
+    events: Any  # accepted, distinct Event
+    views: Any  # PageView
+    joined: Any  # (PageView, history)
+    snapshots: Any  # Snapshot
+    rejected: Any  # (Raw or Event, reason)
+    late: Any  # Event that came after its day had been read
+    unmatched: Any  # int: clicks that label nothing
+
+
+class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
+    """Raw events -> Sequences, the same for a batch and for a stream.
+
+    allowed_lateness: how long after the end of its UTC day an event of a stream may still come.
+    """
+
+    def __init__(self, config: SequencesConfig, allowed_lateness: timedelta = NO_LATENESS) -> None:
+        super().__init__()
+        self.config, self.lateness = config, allowed_lateness
+
+    def expand(self, rows: Any) -> Any:
+        """PCollection of Raw -> Sequences."""
+        judged = rows | "JudgeEvents" >> JudgeEvents()
+        told = judged.events | "SetLateAside" >> SetLateAside(self.lateness)
+        placed = told.in_time | "AttributeToPageViews" >> AttributeToPageViews(self.lateness)
+        capped, surplus = placed.accepted | "CapClicks" >> CapClicks(self.config.max_clicks_per_day, self.lateness)
+        distinct = capped | "Deduplicate" >> Deduplicate(self.lateness)
+        pages = distinct | "BuildPageViews" >> BuildPageViews(self.lateness)
+        events = distinct | "Events" >> beam.Keys()
+        clicks = events | "Clicks" >> beam.Filter(lambda one: one.event_type == CLICK)
+        longest = max(self.config.ctr_history, self.config.pretrain_history)
+        walked = (clicks, pages.views) | "JoinHistories" >> JoinHistories(longest, self.lateness)
+        refused = [
+            part | f"Refused{number}" >> _forever()
+            for number, part in enumerate((judged.rejected, placed.rejected, surplus))
+        ]
+        return Sequences(
+            events=events | "EventsForever" >> _forever(),
+            views=pages.views | "ViewsForever" >> _forever(),
+            joined=walked.views,
+            snapshots=walked.snapshots,
+            rejected=refused | "Rejected" >> beam.Flatten(),
+            late=told.late | "LateForever" >> _forever(),
+            unmatched=pages.unmatched | "UnmatchedForever" >> _forever(),
+        )
+
+
+def _forever() -> Any:
+    return beam.WindowInto(window.GlobalWindows())
+
+
+def tables(made: Sequences, config: SequencesConfig, split: Any) -> dict[str, Any]:
+    """The rows of each table of jobs.beam.sequence_tables. split: the TimeSplit, or a side input of it."""
+    size, history = config.page_view_size, config.pretrain_history
+    return {
+        "impressions": made.views | "Impressions" >> beam.FlatMap(sequence_tables.impression_rows, split),
+        "page_views": made.joined
+        | "PageViews" >> beam.Map(sequence_tables.page_view_row, split, size=size, history=history),
+        "histories": made.snapshots | "Histories" >> beam.Map(sequence_tables.history_row, length=config.ctr_history),
+        "clicks": made.events | "Clicks" >> beam.FlatMap(_rows_of, types=(CLICK,), table="clicks"),
+        "conversions": made.events | "Conversions" >> beam.FlatMap(_rows_of, types=CONVERSIONS, table="conversions"),
+        "rejected": made.rejected | "Rejected" >> beam.MapTuple(sequence_tables.rejected_row),
+    }
+
+
+def _rows_of(one: Any, types: Sequence[str], table: str) -> Iterator[sequence_tables.Row]:
+    if one.event_type in types:
+        yield sequence_tables.event_row(one, table)

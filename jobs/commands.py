@@ -1,0 +1,198 @@
+"""The command lines of the road: run, status, and a verb for each stage."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.daily_log import asked_days, read_watermark
+from jobs.pipeline import (
+    NAMES,
+    StageError,
+    State,
+    current_release,
+    locked,
+    recall_road,
+    remember,
+    states,
+    walk,
+)
+from jobs.presets import PRESETS
+from jobs.sources.raw import raw_digest
+from model import artifact
+
+log = structlog.get_logger()
+
+Workspace = Annotated[Path, typer.Option(help="the folder that holds every artifact of the road")]
+Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
+Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
+    ),
+]
+DAYS = ["%Y-%m-%d"]
+RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
+
+
+def run(
+    raw: RawFolder,
+    workspace: Workspace = Path("workspace"),
+    preset: Preset = "demo",
+    from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
+    only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
+    allow_host: AllowedHosts = None,
+) -> None:
+    """The whole road, from raw tables to a release. Stages that are up to date are skipped."""
+    for name in (from_, only):
+        if name is not None and name not in NAMES:
+            raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+    if from_ and only:
+        raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
+    begun = time.monotonic()
+    rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
+    done = walk(recall_road(workspace, raw, preset, allow_host or ()), rebuild=frozenset(rebuild), only=only)
+    built = sum(what == "built" for what in done.values())
+    log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
+
+
+def status(
+    workspace: Workspace = Path("workspace"),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Every stage: fresh, stale or missing; and the current release."""
+    road = recall_road(workspace)
+    rows = [_status_row(road.workspace, name, state) for name, state in states(road, raw_digest(road.raw)).items()]
+    current = current_release(road.workspace)
+    if as_json:
+        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current}
+        print(json.dumps(answer, indent=1))
+        return
+    table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{road.workspace}, preset {road.preset}")
+    for row in rows:
+        table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
+    Console().print(table)
+    Console().print(f"current release: {current or 'none'}")
+
+
+def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
+    if state.fresh and state.folder is not None:
+        manifest = artifact.read(state.folder, kind=name)
+        size = sum(facts["bytes"] for facts in manifest.files.values()) / 1e6
+        built_at = manifest.created_at[:19]
+        return {
+            "stage": name,
+            "state": "fresh",
+            "version": state.folder.name,
+            "built_at": built_at,
+            "megabytes": round(size, 1),
+        }
+    older = any((workspace / name).glob(f"*/{artifact.MANIFEST}"))
+    return {
+        "stage": name,
+        "state": "stale" if older else "missing",
+        "version": None,
+        "built_at": None,
+        "megabytes": None,
+    }
+
+
+def run_main(argv: Sequence[str]) -> None:
+    """`courier run`."""
+    _call(run, "courier run", argv)
+
+
+def status_main(argv: Sequence[str]) -> None:
+    """`courier status`."""
+    _call(status, "courier status", argv)
+
+
+def stage_main(argv: Sequence[str]) -> None:
+    """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
+    name, *rest = argv
+    if name == "sequences":
+        _call(sequences, "courier sequences", rest)
+        return
+
+    def one(
+        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        workspace: Workspace = Path("workspace"),
+        preset: Remembered = None,
+    ) -> None:
+        walk(recall_road(workspace, raw, preset), only=name)
+
+    one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
+    _call(one, f"courier {name}", rest)
+
+
+def sequences(
+    raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+    workspace: Workspace = Path("workspace"),
+    preset: Remembered = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option("--date", formats=DAYS, help="add this day of events to the workspace's daily log"),
+    ] = None,
+    from_: Annotated[
+        datetime | None, typer.Option("--from", formats=DAYS, help="add the days from this one ...")
+    ] = None,
+    to: Annotated[
+        datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
+    ] = None,
+) -> None:
+    """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
+
+    A day that the log holds already is computed again, and all that follow it.
+    """
+    road = recall_road(workspace, raw, preset)
+    days = asked_days(day, from_, to)
+    if days is None:
+        walk(road, only="sequences")
+        return
+    from jobs.spark.daily_log import add_days, refuse_to_leave_out  # Spark, which an up-to-date stage need not load
+
+    road.workspace.mkdir(parents=True, exist_ok=True)
+    with locked(road.workspace):
+        if day is not None and read_watermark(road.workspace) is None:
+            refuse_to_leave_out(road.raw, *days)
+        config = PRESETS[road.preset]["sequences"]
+        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config)
+        remember(road)
+
+
+def images_main(argv: Sequence[str]) -> None:
+    """`courier images`."""
+
+    def images(
+        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        workspace: Workspace = Path("workspace"),
+        preset: Remembered = None,
+        retry_failed: Annotated[
+            bool, typer.Option("--retry-failed", help="open again what failed and may succeed, and nothing else")
+        ] = False,
+        allow_host: AllowedHosts = None,
+    ) -> None:
+        """Bring the stage `images` up to date: only new and changed images are opened."""
+        road = recall_road(workspace, raw, preset, allow_host or ())
+        if not retry_failed:
+            walk(road, only="images")
+        elif states(road, raw_digest(road.raw))["images"].fresh:
+            walk(road, only="images", rebuild=frozenset({"images"}), retry_failed=True)
+        else:
+            raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
+
+    _call(images, "courier images", argv)
+
+
+def _call(function: Callable[..., None], name: str, argv: Sequence[str]) -> None:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(function)
+    app(args=list(argv), prog_name=name, standalone_mode=True)

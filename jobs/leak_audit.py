@@ -1,7 +1,7 @@
-"""Hold a workspace's artifacts, whole tables, against what was known at each moment: recounted in SQL, compared exactly.
+"""Hold a workspace's artifacts, whole tables, against what was known at each moment: recounted in SQL.
 
-Nothing here calls the code that made the artifacts. Histories are gathered anew from the clicks, statistics counted
-anew from impressions and clicks, profiles joined anew as of the request.
+Nothing here calls the code that made the artifacts, and all is compared exactly. Histories are gathered anew from the
+clicks, statistics counted anew from impressions and clicks, profiles joined anew as of the request.
 """
 
 from collections.abc import Iterator, Mapping
@@ -98,8 +98,13 @@ def open_tables(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Pa
     sources = {name: path for name, path in sources.items() if path.exists()}
     for name, path in sources.items():
         connection.execute(f"CREATE VIEW {name} AS FROM {read_parquet(path)}")
-    parts = (f"SELECT *, '{name}' AS period FROM {read_parquet(stages['rows'] / f'{name}.parquet')}" for name in PERIODS)
-    connection.execute(f"CREATE VIEW rows AS {' UNION ALL '.join(parts)}")
+    connection.execute(f"CREATE VIEW rows AS {read_rows(stages['rows'])}")
+
+
+def read_rows(folder: Path) -> str:
+    """SQL: the rows of a rows artifact, each with the `period` whose file it stands in."""
+    parts = (f"SELECT *, '{name}' AS period FROM {read_parquet(folder / f'{name}.parquet')}" for name in PERIODS)
+    return " UNION ALL ".join(parts)
 
 
 # --- periods and labels ---------------------------------------------------------------------------------------------
@@ -124,8 +129,8 @@ def _period_laws(splits: Mapping[str, str]) -> Iterator[Law]:
 def _label_laws() -> Iterator[Law]:
     labelled = {
         "impressions": "SELECT request_id, user_id, item_id, request_time, clicked FROM impressions",
-        "page_views": "SELECT request_id, user_id, unnest(item_ids) AS item_id, request_time, unnest(labels) AS clicked "
-        "FROM page_views",
+        "page_views": "SELECT request_id, user_id, unnest(item_ids) AS item_id, request_time, "
+        "unnest(labels) AS clicked FROM page_views",
         "rows": "SELECT request_id, user_id, item_id, request_time, clicked FROM rows",
     }
     # A page view takes clicks of its own day and the next; it may open on either, so two days bound it from outside.
@@ -241,8 +246,11 @@ def _recount(key: str, prefix: str) -> str:
             for what in ("impressions", "clicks")
         }
         columns += [f"{sql} AS {prefix}_{what}_{days}d" for what, sql in count.items()]
-        ctr = f"({count['clicks']} + {SMOOTHING_CLICKS}::DOUBLE) / ({count['impressions']} + {SMOOTHING_IMPRESSIONS}::DOUBLE)"
-        columns.append(f"{ctr} AS {prefix}_ctr_{days}d")
+        clicks, impressions = (
+            f"{count['clicks']} + {SMOOTHING_CLICKS}",
+            f"{count['impressions']} + {SMOOTHING_IMPRESSIONS}",
+        )
+        columns.append(f"({clicks}::DOUBLE) / ({impressions}::DOUBLE) AS {prefix}_ctr_{days}d")
     return f"""
         SELECT asked.{key}, asked.day, {", ".join(columns)}
         FROM (SELECT DISTINCT {key}, moment::DATE AS day FROM told) AS asked

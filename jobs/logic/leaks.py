@@ -32,6 +32,7 @@ def verdict(findings: Iterable[Finding]) -> str | None:
     if not failed:
         return None
     first = failed[0]
-    said = f"{first.broken:,} of {first.rows:,} rows, {first.example or 'no example'}" if first.rows else "no row to see"
+    told = f"{first.broken:,} of {first.rows:,} rows, {first.example or 'no example'}"
+    said = told if first.rows else "no row to see"
     others = f"; and {', '.join(one.check for one in failed[1:])}" if failed[1:] else ""
     return f"the law of {first.check} is broken: {first.law} ({said}){others}"

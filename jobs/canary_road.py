@@ -85,21 +85,21 @@ def draw_sample(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Pa
         FROM impressions SEMI JOIN sampled USING (user_id)
         UNION ALL SELECT user_id, item_id, event_time, 'click', request_id, NULL
         FROM clicks SEMI JOIN sampled USING (user_id);
-        CREATE VIEW pages AS SELECT DISTINCT user_id, request_id, event_time AS at FROM base
+        CREATE VIEW pages AS SELECT DISTINCT user_id, request_id, event_time AS moment FROM base
         WHERE event_type = 'impression';
         CREATE TABLE dusk AS
-        SELECT CASE WHEN min(at) < late THEN late ELSE date_trunc('day', max(at)) + INTERVAL 1 DAY END AS at
-        FROM pages, (SELECT date_trunc('day', quantile_disc(at, {DAY_FRACTION})) AS late FROM pages) GROUP BY late;
+        SELECT CASE WHEN min(moment) < late THEN late ELSE date_trunc('day', max(moment)) + INTERVAL 1 DAY END AS moment
+        FROM pages, (SELECT date_trunc('day', quantile_disc(moment, {DAY_FRACTION})) AS late FROM pages) GROUP BY late;
         CREATE TABLE probes AS
         WITH latest AS (
-            SELECT user_id, max_by(request_id, (pages.at, request_id)) AS repeated, max(pages.at) AS repeated_at
-            FROM pages, dusk WHERE pages.at < dusk.at GROUP BY user_id ORDER BY md5(user_id) LIMIT {DUSK_PROBES}
+            SELECT user_id, max_by(request_id, (pages.moment, request_id)) AS repeated, max(pages.moment) AS repeated_at
+            FROM pages, dusk WHERE pages.moment < dusk.moment GROUP BY user_id ORDER BY md5(user_id) LIMIT {DUSK_PROBES}
         )
         SELECT row_number() OVER (ORDER BY at_dusk, md5(user_id)) AS n, * FROM (
-            SELECT user_id, request_id, at, FALSE AS at_dusk, NULL AS repeated, NULL AS repeated_at FROM pages
-            QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY md5(request_id), at) = 1
+            SELECT user_id, request_id, moment, FALSE AS at_dusk, NULL AS repeated, NULL AS repeated_at FROM pages
+            QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY md5(request_id), moment) = 1
             UNION ALL
-            SELECT user_id, '{CANARY}-dusk-' || user_id, dusk.at, TRUE, repeated, repeated_at FROM latest, dusk
+            SELECT user_id, '{CANARY}-dusk-' || user_id, dusk.moment, TRUE, repeated, repeated_at FROM latest, dusk
         )
         """
     )
@@ -107,18 +107,18 @@ def draw_sample(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Pa
 
 def plant(connection: "duckdb.DuckDBPyConnection") -> None:
     """The table `planted`: the canaries' events, each with the number of its probe."""
-    day = "date_trunc('day', at)"
+    day = "date_trunc('day', moment)"
     own, other = "user_id", "'{c}-user-' || n"
     # Of each: whose, which item, when, what, in which page view (none: one of its own), where on the page.
     plants = [
-        (own, "at", "at", "impression", "request_id", 9999),  # the page view shows one more item ...
-        (own, "at", "at", "click", "request_id", None),  # ... which is clicked in that very moment
-        (own, "before", f"at - {MICRO}", "click", None, None),
-        (own, "after", f"at + {MICRO}", "click", None, None),
-        (other, "late", "at", "impression", "'{c}-moment-' || n", 1),
-        (other, "future", "at + INTERVAL 1 DAY", "impression", None, 0),
+        (own, "at", "moment", "impression", "request_id", 9999),  # the page view shows one more item ...
+        (own, "at", "moment", "click", "request_id", None),  # ... which is clicked in that very moment
+        (own, "before", f"moment - {MICRO}", "click", None, None),
+        (own, "after", f"moment + {MICRO}", "click", None, None),
+        (other, "late", "moment", "impression", "'{c}-moment-' || n", 1),
+        (other, "future", "moment + INTERVAL 1 DAY", "impression", None, 0),
     ]
-    others = {"yesterday": f"{day} - {MICRO}", "morning": day, "moment": "at", "later": f"at + {MICRO}"}
+    others = {"yesterday": f"{day} - {MICRO}", "morning": day, "moment": "moment", "later": f"moment + {MICRO}"}
     for name, when in others.items():
         plants.append((other, "at", when, "impression", f"'{{c}}-{name}-' || n", 0))
         if name != "moment":
@@ -127,7 +127,7 @@ def plant(connection: "duckdb.DuckDBPyConnection") -> None:
     connection.execute(
         f"""
         CREATE TABLE planted AS {" UNION ALL ".join(rows)}
-        UNION ALL SELECT n, probes.user_id, item_id, at, 'impression', probes.request_id, "position"
+        UNION ALL SELECT n, probes.user_id, item_id, moment, 'impression', probes.request_id, "position"
         FROM probes JOIN base ON base.user_id = probes.user_id AND base.request_id = repeated
             AND base.event_time = repeated_at AND event_type = 'impression'
         """
@@ -159,7 +159,7 @@ def walk(
     """
     raw = workspace / "raw"
     raw.mkdir(parents=True)
-    before = "event_time < (SELECT at FROM dusk)" if cut else "TRUE"
+    before = "event_time < (SELECT moment FROM dusk)" if cut else "TRUE"
     columns = ", ".join(f'"{column.name}"' for column in EVENTS)
     connection.execute(
         f"""
@@ -196,7 +196,7 @@ def lend_items(
         CREATE OR REPLACE TABLE catalogue AS
         FROM {read_parquet(stages["images"] / "items.parquet")} SEMI JOIN events USING (item_id)
         UNION ALL BY NAME
-        SELECT '{CANARY}-future-' || n AS item_id, '{CANARY}' AS category, at + INTERVAL 1 DAY AS created_at
+        SELECT '{CANARY}-future-' || n AS item_id, '{CANARY}' AS category, moment + INTERVAL 1 DAY AS created_at
         FROM probes WHERE NOT {cut}
         """
     )
@@ -244,9 +244,9 @@ def fill_in_later(connection: "duckdb.DuckDBPyConnection", features: Path, out: 
         shutil.copytree(features, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
         for view in (ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, USER_HISTORY, USER_STATISTICS):
             space = str(built.facts["space_id"])
-            rows = [_filled_in(view, item if ITEM_KEY in view.keys else user, space, f"at + {MICRO}", LATE)]
+            rows = [_filled_in(view, item if ITEM_KEY in view.keys else user, space, f"moment + {MICRO}", LATE)]
             if ITEM_KEY in view.keys:
-                rows.append(_filled_in(view, item, space, f"at - {MICRO}", EARLY))
+                rows.append(_filled_in(view, item, space, f"moment - {MICRO}", EARLY))
             # The newest knowledge lies first, in a file that sorts before the others: order must not matter.
             _copy(connection, " UNION ALL ".join(rows), draft.path / view.name / "part-00000-filled-in-later.parquet")
         draft.facts = {**built.facts, "rows": {view.name: checked_rows(draft.path, view) for view in VIEWS}}

@@ -72,12 +72,12 @@ def _open(connection: "duckdb.DuckDBPyConnection", walked: Walked, suffix: str) 
     connection.execute(f"CREATE VIEW rows{suffix} AS {read_rows(walked.rows)}")
     connection.execute(f"CREATE VIEW page_views{suffix} AS FROM {read_parquet(walked.sequences / 'page_views')}")
     if not suffix:
-        shows = f"rows.item_id = '{CANARY}-at-' || n AND rows.request_time = probes.at"
+        shows = f"rows.item_id = '{CANARY}-at-' || n AND rows.request_time = probes.moment"
         connection.execute(
             f"""
-            CREATE VIEW probed AS SELECT n, probes.at, rows.* FROM probes
+            CREATE VIEW probed AS SELECT n, probes.moment, rows.* FROM probes
             LEFT JOIN rows ON {shows} AND rows.request_id = probes.request_id AND rows.user_id = probes.user_id;
-            CREATE VIEW probed_by_other AS SELECT n, probes.at, rows.* FROM probes
+            CREATE VIEW probed_by_other AS SELECT n, probes.moment, rows.* FROM probes
             LEFT JOIN rows ON {shows} AND rows.request_id = '{CANARY}-moment-' || n
             """
         )
@@ -85,7 +85,7 @@ def _open(connection: "duckdb.DuckDBPyConnection", walked: Walked, suffix: str) 
 
 def _control(check: str, law: str, rows: str, seen: str) -> Law:
     """A canary that must be seen: every row of `rows` for which `seen` is not true is a silent one."""
-    broken = f"SELECT 'probe ' || n || ' at ' || at || ': silent' AS example FROM {rows} WHERE ({seen}) IS NOT TRUE"
+    broken = f"SELECT 'probe ' || n || ' at ' || moment || ': silent' AS example FROM {rows} WHERE ({seen}) IS NOT TRUE"
     return Law(check=f"canary.{check}", law=law, rows=rows, broken=broken, must_see=True)
 
 
@@ -112,8 +112,8 @@ def _history_laws() -> Iterator[Law]:
         )
     heard = f"list_contains(history_item_ids, '{CANARY}-before-' || n)"
     yield _control("rows.history_sings", "a click one microsecond before a request is in its history", "probed", heard)
-    pages = """(SELECT n, at, history_item_ids FROM probes LEFT JOIN page_views
-        ON page_views.request_id = probes.request_id AND page_views.request_time = probes.at)"""
+    pages = """(SELECT n, moment, history_item_ids FROM probes LEFT JOIN page_views
+        ON page_views.request_id = probes.request_id AND page_views.request_time = probes.moment)"""
     yield _control(
         "page_views.history_sings", "a click one microsecond before a page view is in its history", pages, heard
     )
@@ -133,7 +133,7 @@ def _statistics_laws() -> Iterator[Law]:
             law=f"{prefix} statistics hold nothing of the request's own day",
             rows=table,
             broken=f"""
-                SELECT request_id || ' at ' || at || ': {told} is ' || {told} || ', not 1' AS example
+                SELECT request_id || ' at ' || moment || ': {told} is ' || {told} || ', not 1' AS example
                 FROM {table} WHERE {more}
             """,
             must_see=True,
@@ -148,7 +148,7 @@ def _label_laws() -> Iterator[Law]:
         check="canary.rows.label",
         law="a click in one page view labels no other page view",
         rows="probed_by_other",
-        broken="SELECT request_id || ' at ' || at AS example FROM probed_by_other WHERE clicked = 1",
+        broken="SELECT request_id || ' at ' || moment AS example FROM probed_by_other WHERE clicked = 1",
         must_see=True,
     )
     yield _control("rows.label_sings", "a click in the page view's own moment is its label", "probed", "clicked = 1")
@@ -157,14 +157,14 @@ def _label_laws() -> Iterator[Law]:
 def _late_laws() -> Iterator[Law]:
     carried = " OR ".join(f"{f.name} = {marked(f, LATE)}" for f in (*USER_FEATURES, *ITEM_FEATURES, *CLUSTER_FEATURES))
     asked = f"""(
-        SELECT n, probes.at, rows.* FROM probes LEFT JOIN rows
+        SELECT n, probes.moment, rows.* FROM probes LEFT JOIN rows
         ON rows.request_id = '{CANARY}-moment-' || n AND rows.item_id = '{CANARY}-late-' || n
     )"""
     yield Law(
         check="canary.rows.filled_in_later",
         law="a feature row created later and valid after the request is joined to no earlier row",
         rows=asked,
-        broken=f"SELECT request_id || ' at ' || at || ': ' || item_id AS example FROM {asked} WHERE {carried}",
+        broken=f"SELECT request_id || ' at ' || moment || ': ' || item_id AS example FROM {asked} WHERE {carried}",
         must_see=True,
     )
     early = " AND ".join(f"{f.name} = {marked(f, EARLY)}" for f in (*ITEM_FEATURES, *CLUSTER_FEATURES))
@@ -179,13 +179,13 @@ def _ask_as_of(connection: "duckdb.DuckDBPyConnection", walked: Walked) -> None:
         f"""
         SELECT n, '{CANARY}-future-' || n AS {ITEM_KEY}, unnest([created - {MICRO}, created]) AS {EVENT_TIME},
             unnest([FALSE, TRUE]) AS created, row_number() OVER () - 1 AS key_number
-        FROM (SELECT n, at + INTERVAL 1 DAY AS created FROM probes)
+        FROM (SELECT n, moment + INTERVAL 1 DAY AS created FROM probes)
         """
     ).to_arrow_table()
     keys = keys.set_column(keys.schema.get_field_index("key_number"), "key_number", pa.array(range(len(keys))))
     told = features_as_of(_store(walked), keys.drop_columns(["n", "created"]), ("ranking_item",))
     connection.register("asked_as_of", keys.append_column("category", told.column("category")))
-    connection.execute(f"CREATE TABLE future AS SELECT *, {EVENT_TIME} AS at FROM asked_as_of")
+    connection.execute(f"CREATE TABLE future AS SELECT *, {EVENT_TIME} AS moment FROM asked_as_of")
 
 
 def _future_item_laws() -> Iterator[Law]:
@@ -193,7 +193,7 @@ def _future_item_laws() -> Iterator[Law]:
         check="canary.item_created_later",
         law="an item is unknown one microsecond before its creation",
         rows="future WHERE NOT created",
-        broken="SELECT item_id || ' is known at ' || at AS example FROM future WHERE NOT created AND category <> ''",
+        broken="SELECT item_id || ' is known ' || moment AS example FROM future WHERE NOT created AND category <> ''",
         must_see=True,
     )
     rows = "(FROM future WHERE created)"
@@ -204,9 +204,9 @@ def _truncation_law() -> Law:
     # Labels may still come while the next day has not been read; `cold` and the period look at the whole log by design.
     told = [name for name in ROW_COLUMNS if name not in ("cold", "clicked")]
     same = " AND ".join(f"a.{name} IS NOT DISTINCT FROM b.{name}" for name in told)
-    label = "(a.clicked = b.clicked OR a.request_time >= dusk.at - INTERVAL 1 DAY)"
+    label = "(a.clicked = b.clicked OR a.request_time >= dusk.moment - INTERVAL 1 DAY)"
     real = f"NOT starts_with(user_id, '{CANARY}')"
-    before = f"(SELECT rows.* FROM rows, dusk WHERE rows.request_time < dusk.at AND {real})"
+    before = f"(SELECT rows.* FROM rows, dusk WHERE rows.request_time < dusk.moment AND {real})"
     key = "a.request_id = b.request_id AND a.request_time = b.request_time AND a.item_id = b.item_id"
     return Law(
         check="canary.rows.truncation",
@@ -283,11 +283,11 @@ def _online_laws() -> Iterator[Law]:
         rows="online_users",
         broken="""
             SELECT user_id || ': holds a click of ' || make_timestamptz(list_max(history_clicked_at)) AS example
-            FROM online_users, dusk WHERE list_max(history_clicked_at) >= epoch_us(dusk.at)
+            FROM online_users, dusk WHERE list_max(history_clicked_at) >= epoch_us(dusk.moment)
         """,
         must_see=True,
     )
-    rows = "(SELECT n, at, u.* FROM probes LEFT JOIN online_users AS u USING (user_id) WHERE at_dusk)"
+    rows = "(SELECT n, moment, u.* FROM probes LEFT JOIN online_users AS u USING (user_id) WHERE at_dusk)"
     heard = f"list_contains(history_item_ids, '{CANARY}-before-' || n)"
     yield _control(
         "online.history_sings", "a click one microsecond before the load is in the online history", rows, heard

@@ -12,6 +12,10 @@ VERBS = {
         "OUT  draw a generated shop: images, page views, clicks, the truth",
     ),
     "import movielens": ("jobs.sources.movielens:main", "SRC OUT  turn MovieLens ratings and posters into raw tables"),
+    "check-leaks": (
+        "jobs.check_leaks:main",
+        "[WORKSPACE]  prove that nothing of the future reaches a training row, online or offline",
+    ),
     "check": ("jobs.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
     "run": ("jobs.commands:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
     "status": (

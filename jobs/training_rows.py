@@ -115,12 +115,12 @@ def _as_of(
     parts = []
     for first in range(0, keys.num_rows, keys_a_call):
         part = keys.slice(first, keys_a_call)
-        parts.append(_features_as_of(store, part, services))
+        parts.append(features_as_of(store, part, services))
         progress.advance(task, part.num_rows)
     return pa.concat_tables(parts)
 
 
-def _features_as_of(store: "FeatureStore", keys: pa.Table, services: Sequence[str]) -> pa.Table:
+def features_as_of(store: "FeatureStore", keys: pa.Table, services: Sequence[str]) -> pa.Table:
     """The services' features of each key as of its moment, in the keys' order; null where there is none."""
     columns: dict[str, pa.ChunkedArray] = {}
     for service in services:

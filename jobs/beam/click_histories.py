@@ -30,7 +30,7 @@ from apache_beam.utils.shared import Shared
 from feature_repo.contract import CTR_HISTORY
 from jobs.beam import progress
 from jobs.beam.click_sources import ReadRow
-from jobs.beam.item_rows import Raw
+from jobs.beam.raw_rows import Raw
 from jobs.history_store import HistoryStore
 from jobs.logic import events
 from jobs.logic.online_histories import Click, History, click, merge

@@ -11,8 +11,8 @@ from apache_beam.io import fileio
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from feature_repo.contract import EVENTS
-from jobs.beam import item_rows
-from jobs.beam.item_rows import Raw
+from jobs.beam import raw_rows
+from jobs.beam.raw_rows import Raw
 from jobs.sources import raw_layout
 from jobs.sources.raw import EXPECTED, RawTableMissing, RawTableUnusable, format_of
 
@@ -124,14 +124,14 @@ class _ReadPaths(beam.PTransform):  # type: ignore[misc]
 
 def _rows(path: str) -> Iterator[ReadRow]:
     try:
-        for row in item_rows.rows(_form(Path(path)), Path(path), COLUMNS):
+        for row in raw_rows.rows(_form(Path(path)), Path(path), COLUMNS):
             yield row, None
     except (RawTableUnusable, OSError) as error:  # a file that is gone again, or damaged in its middle
         yield str(error), UNREADABLE_FILE
 
 
 def _record_row(record: tuple[bytes, bytes]) -> ReadRow:
-    return item_rows.json_row((record[1] or b"").decode(errors="replace"), COLUMNS), None
+    return raw_rows.json_row((record[1] or b"").decode(errors="replace"), COLUMNS), None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

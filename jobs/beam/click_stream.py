@@ -24,7 +24,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs.beam import click_sources, local_runner, progress
+from jobs.beam import click_sources, progress, running
 from jobs.beam.click_histories import REFUSED_FILES, TALLY, Settings, open_once, report, wire
 from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
@@ -58,7 +58,7 @@ def run_once(files: Sequence[Path], settings: Settings, options: PipelineOptions
     """Bring the clicks of these files into the online store, in this process; what was counted."""
     pipeline = beam.Pipeline(options=options)
     wire(pipeline | "ReadFiles" >> ReadFiles(files), settings, STORE)
-    with local_runner.quiet():
+    with running.quiet():
         return Counter(progress.counters(pipeline.run()))
 
 
@@ -153,7 +153,7 @@ def stream(
 
     Raises RawTableMissing, RawTableUnusable, KafkaUnavailable, StoreNotReady.
     """
-    local = local_runner.is_local(options)
+    local = running.is_local(options)
     files = click_sources.event_files(Path(address))
     if following and not Path(address).is_dir():
         raise RawTableMissing(f"{address} is not a folder: only a folder or Kafka can be followed")
@@ -177,7 +177,7 @@ def stream(
 
 def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
     """Bring in a Kafka topic until the job is cancelled. Raises KafkaUnavailable."""
-    if local_runner.is_local(options):
+    if running.is_local(options):
         raise KafkaUnavailable(
             f"kafka://{topic.servers} needs a runner that streams and runs Java: name it, as in --runner=FlinkRunner"
         )
@@ -210,7 +210,7 @@ def click_stream(
         dedup_hours=dedup_hours,
         batch=batch,
     )
-    options, started = local_runner.options(context.args), time.monotonic()
+    options, started = running.options(context.args), time.monotonic()
     if source.startswith("kafka:"):
         topic = click_sources.kafka_topic(source, group, expansion_service)
         counted = stream_kafka(topic, settings, options)

@@ -10,8 +10,8 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import TimestampedValue
 
 from feature_repo.contract import EVENTS
-from jobs.beam import item_rows
-from jobs.beam.item_rows import Raw
+from jobs.beam import raw_rows
+from jobs.beam.raw_rows import Raw
 from jobs.logic import events as logic
 from jobs.sources import raw_layout
 from jobs.sources.raw import TableFiles
@@ -60,7 +60,7 @@ def _judge(row: Raw) -> Iterator[Any]:
 
 
 def _rows(path: str, form: str) -> Iterator[Raw]:
-    for row in item_rows.rows(form, Path(path), COLUMNS):
+    for row in raw_rows.rows(form, Path(path), COLUMNS):
         yield row if isinstance(row, str) or form == "parquet" else {name: _as_text(row[name]) for name in row}
 
 

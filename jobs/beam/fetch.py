@@ -3,7 +3,6 @@
 Only these schemes are followed, a relative path cannot leave its folder, and https:// asks only hosts on a list.
 """
 
-import functools
 import os
 import re
 import ssl
@@ -194,13 +193,3 @@ def _told(uri: str, scheme: str, deed: Callable[[], T]) -> T:
         raise NotFetched("timed_out", f"{uri} was not given in time") from None
     except Exception as error:  # every store's driver raises its own kinds
         raise NotFetched("unreadable", f"{uri} cannot be read ({type(error).__name__})") from None
-
-
-def fetch(uri: str | None, folder: Path, max_bytes: int) -> bytes:
-    """The bytes behind a reference, for a caller that keeps no Fetcher. Raises NotFetched."""
-    return _fetcher(folder, max_bytes).fetch(uri).data
-
-
-@functools.cache
-def _fetcher(folder: Path, max_bytes: int) -> Fetcher:
-    return Fetcher(folder, max_bytes)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.beam.examine import Examined, ExaminedShard
 from jobs.beam.image_store import ImageStore, Location
-from jobs.beam.item_rows import Place, Raw
+from jobs.beam.raw_rows import Place, Raw
 from jobs.beam.whole_files import aside, write_pictures
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue, near_duplicates

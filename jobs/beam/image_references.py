@@ -5,12 +5,10 @@ several machines, RAW and DIR lie on a file system that all of them see.
 """
 
 import json
-import logging
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,10 @@ from typing import Annotated, Any, Final
 import apache_beam as beam
 import structlog
 import typer
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from jobs import coverage
-from jobs.beam import image_files, image_store, progress
+from jobs.beam import image_files, image_store, progress, running
 from jobs.beam.examine import KIND
 from jobs.beam.image_store import ImageStore
 from jobs.beam.image_transforms import (
@@ -36,13 +34,12 @@ from jobs.beam.image_transforms import (
 )
 from jobs.config import ImagesConfig
 from jobs.sources import raw_layout
-from jobs.sources.raw import RawTableUnusable, TableFiles, raw_digest, table_files
+from jobs.sources.raw import TableFiles, raw_digest, table_files
 from model import artifact
 from model.artifact import Manifest
 
 log = structlog.get_logger()
 
-LOCAL_RUNNER: Final = "FnApiRunner"  # in this process; plain DirectRunner first tries to download another runner
 STORE: Final = "image_store"
 WORK: Final = ("references", "opened", "decoded", "shards_written")  # what a run did, as the runner counted it
 
@@ -96,7 +93,7 @@ def build(
     table = table_files(raw, "items")
     for file in table.files:
         raw_layout.check_file("items", table.format, file)
-    options = PipelineOptions(_with_runner(beam_args))
+    options = running.options(beam_args)
     opened = image_store.open_store(store, config)
     opened.sweep()
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
@@ -119,42 +116,12 @@ def _flat_facts(manifest: Manifest) -> dict[str, Any]:
     return {name: fact for name, fact in manifest.facts.items() if not isinstance(fact, dict)}
 
 
-def _with_runner(beam_args: Sequence[str]) -> list[str]:
-    named = any(arg.split("=")[0] == "--runner" for arg in beam_args)
-    return [*beam_args] if named else [f"--runner={LOCAL_RUNNER}", *beam_args]
-
-
 def _run(options: PipelineOptions, job: Job) -> dict[str, int]:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, job)
-    if options.view_as(StandardOptions).runner == LOCAL_RUNNER:
-        with _quiet(), progress.bar("images", progress.TALLY):
-            return progress.counters(_run_here(pipeline))
-    result = pipeline.run()
-    with progress.report(result):
-        result.wait_until_finish()
-    return progress.counters(result)
-
-
-def _run_here(pipeline: Any) -> Any:
-    try:
-        return pipeline.run()
-    except RawTableUnusable as error:  # Beam adds the transform's name to what a user is to read
-        raise RawTableUnusable(str(error).partition(" [while running")[0]) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Beam's notes, and its own copy of a traceback that is raised anyway, off the terminal of a local run."""
-    beams = logging.getLogger("apache_beam")
-    level = beams.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        beams.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            beams.setLevel(level)
+    bar = progress.bar("images", progress.TALLY) if running.is_local(options) else nullcontext()
+    with bar:
+        return progress.counters(running.wait(pipeline))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -9,11 +9,11 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
 
-from jobs.beam import image_files, item_rows, progress
+from jobs.beam import image_files, progress, raw_rows
 from jobs.beam.examine import KIND, ExaminedShard, ExamineShards
 from jobs.beam.image_files import Shared
 from jobs.beam.image_store import ImageStore, Location
-from jobs.beam.item_rows import Place, Raw
+from jobs.beam.raw_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import ImageUse
@@ -130,7 +130,7 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
 
 def _read_rows(file: tuple[int, str], form: str) -> Iterator[tuple[Place, Raw]]:
     number, path = file
-    for n, row in enumerate(item_rows.rows(form, Path(path))):
+    for n, row in enumerate(raw_rows.rows(form, Path(path))):
         ITEMS_READ.inc()
         progress.TALLY.add(read=1)
         yield (number, n), row

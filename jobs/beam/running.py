@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from jobs.beam import progress
 from jobs.sources.raw import RawTableUnusable
@@ -20,11 +20,19 @@ def options(beam_args: Sequence[str]) -> PipelineOptions:
     return PipelineOptions([*beam_args] if named else [f"--runner={LOCAL_RUNNER}", *beam_args])
 
 
+def is_local(chosen: PipelineOptions) -> bool:
+    """Whether the pipeline runs in this process."""
+    return bool(chosen.view_as(StandardOptions).runner == LOCAL_RUNNER)
+
+
 def wait(pipeline: Any) -> Any:
-    """Run the pipeline to its end; returns its result. Raises RawTableUnusable as a transform raised it."""
+    """Run the pipeline to its end; returns its result. Raises RawTableUnusable as a transform raised it.
+
+    The runner of this process does all its work at once; how far another one is, is logged.
+    """
     try:
-        with _quiet():
-            result = pipeline.run()  # a local runner does all its work here
+        with quiet():
+            result = pipeline.run()
     except RawTableUnusable as error:  # Beam adds the transform's name to what a user is to read
         raise RawTableUnusable(str(error).partition(" [while running")[0]) from None
     with progress.report(result):
@@ -33,7 +41,7 @@ def wait(pipeline: Any) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Beam's notes, and its own copy of a traceback that is raised anyway, off the terminal of a local run."""
     beams = logging.getLogger("apache_beam")
     level = beams.level

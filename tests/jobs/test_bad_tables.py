@@ -590,12 +590,12 @@ def spark_rows(spark, raw: Path, table: str) -> list[dict[str, Any]]:
 
 def beam_rows(raw: Path) -> tuple[list[catalogue.Item], Counter[str]]:
     """The items that the images job accepts, and why it rejects the others."""
-    from jobs.beam import item_rows
+    from jobs.beam import raw_rows
 
     table = table_files(raw, "items")
     for file in table.files:
         raw_layout.check_file("items", table.format, file)
-    rows = [row for file in table.files for row in item_rows.rows(table.format, file)]
+    rows = [row for file in table.files for row in raw_rows.rows(table.format, file)]
     accepted, rejected = catalogue.accept([row for row in rows if not isinstance(row, str)])
     reasons = Counter(reason for _, reason in rejected)
     if broken := sum(isinstance(row, str) for row in rows):
@@ -746,7 +746,7 @@ JSON_PIECES = [
     [("csv", "item_id,image_uri\nok,ok\n", CSV_PIECES), ("jsonl", '{"item_id":"ok"}\n' * 30, JSON_PIECES)],
 )
 def test_files_of_odd_pieces_are_judged_alike_row_by_row(spark, tmp_path, form, head, pieces) -> None:
-    from jobs.beam import item_rows
+    from jobs.beam import raw_rows
     from jobs.spark.raw_tables import judged_alone
 
     rng = random.Random(0)
@@ -759,7 +759,7 @@ def test_files_of_odd_pieces_are_judged_alike_row_by_row(spark, tmp_path, form, 
     compared = 0
     for name in names:
         try:
-            rows = list(item_rows.rows(form, raw / "items" / name))
+            rows = list(raw_rows.rows(form, raw / "items" / name))
         except RawTableUnusable:  # an unclosed quote
             assert form == "csv"
             continue

@@ -23,7 +23,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from feature_repo.contract import CTR_HISTORY
 from jobs import materialize
-from jobs.beam import click_sources, click_stream, local_runner
+from jobs.beam import click_sources, click_stream, running
 from jobs.beam.click_histories import DropDuplicates, Settings, open_once, report, wire
 from jobs.beam.click_sources import DecodeRecords, KafkaUnavailable, ReadGrowingFolder, kafka_topic
 from jobs.history_store import StoreNotReady
@@ -94,7 +94,7 @@ def write(path, rows):
 
 
 def run(files, settings):
-    return report(click_stream.run_once(files, settings, local_runner.options([])))
+    return report(click_stream.run_once(files, settings, running.options([])))
 
 
 def scripted(stream, settings, decode=None):
@@ -188,7 +188,7 @@ def test_streaming_the_clicks_of_the_offline_tables_gives_the_store_that_a_batch
     clicks = [{**click, "event_type": "click", "position": None} for click in shop.clicks]
     pd.DataFrame(clicks)[list(COLUMNS)].to_parquet(tmp_path / "clicks.parquet")
     settings = Settings(workspace=str(tmp_path), rejected=str(tmp_path / "rejected"))
-    options = local_runner.options([])
+    options = running.options([])
     click_stream.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1, seconds=None)
     assert stored(tmp_path) == stored(loaded_shop.workspace)
 
@@ -248,7 +248,7 @@ def test_kafka_without_its_expansion_service_is_refused_in_one_sentence(monkeypa
     with pytest.raises(KafkaUnavailable, match=r"^kafka://a:9092,b:9092 cannot be read: .*--expansion-service$"):
         click_stream.stream_kafka(topic, settings, PipelineOptions(["--runner=BundleBasedDirectRunner"]))
     with pytest.raises(KafkaUnavailable, match="needs a runner that streams"):
-        click_stream.stream_kafka(topic, settings, local_runner.options([]))
+        click_stream.stream_kafka(topic, settings, running.options([]))
     with pytest.raises(KafkaUnavailable, match="write it as kafka://host:9092/topic"):
         kafka_topic("kafka://host:9092", "courier")
 
@@ -262,7 +262,7 @@ def test_beams_own_watch_of_a_folder_reads_each_finished_file_of_events_once(tmp
     write(tmp_path / "two.csv", rows[2:])
     for unfinished in (".three.jsonl", "_SUCCESS", "notes.txt"):
         (tmp_path / unfinished).write_text("not yet")
-    with beam.Pipeline(runner=local_runner.LOCAL_RUNNER) as pipeline:
+    with beam.Pipeline(runner=running.LOCAL_RUNNER) as pipeline:
         source = ReadGrowingFolder(tmp_path, every=1, stop=Timestamp.now() + 2)
         items = pipeline | source | beam.Map(lambda read: read[0]["item_id"])
         assert_that(items, equal_to(["a", "b", "c"]))
@@ -334,7 +334,7 @@ def test_a_file_that_was_written_again_is_read_again_and_an_unchanged_one_is_not
 
 
 def test_what_cannot_be_streamed_is_refused_with_the_cure(settings, tmp_path):
-    options = local_runner.options([])
+    options = running.options([])
 
     def stream(address, **more):
         asked = {"following": False, "every": 1.0, "seconds": None, **more}
@@ -360,6 +360,6 @@ def test_a_workspace_without_a_store_is_refused_before_anything_is_read(tmp_path
     settings = Settings(workspace=str(tmp_path / "ws"), rejected=str(tmp_path / "rejected"))
     with pytest.raises(StoreNotReady, match="run courier materialize first"):
         click_stream.stream(
-            str(tmp_path / "one.jsonl"), settings, local_runner.options([]), following=False, every=1, seconds=None
+            str(tmp_path / "one.jsonl"), settings, running.options([]), following=False, every=1, seconds=None
         )
     assert click_sources.event_files(tmp_path) == [tmp_path / "one.jsonl"]

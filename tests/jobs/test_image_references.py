@@ -12,7 +12,7 @@ import pytest
 import structlog
 from PIL import Image
 
-from jobs.beam import image_references, item_rows
+from jobs.beam import image_references, raw_rows
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.sources.raw import RawTableUnusable
@@ -299,7 +299,7 @@ def test_a_damaged_csv_is_named_with_its_line(tmp_path):
 def test_a_moment_beyond_the_calendar_is_a_bad_moment_and_not_the_end_of_the_job(tmp_path):
     table = pa.table({"item_id": ["a", "b"], "created_at": pa.array([2**62, 0], pa.timestamp("us", tz="UTC"))})
     pq.write_table(table, tmp_path / "items.parquet")
-    rows = list(item_rows.rows("parquet", tmp_path / "items.parquet"))
+    rows = list(raw_rows.rows("parquet", tmp_path / "items.parquet"))
     assert [catalogue.reject_reason(row) for row in rows] == ["bad_created_at", None]
 
 

@@ -71,7 +71,7 @@ def draw_sample(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Pa
     taken = (
         f"SELECT user_id FROM impressions WHERE starts_with(user_id, '{CANARY}') OR starts_with(item_id, '{CANARY}')"
     )
-    if connection.execute(f"{taken} LIMIT 1").fetchone():
+    if connection.execute(f"{taken} LIMIT 1").fetchall():
         raise CanaryTaken(
             f"{stages['sequences']} holds ids that begin with {CANARY}: check a workspace without canaries"
         )

@@ -58,11 +58,18 @@ class Law:
 
 def found(connection: "duckdb.DuckDBPyConnection", law: Law) -> Finding:
     """Hold one law against its rows."""
-    [rows] = connection.execute(f"SELECT count(*) FROM {law.rows}").fetchone() or [0]
-    broken = connection.execute(f"SELECT count(*), min(example)[:240] FROM ({law.broken})").fetchone() or (0, None)
-    note = (connection.execute(law.note).fetchone() or [None])[0] if law.note else None
+    # All is fetched: a result that is not read to its end keeps the connection from other work.
+    [(rows,)] = connection.execute(f"SELECT count(*) FROM {law.rows}").fetchall()
+    [(broken, example)] = connection.execute(f"SELECT count(*), min(example)[:240] FROM ({law.broken})").fetchall()
+    notes = connection.execute(law.note).fetchall() if law.note else [(None,)]
     return Finding(
-        check=law.check, law=law.law, rows=rows, broken=broken[0], example=broken[1], note=note, must_see=law.must_see
+        check=law.check,
+        law=law.law,
+        rows=rows,
+        broken=broken,
+        example=example,
+        note=notes[0][0],
+        must_see=law.must_see,
     )
 
 

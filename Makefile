@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test engines check lock clean preflight
+.PHONY: setup demo test engines check package bench-sequences lock clean preflight
 
 setup: .venv/.ready
 
@@ -32,6 +32,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The wheel, the archive for spark-submit and their manifest, of the last commit, into dist/.
+package: setup
+	$(BIN)/python infra/packaging/package.py
+
+bench-sequences: setup
+	$(BIN)/python tests/bench/sequences.py --events 2000000 --events 20000000
 
 # Resolve anew and write down what was installed; run it to take newer versions of the dependencies.
 lock:

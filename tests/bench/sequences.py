@@ -1,0 +1,211 @@
+"""The sequences job against polars and duckdb: the same events, the same tables, one after the other on this machine.
+
+    python tests/bench/sequences.py --events 2_000_000 --events 20_000_000 --folder DIR
+
+Each engine runs in a process of its own on two threads. Events already drawn in DIR are used again.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Event
+from typing import Annotated
+
+import duckdb
+import psutil
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.config import SequencesConfig
+
+THREADS = 2
+ENGINES = ("spark", "duckdb", "polars")
+# What must be equal, in types that all three write alike: moments as microseconds since 1970.
+COMPARED = {
+    "impressions": "request_id, user_id, item_id, epoch_us(request_time), position::int, clicked::int, period",
+    "page_views": "request_id, user_id, epoch_us(request_time), period, item_ids, labels::int[], history_item_ids",
+    "histories": "user_id, epoch_us(event_timestamp), history_item_ids, history_clicked_at",
+    "clicks": "user_id, item_id, epoch_us(event_time), request_id",
+}
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What one engine took: seconds of work (the start of Spark's session apart), CPU seconds, bytes at the peak."""
+
+    events: int
+    engine: str
+    seconds: float
+    start: float
+    cpu: float
+    peak: int
+    tables: Mapping[str, tuple[int, int]]  # name -> rows, sum of the rows' hashes
+
+    @property
+    def rate(self) -> float:
+        """Events per second."""
+        return self.events / self.seconds
+
+
+# --- one engine, in a process of its own ----------------------------------------------------------------------------
+
+
+def build(engine: str, raw: Path, out: Path) -> dict[str, float]:
+    """Make the tables of `raw` under `out`; returns the seconds of work, and those of the session's start."""
+    began = time.monotonic()
+    work = {"spark": _spark, "duckdb": _duckdb, "polars": _polars}[engine](raw, out)
+    started = time.monotonic()
+    work()
+    return {"seconds": time.monotonic() - started, "start": started - began}
+
+
+def _spark(raw: Path, out: Path) -> Callable[[], object]:
+    from jobs.spark.behavior_sequences import build as build_sequences
+    from jobs.spark.session import spark_session
+
+    spark_session("bench", master=f"local[{THREADS}]", large=True)
+    return lambda: build_sequences(raw=raw, raw_digest="", out=out, config=SequencesConfig())
+
+
+def _duckdb(raw: Path, out: Path) -> Callable[[], object]:
+    import by_duckdb
+
+    out.mkdir()
+    return lambda: by_duckdb.build(raw, out, SequencesConfig(), threads=THREADS)
+
+
+def _polars(raw: Path, out: Path) -> Callable[[], object]:
+    import by_polars
+
+    out.mkdir()
+    return lambda: by_polars.build(raw, out, SequencesConfig())
+
+
+# --- measuring it ---------------------------------------------------------------------------------------------------
+
+
+def measured(events: int, engine: str, raw: Path, out: Path) -> Run:
+    """Run one engine and watch its process tree. Raises CalledProcessError where it fails."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, __file__, "--engine", engine, "--raw", str(raw), "--out", str(out)]
+    environment = os.environ | {"POLARS_MAX_THREADS": str(THREADS), "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    ended = Event()
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(_watch, psutil.Process(process.pid), ended)
+        said, _ = process.communicate()
+        ended.set()
+        peak, cpu = watching.result()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    took = json.loads(said.splitlines()[-1])
+    return Run(events=events, engine=engine, peak=peak, cpu=cpu, tables=_tables(out), **took)
+
+
+def _watch(process: psutil.Process, ended: Event) -> tuple[int, float]:
+    """The peak of the resident memory of a process and its children together, in bytes, and their CPU seconds."""
+    peak, spent = 0, dict[int, float]()
+    while not ended.wait(0.1):
+        resident = 0
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):  # they come and go while we look
+            for one in [process, *process.children(recursive=True)]:
+                resident += one.memory_info().rss
+                spent[one.pid] = sum(one.cpu_times()[:2])
+        peak = max(peak, resident)
+    return peak, sum(spent.values())
+
+
+def _tables(out: Path) -> dict[str, tuple[int, int]]:
+    """The rows of each table, and the sum of their hashes: the same for the same rows in any order."""
+    db = duckdb.connect()
+    db.execute(f"set timezone = 'UTC'; set threads = {THREADS}")
+    found = {}
+    for name, columns in COMPARED.items():
+        files = f"{out}/{name}/*.parquet" if (out / name).is_dir() else f"{out}/{name}.parquet"
+        rows = db.execute(f"select count(*), sum(hash(({columns}))::hugeint) from read_parquet('{files}')").fetchall()
+        found[name] = rows[0]
+    return found
+
+
+# --- telling it -----------------------------------------------------------------------------------------------------
+
+
+def report(runs: list[Run]) -> Table:
+    """The table of all runs; `ratio` is to the faster of polars and duckdb on the same events."""
+    table = Table("events", "engine", "seconds", "events/s", "ratio", "CPU s", "peak MiB", "session s", "growth")
+    first = min(run.events for run in runs)
+    for run in runs:
+        of_size = {other.engine: other for other in runs if other.events == run.events}
+        rivals = [other.seconds for name, other in of_size.items() if name != "spark"]
+        [small] = [other for other in runs if other.events == first and other.engine == run.engine]
+        table.add_row(
+            f"{run.events:,}",
+            run.engine,
+            f"{run.seconds:.1f}",
+            f"{run.rate:,.0f}",
+            f"{run.seconds / min(rivals):.2f}" if rivals else "",
+            f"{run.cpu:.1f}",
+            f"{run.peak >> 20:,}",
+            f"{run.start:.1f}" if run.engine == "spark" else "",
+            f"{run.seconds / small.seconds:.1f}" if run.events != first else "",
+        )
+    return table
+
+
+def unequal(runs: list[Run]) -> list[str]:
+    """The tables that the engines do not agree on."""
+    return [
+        f"{name} of {events:,} events: " + ", ".join(f"{run.engine} {run.tables[name]}" for run in of_size)
+        for events in sorted({run.events for run in runs})
+        for of_size in [[run for run in runs if run.events == events]]
+        for name in COMPARED
+        if len({run.tables[name] for run in of_size}) > 1
+    ]
+
+
+def bench(
+    events: Annotated[list[int], typer.Option(help="How many events; may be said several times.")] = (2_000_000,),
+    engines: Annotated[list[str], typer.Option("--only", help="spark, duckdb, polars; may be said twice.")] = ENGINES,
+    folder: Annotated[Path, typer.Option(help="Where events and tables are kept.")] = Path("workspace/bench"),
+    seed: Annotated[int, typer.Option()] = 0,
+    bot: Annotated[float, typer.Option(help="The share of all clicks that one user makes.")] = 0.0,
+    engine: Annotated[str, typer.Option(hidden=True)] = "",
+    raw: Annotated[Path, typer.Option(hidden=True)] = Path(),
+    out: Annotated[Path, typer.Option(hidden=True)] = Path(),
+) -> None:
+    """Make the sequences tables with each engine, check that they are equal, and say what each took."""
+    if engine:
+        print(json.dumps(build(engine, raw, out)))
+        return
+    from drawn_events import crowd, write_raw
+
+    runs = []
+    for count in events:
+        drawn = crowd(count, seed=seed, bot=bot)
+        source = folder / f"raw-{count}-{seed}-{bot}"
+        if not source.exists():
+            console.print(f"drawing {asdict(drawn)}")
+            write_raw(source, drawn)
+        for one in engines:
+            console.print(f"{one}, {count:,} events, load {os.getloadavg()[0]:.1f}")
+            runs.append(measured(count, one, source, folder / f"{one}-{count}"))
+    Console(width=120).print(report(runs))
+    if differences := unequal(runs):
+        sys.exit("\n".join(["the engines disagree:", *differences]))
+    console.print(
+        "all tables are equal: " + ", ".join(f"{name} {rows:,}" for name, (rows, _) in runs[-1].tables.items())
+    )
+
+
+if __name__ == "__main__":
+    typer.run(bench)

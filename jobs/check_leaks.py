@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, cast
 
-import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +16,6 @@ from jobs.logic.leaks import Finding, verdict
 from jobs.pipeline import Road, StageError, recall_road, states
 from jobs.sources.raw import raw_digest
 
-log = structlog.get_logger()
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,7 +76,6 @@ def check_leaks(
     else:
         Console().print(as_table(findings))
         Console().print("of " + ", ".join(f"{name} {version}" for name, version in versions.items()))
-    log.info("leaks_checked", checks=len(findings), broken=sum(not one.holds for one in findings))
     if failed:
         raise Leak(failed)
 

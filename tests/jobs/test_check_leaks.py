@@ -1,5 +1,6 @@
 """The audit passes on honest artifacts, and each way of letting the future in fails the check that names it."""
 
+import json
 import shutil
 from collections import defaultdict
 from datetime import datetime
@@ -8,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from jobs.config import ClusterConfig
 from jobs.features import connect, read_parquet
@@ -188,3 +190,35 @@ def test_the_verdict_names_the_first_broken_law_with_its_example_and_the_others(
 def test_a_canary_that_was_never_heard_proves_nothing() -> None:
     assert finding("a", rows=0).holds
     assert not finding("a", rows=0, must_see=True).holds
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Ask the command about these stages, the canaries left out: tests/e2e/test_leaks.py releases them."""
+    from jobs import check_leaks
+
+    def ask(stages: dict[str, Path], *options: str):
+        monkeypatch.setattr(check_leaks, "recall_road", lambda workspace: workspace)
+        monkeypatch.setattr(check_leaks, "fresh_stages", lambda _road: stages)
+        monkeypatch.setattr(check_leaks, "check", lambda stages, users: audit(stages) if users == 7 else [])
+        return CliRunner().invoke(check_leaks.app, ["ws", "--sample-users", "7", *options])
+
+    return ask
+
+
+def test_the_answer_tells_every_check_and_the_versions_it_is_about(stages, asked) -> None:
+    result = asked(stages, "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["holds"] is True
+    assert answer["versions"] == {name: folder.name for name, folder in stages.items()}
+    assert {one["check"] for one in answer["findings"] if one["holds"]} == {one.check for one in audit(stages)}
+
+
+def test_a_leak_is_exit_status_1_and_one_sentence(stages, asked, tmp_path) -> None:
+    later = sealed(stages["pretrain"], "pretrain", tmp_path / "later", trained_until="2024-03-12T00:00:00+00:00")
+    result = asked(stages | {"pretrain": later})
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith("the law of pretrain.trained_until is broken: ")
+    assert "\n" not in str(result.exception)

@@ -87,8 +87,10 @@ class Shoppers:
         row = dict(zip(NAMES, (user, item, at.isoformat(), what, request, position), strict=True))
         row["position"] = None if position is None else str(position)
         if self.chance(60):
-            broken = self.rng.choice(NAMES)
-            row[broken] = self.rng.choice([None, "", "?", at.replace(tzinfo=None).isoformat()])
+            wrong = [None, "", f"?{self.group}"]  # of the group, that no two groups share what is but an odd id
+            row[self.rng.choice(NAMES)] = self.rng.choice(wrong)
+        elif self.chance(200):
+            row["event_time"] = at.replace(tzinfo=None).isoformat()
         self.raw += [row] * (2 if self.chance(15) else 1)
         if self.chance(30) and row["position"] is not None:
             self.raw.append({**row, "position": str(self.rng.randrange(9))})

@@ -3,6 +3,7 @@
 `make engines` runs it on thousands of histories and prints what was compared; the suite runs a smaller form of it.
 """
 
+import datetime as datetime_module
 import json
 import random
 import time
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing import test_stream
 from apache_beam.transforms.window import TimestampedValue
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
@@ -86,8 +87,10 @@ class Shoppers:
         row = dict(zip(NAMES, (user, item, at.isoformat(), what, request, position), strict=True))
         row["position"] = None if position is None else str(position)
         if self.chance(60):
-            broken = self.rng.choice(NAMES)
-            row[broken] = self.rng.choice([None, "", "?", at.replace(tzinfo=None).isoformat()])
+            wrong = [None, "", f"?{self.group}"]  # of the group, that no two groups share what is but an odd id
+            row[self.rng.choice(NAMES)] = self.rng.choice(wrong)
+        elif self.chance(200):
+            row["event_time"] = at.replace(tzinfo=None).isoformat()
         self.raw += [row] * (2 if self.chance(15) else 1)
         if self.chance(30) and row["position"] is not None:
             self.raw.append({**row, "position": str(self.rng.randrange(9))})
@@ -298,10 +301,10 @@ def advances(rng: random.Random) -> list[datetime]:
     return sorted({*rng.sample(edges, 9), *(FIRST_DAY + rng.randrange(DAYS * 24) * HOUR for _ in range(4))})
 
 
-def stream(coming: Sequence[Arrival], stops: Sequence[datetime]) -> tuple[TestStream, list[Arrival]]:
+def stream(coming: Sequence[Arrival], stops: Sequence[datetime]) -> tuple[test_stream.TestStream, list[Arrival]]:
     """A stream of the arrivals, the watermark following each stop; and which of them come too late."""
     watermark, left, late = FIRST_DAY - 40 * DAY, list(coming), []
-    events = TestStream().advance_watermark_to(watermark.timestamp())
+    events = test_stream.TestStream().advance_watermark_to(watermark.timestamp())
     for stop in [*stops, None]:
         now = [one for one in left if stop is None or one.at < stop]
         left = left[len(now) :]
@@ -334,7 +337,7 @@ class Keep(beam.DoFn):
             file.write(f"{row!r}\n")
 
 
-def by_stream(events: TestStream, split: TimeSplit, folder: Path) -> tuple[Tables, list[Event]]:
+def by_stream(events: test_stream.TestStream, split: TimeSplit, folder: Path) -> tuple[Tables, list[Event]]:
     """The tables of a stream, and what was set aside as late."""
     folder.mkdir(parents=True, exist_ok=True)
     options = PipelineOptions(["--runner=BundleBasedDirectRunner", "--streaming"])
@@ -348,8 +351,6 @@ def by_stream(events: TestStream, split: TimeSplit, folder: Path) -> tuple[Table
 
 
 def kept(path: Path) -> list[Any]:
-    import datetime as datetime_module
-
     known = {"datetime": datetime_module, "Event": Event}
     lines = path.read_text().splitlines() if path.exists() else []
     return [eval(line, known) for line in lines]  # our own repr of plain values
@@ -471,7 +472,6 @@ def agree_on(seed: int, users: int, group: int, folder: Path) -> None:
 
 ONCE = settings(max_examples=1, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 SEEDS = st.integers(0, 2**32)
-pytestmark = pytest.mark.usefixtures("spark")
 
 
 def require_chance(seed: int) -> None:
@@ -479,6 +479,7 @@ def require_chance(seed: int) -> None:
     assume(seed > 1000)
 
 
+@pytest.mark.usefixtures("spark")
 @ONCE
 @given(SEEDS)
 def test_plain_python_spark_and_beam_give_the_same_tables(tmp_path_factory, seed) -> None:
@@ -487,6 +488,7 @@ def test_plain_python_spark_and_beam_give_the_same_tables(tmp_path_factory, seed
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("spark")
 @ONCE
 @given(SEEDS)
 def test_they_do_so_on_two_thousand_histories(tmp_path_factory, seed) -> None:

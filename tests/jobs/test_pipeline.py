@@ -185,9 +185,9 @@ def test_the_encoder_reads_images_at_the_size_they_are_stored(preset: str) -> No
 def test_failed_images_are_retried_only_where_the_stage_is_up_to_date(road: Road) -> None:
     asked = [str(road.raw), "--workspace", str(road.workspace), "--preset", "tiny", "--retry-failed"]
     with pytest.raises(StageError, match="say `courier images` without it"):
-        pipeline.images_main(asked)
+        commands.images_main(asked)
     walk(road)
     with pytest.raises(SystemExit):
-        pipeline.images_main(asked)
+        commands.images_main(asked)
     assert BUILT[4:] == ["images retried", "images"]
     assert pipeline.states(road, pipeline.raw_digest(road.raw))["images"].folder.name.endswith("-1")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -59,6 +60,18 @@ def _settle(part: Path) -> None:
 def _write_again(part: Path) -> None:
     # Spark's footers list a column's encodings in the order of a hash set: another one in every Java process.
     settled = part.with_name("-".join(part.name.split("-")[:2]) + ".parquet")
-    with pq.ParquetFile(part) as source, pq.ParquetWriter(settled, source.schema_arrow.remove_metadata()) as sink:
-        for group in range(source.num_row_groups):
-            sink.write_table(source.read_row_group(group))
+    with pq.ParquetFile(part) as source:
+        schema = pa.schema([_nullable(field) for field in source.schema_arrow])
+        with pq.ParquetWriter(settled, schema) as sink:
+            for group in range(source.num_row_groups):
+                sink.write_table(source.read_row_group(group).cast(schema))
+
+
+def _nullable(field: pa.Field) -> pa.Field:
+    """The field as one that may be null: whether Spark knows that it is not depends on how the rows came about."""
+    kind = field.type
+    if pa.types.is_list(kind):
+        kind = pa.list_(_nullable(kind.value_field))
+    elif pa.types.is_struct(kind):
+        kind = pa.struct([_nullable(inner) for inner in kind])
+    return pa.field(field.name, kind)

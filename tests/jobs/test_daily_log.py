@@ -188,7 +188,7 @@ def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
     daily_log.write_watermark(workspace, older)  # as the last day's adding found it
     shutil.rmtree(workspace / "days" / "states" / "2024-03-03")  # what can be computed of the days is no loss
     (workspace / "days" / f".left-behind{artifact.PARTIAL}").mkdir()
-    with pytest.raises(DailyLogError, match="was cut short: say `courier sequences --from 2024-03-03 --to 2024-03-05`"):
+    with pytest.raises(DailyLogError, match="was cut short: say `courier sequences --from 2024-03-04 --to 2024-03-05`"):
         assembled(workspace, tmp_path / "out")
 
     def killed(*_: object) -> None:

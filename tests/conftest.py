@@ -6,7 +6,7 @@ import random
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 from PIL import Image
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
@@ -242,6 +243,13 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
         vectors=vectors,
         as_of=as_of,
     )
+
+
+@pytest.fixture(autouse=True)
+def log_where_each_test_looks() -> Iterator[None]:
+    """A program's `main` logs to the stderr of its day, which pytest closes with the test."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

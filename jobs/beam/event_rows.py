@@ -60,12 +60,20 @@ def _judge(row: Raw) -> Iterator[Any]:
 
 
 def _rows(path: str, form: str) -> Iterator[Raw]:
+    as_spark_reads = {"parquet": _as_it_is, "csv": _csv_cell, "jsonl": _json_cell}[form]
     for row in raw_rows.rows(form, Path(path), COLUMNS):
-        yield row if isinstance(row, str) or form == "parquet" else {name: _as_text(row[name]) for name in row}
+        yield row if isinstance(row, str) else {name: as_spark_reads(value) for name, value in row.items()}
 
 
-def _as_text(value: Any) -> Any:
-    """A cell of a text file as Spark reads it: text, or nothing; but whether a row's bytes are text is no cell."""
-    if value is None or isinstance(value, (str, bool)):
-        return value or None
-    return json.dumps(value)
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _csv_cell(value: Any) -> Any:
+    """An empty cell holds nothing."""
+    return value or None
+
+
+def _json_cell(value: Any) -> Any:
+    """A number as text; that a row's bytes are no text is no cell."""
+    return value if value is None or isinstance(value, (str, bool)) else json.dumps(value)

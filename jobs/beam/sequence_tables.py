@@ -114,4 +114,4 @@ def rejected_row(row: Raw | Event, reason: str) -> Row:
 
 
 def _moment(at: datetime) -> str:
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")

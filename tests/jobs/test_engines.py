@@ -217,8 +217,8 @@ def columns(one: Event, table: str) -> dict[str, Any]:
 
 
 def as_json(one: Event) -> str:
-    """As Spark writes an event as JSON: milliseconds, for a reader's eye."""
-    at = one.event_time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """As Spark writes an event as JSON."""
+    at = one.event_time.isoformat(timespec="microseconds").replace("+00:00", "Z")
     row = {name: getattr(one, name) for name in NAMES} | {"event_time": at}
     return json.dumps(row, separators=(",", ":"))
 

@@ -20,8 +20,9 @@ preflight:
 demo: setup
 	$(BIN)/courier demo --workspace workspace
 
+# Two processes, each with the tests of whole files: Spark, Feast and the road are started once a process.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
 engines: setup

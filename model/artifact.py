@@ -1,8 +1,5 @@
 """A saved thing: a directory with a manifest, written aside and then renamed; nothing half-written is ever read.
 
-On an object store (a UPath of s3, gs, memory, ...) nothing can be renamed: an artifact is made here, then its files are
-sent, the manifest last; before it has come there is no artifact.
-
 The manifest is written last. The digest of its bytes is the artifact's identity: it covers every file, every input and
 the moment of building, so a rebuilt artifact is a new one and whatever was made from the old one is stale.
 """
@@ -11,17 +8,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
-
-from upath import UPath
+from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -51,7 +44,7 @@ class Manifest:
 
 @dataclass(slots=True)
 class Draft:
-    """An artifact being written: put files under `path`, a folder of this machine, and findings into `facts`."""
+    """An artifact being written: put files under `path` and findings into `facts`."""
 
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
@@ -64,20 +57,23 @@ def write_whole(path: Path, data: bytes) -> None:
     aside.replace(path)
 
 
-def sha256_file(path: Path | UPath) -> str:
+def sha256_file(path: Path) -> str:
     """The hex sha256 of a file's bytes."""
-    with cast(BufferedReader, path.open("rb")) as stream:  # fsspec's files too read into a buffer, but do not say so
+    with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def write(out: Path | UPath, *, kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Iterator[Draft]:
-    """Write an artifact aside; on a clean exit add its manifest and make it stand at `out`, else leave nothing behind.
+def write(out: Path, *, kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Iterator[Draft]:
+    """Write an artifact aside; on a clean exit add its manifest and rename it to `out`, else leave nothing behind.
 
-    An artifact that already lies at `out` is replaced. Raises OSError where the disk or the store refuses.
+    An artifact that already lies at `out` is replaced. Raises OSError where the disk refuses.
     """
-    with _renamed(out) if isinstance(out, Path) else _sent(out) as aside:
-        draft = Draft(aside)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+    aside.mkdir()
+    draft = Draft(aside)
+    try:
         yield draft
         manifest = Manifest(
             kind=kind,
@@ -88,38 +84,12 @@ def write(out: Path | UPath, *, kind: str, inputs: Mapping[str, str], config: Ma
             created_at=datetime.now(UTC).isoformat(),
         )
         _write_synced(aside / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
-
-
-@contextmanager
-def _renamed(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to it on a clean exit."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}{PARTIAL}"
-    aside.mkdir()
-    try:
-        yield aside
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def _sent(out: UPath) -> Iterator[Path]:
-    """A folder of this machine that is copied to `out` on a clean exit, the manifest last."""
-    with tempfile.TemporaryDirectory() as scratch:
-        aside = Path(scratch)
-        yield aside
-        # An older artifact ends with its manifest, not with a mixture of its files and ours.
-        (out / MANIFEST).unlink(missing_ok=True)
-        names = sorted(_files(aside), key=lambda name: name == MANIFEST)
-        for name in names:
-            out.fs.put_file(str(aside / name), (out / name).path)
-        for path in [path for path in out.rglob("*") if path.is_file()]:
-            if path.relative_to(out).as_posix() not in names:
-                path.unlink()
-
-
-def read(path: Path | UPath, *, kind: str) -> Manifest:
+def read(path: Path, *, kind: str) -> Manifest:
     """The manifest of the finished artifact at `path`.
 
     Raises ArtifactMissing if there is none, ArtifactMismatch if it is of another kind or format, or a file of it is
@@ -142,7 +112,7 @@ def read(path: Path | UPath, *, kind: str) -> Manifest:
     return manifest
 
 
-def digest(path: Path | UPath) -> str:
+def digest(path: Path) -> str:
     """The identity of the finished artifact at `path`: the sha256 of its manifest. Raises ArtifactMissing."""
     try:
         return sha256_file(path / MANIFEST)

@@ -1,23 +1,19 @@
 """An artifact is whole or it is not there."""
 
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
-from upath import UPath
 
 from model import artifact
 
 
-def write_note(out: Path | UPath, text: str = "hello", kind: str = "note") -> None:
+def write_note(out: Path, text: str = "hello", kind: str = "note") -> None:
     with artifact.write(out, kind=kind, inputs={"raw": "abc"}, config={"size": 3}) as draft:
         (draft.path / "note.txt").write_text(text)
         draft.facts["words"] = 1
@@ -95,58 +91,3 @@ def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / artifact.MANIFEST).write_text(json.dumps({"surprise": 1}))
     with pytest.raises(artifact.ArtifactMismatch, match="is not a manifest"):
         artifact.read(tmp_path, kind="note")
-
-
-@pytest.fixture(params=["folder", "store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | UPath:
-    """Where an artifact may lie: a folder of this machine, and a store in which nothing can be renamed."""
-    return tmp_path / "a" if request.param == "folder" else UPath(f"memory://bucket-{uuid.uuid4().hex}/a")
-
-
-def test_an_artifact_is_the_same_wherever_it_lies(place: Path | UPath) -> None:
-    write_note(place)
-    manifest = artifact.read(place, kind="note")
-    assert manifest.files["note.txt"]["bytes"] == 5
-    assert (place / "note.txt").read_text() == "hello"
-    assert artifact.digest(place) == hashlib.sha256((place / "manifest.json").read_bytes()).hexdigest()
-
-
-def test_where_the_writer_failed_there_is_no_artifact(place: Path | UPath) -> None:
-    def fail() -> None:
-        with artifact.write(place, kind="note", inputs={}, config={}) as draft:
-            (draft.path / "note.txt").write_text("half")
-            raise RuntimeError("disk on fire")
-
-    with pytest.raises(RuntimeError, match="disk on fire"):
-        fail()
-    with pytest.raises(artifact.ArtifactMissing):
-        artifact.read(place, kind="note")
-    assert not place.exists()
-
-
-def test_a_replaced_artifact_keeps_no_file_of_the_old_one(place: Path | UPath) -> None:
-    with artifact.write(place, kind="note", inputs={}, config={}) as draft:
-        (draft.path / "deep").mkdir()
-        (draft.path / "deep" / "old.txt").write_text("old")
-    old = artifact.digest(place)
-    write_note(place)
-    assert artifact.digest(place) != old
-    assert not (place / "deep" / "old.txt").exists()
-    assert set(artifact.read(place, kind="note").files) == {"note.txt"}
-
-
-def test_while_files_are_on_their_way_neither_the_old_nor_the_new_artifact_is_there(monkeypatch) -> None:
-    place = UPath(f"memory://bucket-{uuid.uuid4().hex}/a")
-    write_note(place)
-    sent, seen = type(place.fs).put_file, []
-
-    def put_file(fs: Any, here: str, there: str, **options: Any) -> None:
-        with pytest.raises(artifact.ArtifactMissing):
-            artifact.read(place, kind="note")
-        seen.append(there.rpartition("/")[2])
-        sent(fs, here, there, **options)
-
-    monkeypatch.setattr(type(place.fs), "put_file", put_file)
-    write_note(place, "hello again")
-    assert seen == ["note.txt", "manifest.json"]
-    assert artifact.read(place, kind="note").files["note.txt"]["bytes"] == 11

@@ -124,7 +124,10 @@ def _inside(uri: str, folder: Path) -> Path:
 
 
 def _absolute(uri: str) -> Path:
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        raise NotFetched("bad_url", f"{uri} is not a URL") from None
     if parts.netloc not in ("", "localhost"):
         raise NotFetched("scheme_not_allowed", f"{uri} names a file on another machine")
     return Path(url2pathname(parts.path))

@@ -247,7 +247,7 @@ def _seconds(retry_after: str) -> float:
         return float(retry_after)
     try:
         moment = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
@@ -296,6 +296,8 @@ class _CheckedNetwork(httpcore.NetworkBackend):
             addresses = list(self.resolve(host, port))
         except OSError as error:
             raise httpcore.ConnectError(f"{host} cannot be resolved") from error
+        except UnicodeError:  # an empty or too long label, which the resolver encodes before it asks
+            raise NotFetched("bad_url", f"{host} is not the name of a host") from None
         for address in addresses:
             if not (self.private_networks or is_public(ipaddress.ip_address(address))):
                 raise NotFetched("private_address", f"{host} has an address inside a private network")

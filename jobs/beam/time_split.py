@@ -95,7 +95,3 @@ def _nearer_places(
     return tuple(
         _place([(one, n) for one, n in counts if one * narrow // wide == place.bucket], place.rank) for place in places
     )
-
-
-def _split(places: tuple[Place, ...]) -> TimeSplit:
-    return TimeSplit(*(EPOCH + one.bucket * MICROSECOND for one in places))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,24 @@ def raw_digest(raw: Path) -> str:
     if not raw.is_dir():
         raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
     seen = hashlib.sha256()
-    for path in sorted(raw.rglob("*")):
-        if path.is_file() and not (path.parent == raw and path.match(TRUTH)):
+    # Through links, as the tables and the images are read; a link that leads back is not followed twice.
+    for path in sorted(_everything(raw, set())):
+        if not (path.parent == raw and path.match(TRUTH)):
             facts = path.stat()
             seen.update(f"{path.relative_to(raw).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
     return seen.hexdigest()
+
+
+def _everything(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
+    facts = folder.stat()
+    here = (facts.st_dev, facts.st_ino)
+    if here in above:
+        return
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _everything(path, above | {here})
+        elif path.is_file():
+            yield path
 
 
 def truth_digest(raw: Path) -> str:

@@ -343,7 +343,8 @@ def test_an_answer_that_will_not_change_is_not_asked_for_again(server, fetcher_o
 
 def test_a_server_is_left_alone_as_long_as_it_asks(server, fetcher_of):
     later = datetime.now(UTC) + timedelta(seconds=30)
-    waits = ["7", format_datetime(later, usegmt=True), "soon"]
+    never = "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"
+    waits = ["7", format_datetime(later, usegmt=True), never]
     server.answers["/a"] = [(429, {"Retry-After": wait}, b"") for wait in waits] + [OK]
     fetcher = fetcher_of()
     assert fetcher.fetch(server.url("/a")).data == b"bytes"
@@ -427,6 +428,17 @@ def test_a_redirect_off_the_list_is_refused(server, fetcher_of, location, reason
     fetcher = fetcher_of()
     assert reason_of(fetcher, server.url("/a")) == reason
     assert (server.asks(), fetcher.slept) == (["/a"], [])
+
+
+def test_a_host_whose_name_cannot_be_asked_for_is_a_bad_url(server, fetcher_of):
+    fetcher = fetcher_of(resolve=https.resolve_name)
+    for name in ("a..img.test", f"{'a' * 64}.img.test"):
+        assert reason_of(fetcher, server.url("/a", host=name)) == "bad_url"
+
+
+@pytest.mark.parametrize("uri", ["file://[/x.jpg", "file://\u2100/x.jpg"])
+def test_a_file_reference_that_is_no_url_is_refused(fetcher_of, uri):
+    assert reason_of(fetcher_of(), uri) == "bad_url"
 
 
 def test_five_redirects_are_followed_and_a_sixth_is_not(server, fetcher_of):

@@ -267,6 +267,17 @@ def test_the_digest_follows_every_file_but_the_truth(tmp_path) -> None:
     assert raw_digest(tmp_path) != before
 
 
+def test_the_digest_follows_links_to_folders_and_not_in_circles(tmp_path) -> None:
+    raw, elsewhere = tmp_path / "raw", tmp_path / "elsewhere"
+    raw.mkdir()
+    elsewhere.mkdir()
+    (raw / "events").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(raw)
+    before = raw_digest(raw)
+    (elsewhere / "part-1.parquet").touch()
+    assert raw_digest(raw) != before
+
+
 def test_what_a_raw_folder_says_of_itself_is_optional_but_must_be_json(tmp_path) -> None:
     assert source(tmp_path) == {}
     (tmp_path / "SOURCE.json").write_text("{")

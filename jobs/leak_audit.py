@@ -263,7 +263,7 @@ def _recount(key: str, prefix: str) -> str:
         FROM (SELECT DISTINCT {key}, moment::DATE AS day FROM told) AS asked
         LEFT JOIN (
             SELECT {key}, day, count(*) FILTER (what = 1) AS impressions, count(*) FILTER (what = 2) AS clicks
-            FROM (SELECT {key}, request_time::DATE AS day, 1 AS what FROM impressions
+            FROM (SELECT {key}, shown_at::DATE AS day, 1 AS what FROM impressions
                 UNION ALL SELECT {key}, event_time::DATE, 2 FROM clicks)
             GROUP BY ALL
         ) AS daily

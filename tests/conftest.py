@@ -71,7 +71,9 @@ def draw_events(
         for position, item in enumerate(rng.sample(range(items if moment > 0.9 else items - 2), 5)):
             clicked = rng.random() < 0.3
             row = {"request_id": request, "user_id": user, "item_id": f"i{item}"}
-            impressions.append({**row, "request_time": at, "position": position, "clicked": int(clicked)})
+            shown_at = at + timedelta(minutes=position)  # now and then on the next day
+            shown = {"request_time": at, "shown_at": shown_at, "position": position}
+            impressions.append({**row, **shown, "clicked": int(clicked)})
             if clicked:
                 last[user] = at + timedelta(seconds=rng.randrange(60))
                 clicks.append({**row, "event_time": last[user]})
@@ -113,7 +115,7 @@ def statistics(
     [key] = view.keys
     shown, clicked = defaultdict(list), defaultdict(list)
     for row in impressions:
-        shown[row[key]].append(row["request_time"])
+        shown[row[key]].append(row["shown_at"])
     for row in clicks:
         clicked[row[key]].append(row["event_time"])
     rows = []
@@ -150,12 +152,18 @@ def write_sequences(
 ) -> None:
     """A sequences artifact of these events, split at `valid` and `test`."""
     keys = [("request_id", pa.string()), ("user_id", pa.string()), ("item_id", pa.string())]
-    shown = [("request_time", TIME), ("position", pa.int32()), ("clicked", pa.int8()), ("period", pa.string())]
+    shown = [
+        ("request_time", TIME),
+        ("shown_at", TIME),
+        ("position", pa.int32()),
+        ("clicked", pa.int8()),
+        ("period", pa.string()),
+    ]
 
     def period(at: datetime) -> str:
         return "train" if at < valid else "valid" if at < test else "test"
 
-    end = max(row.get("event_time", row.get("request_time")) for row in (*impressions, *clicks)) + MICROSECOND
+    end = max(row.get("event_time", row.get("shown_at")) for row in (*impressions, *clicks)) + MICROSECOND
     splits = {"start": START, "valid_start": valid, "test_start": test, "end": end}
     with artifact.write(out, kind="sequences", inputs={}, config={}) as draft:
         rows = [{**row, "period": period(row["request_time"])} for row in impressions]

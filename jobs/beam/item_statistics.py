@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 IMPRESSIONS: Final = "impressions"
 CLICKS: Final = "clicks"
-AT: Final = {IMPRESSIONS: "request_time", CLICKS: "event_time"}
+AT: Final = {IMPRESSIONS: "shown_at", CLICKS: "event_time"}
 VIEWS: Final = {"item": (ITEM_KEY, ITEM_STATISTICS), "user": (USER_KEY, USER_STATISTICS)}
 COLUMN_TYPES: Final = {"int": pa.int64(), "float": pa.float64()}
 

@@ -251,16 +251,20 @@ class BuildPageViews(beam.PTransform):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class Page:
-    """What is known of a page view: its opening, and each item's topmost position (None: not shown) and clicks."""
+    """What is known of a page view: its opening, and each item's topmost position, first showing and clicks.
+
+    Position and showing are None for an item that was clicked and not shown.
+    """
 
     opening: tuple[datetime, str] | None = None
-    items: dict[str, tuple[int | None, int]] = field(default_factory=dict)
+    items: dict[str, tuple[int | None, datetime | None, int]] = field(default_factory=dict)
 
-    def meet(self, item_id: str, position: int | None, clicks: int) -> None:
-        """Take in that an item was shown at a position, or clicked."""
-        known, clicked = self.items.get(item_id, (None, 0))
+    def meet(self, item_id: str, position: int | None, shown_at: datetime | None, clicks: int) -> None:
+        """Take in that an item was shown at a position and a time, or clicked."""
+        known, before, clicked = self.items.get(item_id, (None, None, 0))
         positions = [one for one in (known, position) if one is not None]
-        self.items[item_id] = (min(positions, default=None), clicked + clicks)
+        times = [one for one in (before, shown_at) if one is not None]
+        self.items[item_id] = (min(positions, default=None), min(times, default=None), clicked + clicks)
 
     def open(self, opening: tuple[datetime, str] | None) -> None:
         """Take in when an item was shown, and to whom."""
@@ -278,9 +282,9 @@ class OnThePage(beam.CombineFn):  # type: ignore[misc]
     def add_input(self, page: Page, one: Event) -> Page:
         """One event more."""
         if one.event_type == CLICK:
-            page.meet(one.item_id, None, 1)
+            page.meet(one.item_id, None, None, 1)
         else:
-            page.meet(one.item_id, one.position, 0)
+            page.meet(one.item_id, one.position, one.event_time, 0)
             page.open((one.event_time, one.user_id))
         return page
 
@@ -289,8 +293,8 @@ class OnThePage(beam.CombineFn):  # type: ignore[misc]
         page = Page()
         for one in several:
             page.open(one.opening)
-            for item_id, (position, clicks) in one.items.items():
-                page.meet(item_id, position, clicks)
+            for item_id, met in one.items.items():
+                page.meet(item_id, *met)
         return page
 
     def extract_output(self, page: Page) -> Page:
@@ -307,11 +311,11 @@ def _met(placed: Placed) -> tuple[tuple[str, str, int], Event]:
 
 def _page_view(group: tuple[tuple[str, str, int], Page]) -> Iterator[Any]:
     (request_id, _, day), page = group
-    yield TaggedOutput("unmatched", sum(clicks for position, clicks in page.items.values() if position is None))
+    yield TaggedOutput("unmatched", sum(clicks for _, at, clicks in page.items.values() if at is None))
     if page.opening is not None:
         shown = (
-            Shown(position, item_id, clicks > 0)
-            for item_id, (position, clicks) in page.items.items()
-            if position is not None
+            Shown(position, item_id, clicks > 0, at)
+            for item_id, (position, at, clicks) in page.items.items()
+            if position is not None and at is not None
         )
         yield PageView(request_id, date.fromordinal(day), page.opening[1], page.opening[0], tuple(sorted(shown)))

@@ -22,7 +22,7 @@ TEXT, TEXTS, SMALL = pa.string(), pa.list_(pa.field("element", pa.string())), pa
 SCHEMAS: Final[Mapping[str, pa.Schema]] = {
     "impressions": pa.schema(
         [("request_id", TEXT), ("user_id", TEXT), ("item_id", TEXT), ("request_time", TIME)]
-        + [("position", pa.int32()), ("clicked", SMALL), ("period", TEXT)]
+        + [("shown_at", TIME), ("position", pa.int32()), ("clicked", SMALL), ("period", TEXT)]
     ),
     "page_views": pa.schema(
         [("request_id", TEXT), ("user_id", TEXT), ("request_time", TIME), ("item_ids", TEXTS)]
@@ -62,6 +62,7 @@ def impression_rows(view: PageView, split: TimeSplit) -> Iterator[Row]:
             "user_id": view.user_id,
             "item_id": one.item_id,
             "request_time": view.request_time,
+            "shown_at": one.shown_at,
             "position": one.position,
             "clicked": int(one.clicked),
             "period": split.period(view.request_time),

@@ -13,11 +13,12 @@ TRAIN, VALID, TEST = "train", "valid", "test"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shown:
-    """An item on a page: its topmost position there, and whether this page view led to a click on it."""
+    """An item on a page: its topmost position there, whether this page view led to a click on it, its first showing."""
 
     position: int
     item_id: str
     clicked: bool
+    shown_at: datetime  # at the page view's request_time or later, and perhaps on the next day
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,13 @@ def _page_view(key: PageKey, events: Sequence[Event]) -> PageView | None:
     if not impressions:
         return None
     clicked = {one.item_id for one in events if one.event_type == CLICK}
-    positions: dict[str, int] = {}
+    of_item: dict[str, list[Event]] = defaultdict(list)
     for one in impressions:
-        position = one.position or 0
-        positions[one.item_id] = min(position, positions.get(one.item_id, position))
-    shown = sorted(Shown(position, item_id, item_id in clicked) for item_id, position in positions.items())
+        of_item[one.item_id].append(one)
+    shown = sorted(
+        Shown(min(one.position or 0 for one in same), item_id, item_id in clicked, min(one.event_time for one in same))
+        for item_id, same in of_item.items()
+    )
     return PageView(*key, impressions[0].user_id, min(one.event_time for one in impressions), tuple(shown))
 
 

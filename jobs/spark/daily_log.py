@@ -37,8 +37,8 @@ EPOCH: Final = date(1970, 1, 1)
 STATE: Final = "user_id string, event_time timestamp, history array<struct<at: timestamp, item_id: string>>"
 # What a day's tables hold: for days on which one of them is empty.
 SCHEMAS: Final = {
-    "impressions": "request_id string, user_id string, item_id string, request_time timestamp, position int, "
-    "clicked tinyint",
+    "impressions": "request_id string, user_id string, item_id string, request_time timestamp, "
+    "shown_at timestamp, position int, clicked tinyint",
     "page_views": "request_id string, user_id string, request_time timestamp, item_ids array<string>, "
     "labels array<tinyint>, history_item_ids array<string>",
     "histories": "user_id string, event_timestamp timestamp, history_item_ids array<string>, "

@@ -39,12 +39,12 @@ def statistics(
 ) -> DataFrame:
     """Counts of [D - window, D), valid from event_timestamp = midnight D <= until, where one is not what it was before.
 
-    impressions: key, request_time.  clicks: key, event_time.  Columns: key, event_timestamp, and for each window, in
+    impressions: key, shown_at.  clicks: key, event_time.  Columns: key, event_timestamp, and for each window, in
     order, `<prefix>_impressions_<days>d`, `<prefix>_clicks_<days>d` (bigint) and `<prefix>_ctr_<days>d`, smoothed
     (double).  jobs.logic.statistics says the same.
     """
     names = {(what, days): f"{prefix}_{what}_{days}d" for days in windows for what in (IMPRESSIONS, CLICKS)}
-    per_day = _per_day(impressions, key, "request_time", IMPRESSIONS).unionByName(
+    per_day = _per_day(impressions, key, "shown_at", IMPRESSIONS).unionByName(
         _per_day(clicks, key, "event_time", CLICKS)
     )
     steps = _steps(per_day, key, names).filter(F.col("day") <= _days(until))

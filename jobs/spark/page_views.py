@@ -15,9 +15,9 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pages(events: DataFrame) -> DataFrame:
-    """request_id, user_id, request_time, shown: array of (position, item_id, clicked) from the top down, attributed.
+    """request_id, user_id, request_time, shown: array of (position, item_id, clicked, shown_at), attributed.
 
-    events: standing, with page_day.  attributed: how many clicks label this page view.
+    shown: from the top down.  events: standing, with page_day.  attributed: how many clicks label this page view.
     A request_id that comes again days later has two rows here, of different request_time.
     """
     seen, hit = is_a(IMPRESSION), is_a(CLICK)
@@ -27,7 +27,7 @@ def pages(events: DataFrame) -> DataFrame:
         F.min(F.when(seen, F.col("event_time"))).alias("shown_at"),
         F.count_if(hit).alias("clicks"),
     )
-    one = F.struct("position", "item_id", (F.col("clicks") > 0).cast("tinyint").alias("clicked"))
+    one = F.struct("position", "item_id", (F.col("clicks") > 0).cast("tinyint").alias("clicked"), "shown_at")
     # sort_array and not array_sort, which compares by a function that Spark interprets.
     return (
         met.filter(F.col("shown_at").isNotNull())
@@ -42,9 +42,9 @@ def pages(events: DataFrame) -> DataFrame:
 
 
 def impressions(shown: DataFrame) -> DataFrame:
-    """One row per distinct item of each page view, with its label `clicked`."""
+    """One row per distinct item of each page view: its label `clicked`, and when it was first shown there."""
     rows = shown.select("request_id", "user_id", "request_time", F.inline("shown"))
-    return rows.select("request_id", "user_id", "item_id", "request_time", "position", "clicked")
+    return rows.select("request_id", "user_id", "item_id", "request_time", "shown_at", "position", "clicked")
 
 
 def page_views(shown: DataFrame, kept: DataFrame, size: int, history: int) -> DataFrame:

@@ -101,7 +101,8 @@ def test_a_page_shown_across_midnight_is_one_page_view_with_its_clicks_of_the_ne
     soon, too_far = event(MIDNIGHT + DAY - MICRO, item_id="b"), event(MIDNIGHT + DAY, item_id="a")
     placed = law.of([opened, more, soon, too_far]) | AttributeToPageViews(NOT_LATE)
     found = placed.accepted | BuildPageViews(NOT_LATE)
-    view = PageView("r", opened.day, "u", opened.event_time, (Shown(0, "a", False), Shown(1, "b", True)))
+    items = (Shown(0, "a", False, opened.event_time), Shown(1, "b", True, more.event_time))
+    view = PageView("r", opened.day, "u", opened.event_time, items)
 
     law.says(found.views, [view])
     # The late click's request was shown the day before it, but on a page of the day before that.
@@ -217,7 +218,7 @@ def beam_statistics(was_shown, was_clicked, until: datetime, path: Path) -> dict
     counted = [
         law.of([{"item_id": item, at: moment} for item, moment in happened])
         | f"Count{what}" >> CountPerDay("item_id", what)
-        for what, at, happened in (("impressions", "request_time", was_shown), ("clicks", "event_time", was_clicked))
+        for what, at, happened in (("impressions", "shown_at", was_shown), ("clicks", "event_time", was_clicked))
     ]
     rows = (
         counted

@@ -51,6 +51,7 @@ def plain_impressions(views, split) -> list[dict]:
             "user_id": view.user_id,
             "item_id": one.item_id,
             "request_time": view.request_time,
+            "shown_at": one.shown_at,
             "position": one.position,
             "clicked": int(one.clicked),
             "period": split.period(view.request_time),

@@ -168,6 +168,7 @@ def plain(raw: Sequence[Raw], config: SequencesConfig = CONFIG) -> tuple[Tables,
                 "user_id": view.user_id,
                 "item_id": one.item_id,
                 "request_time": view.request_time,
+                "shown_at": one.shown_at,
                 "position": one.position,
                 "clicked": int(one.clicked),
                 "period": split.period(view.request_time),
@@ -228,7 +229,7 @@ def plain_statistics(made: Tables, end: datetime) -> Tables:
     found: Tables = {}
     for prefix in ("item", "user"):
         times: dict[str, dict[str, list[datetime]]] = defaultdict(lambda: {"impressions": [], "clicks": []})
-        for what, at in (("impressions", "request_time"), ("clicks", "event_time")):
+        for what, at in (("impressions", "shown_at"), ("clicks", "event_time")):
             for row in made[what]:
                 times[row[f"{prefix}_id"]][what].append(row[at])
         found[f"{prefix}_statistics"] = [

@@ -58,7 +58,7 @@ def spark_changes(spark, folder: Path, shown, clicked, until: datetime) -> list[
     from jobs.spark.item_statistics import statistics
 
     frame = statistics(
-        frame_of(spark, folder, "shown.parquet", "request_time", shown),
+        frame_of(spark, folder, "shown.parquet", "shown_at", shown),
         frame_of(spark, folder, "clicked.parquet", "event_time", clicked),
         key="item_id",
         prefix="item",

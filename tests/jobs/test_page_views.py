@@ -32,7 +32,7 @@ def test_a_page_view_shows_each_item_once_at_its_topmost_position_since_its_firs
     events = [event("impression", "b", 0, 2), event("impression", "a", 3, 1), event("impression", "a", 1, 5)]
     [view] = page_views(events)
     assert view.request_time == AT + SECOND
-    assert view.shown == (Shown(0, "b", False), Shown(1, "a", False))
+    assert view.shown == (Shown(0, "b", False, AT + 2 * SECOND), Shown(1, "a", False, AT + SECOND))
 
 
 def test_a_click_labels_the_item_of_the_request_that_it_names() -> None:
@@ -60,7 +60,7 @@ def test_attribution_ends_with_the_day_after_the_page(hours: float, clicked: boo
 
 
 def test_a_page_too_long_keeps_its_clicked_items_first_and_its_order() -> None:
-    shown = [Shown(0, "a", False), Shown(1, "b", False), Shown(1, "c", False), Shown(8, "d", True)]
+    shown = [Shown(*one, AT) for one in ((0, "a", False), (1, "b", False), (1, "c", False), (8, "d", True))]
     assert [one.item_id for one in kept_on_page(shown, 3)] == ["a", "b", "d"]
 
 

@@ -2,7 +2,8 @@
 
 WORKSPACE/days/<YYYY-MM-DD> is an artifact of one UTC day; days/undated keeps the rejected rows whose time is not known;
 days/states/<YYYY-MM-DD> is what each user had clicked last when that day ended, for the last few days;
-days/watermark.json is written whole, and last: what it does not say has not happened.
+days/watermark.json is written whole, and last: what it does not say has not happened. While days are being replaced,
+days/writing.json says since which one; where it stays behind, a run was cut short, and the log is neither old nor new.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ DAY: Final = timedelta(days=1)
 # A click labels page views of its own day and the day before; what becomes of it is settled by the day after it
 # (jobs.logic.events): so a day is settled two days later, and needs the two days before it.
 SETTLED_AFTER: Final = 2 * DAY
+WRITING: Final = "writing.json"
 NEEDS_BEFORE: Final = 2 * DAY
 # How far behind the watermark lie the states that are kept: the next day starts from the one, the last day, computed
 # again, from the other. Older ones are computed of the days' clicks where a back-fill needs them.
@@ -140,6 +142,33 @@ def write_watermark(workspace: Path, mark: Watermark) -> None:
     artifact.write_whole(log_folder(workspace) / "watermark.json", (json.dumps(said, indent=1) + "\n").encode())
 
 
+def begin_writing(workspace: Path, todo: Plan) -> None:
+    """Say that the days from `write_from` on are being replaced: until `end_writing` the log cannot be read."""
+    said = json.dumps({"from": todo.write_from.isoformat(), "to": todo.last.isoformat()})
+    artifact.write_whole(log_folder(workspace) / WRITING, said.encode())
+
+
+def end_writing(workspace: Path) -> None:
+    """Say that all days are what the watermark says."""
+    (log_folder(workspace) / WRITING).unlink(missing_ok=True)
+
+
+def refuse_cut_short(workspace: Path, rewritten_from: date | None = None) -> None:
+    """Raises DailyLogError where an adding of days was cut short, unless all that it touched is written again.
+
+    rewritten_from: the first day that is about to be written; None for who only reads.
+    """
+    try:
+        said = json.loads((log_folder(workspace) / WRITING).read_text())
+    except FileNotFoundError:
+        return
+    if rewritten_from is None or rewritten_from > date.fromisoformat(said["from"]):
+        raise DailyLogError(
+            f"an adding of days to {log_folder(workspace)} was cut short: "
+            f"say `courier sequences --from {said['from']} --to {said['to']}`"
+        )
+
+
 def log_digest(workspace: Path) -> str | None:
     """The identity of what the log holds, whenever it was written; None where there is no log.
 
@@ -158,6 +187,7 @@ def read_days(workspace: Path, mark: Watermark) -> dict[str, artifact.Manifest]:
 
     Raises DailyLogError where one is missing, damaged, or was written by an adding of days that never ended.
     """
+    refuse_cut_short(workspace)
     found: dict[str, artifact.Manifest] = {}
     for day in Plan(first=mark.first, last=mark.last, write_from=mark.first).days:
         folder = day_folder(workspace, day)

@@ -82,6 +82,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
             f"the daily log was built with {dict(mark.config)}, not {lasting(config)}: "
             f"say `courier sequences --from {mark.first} --to {todo.last}` to build it again"
         )
+    daily_log.refuse_cut_short(workspace, todo.write_from)
     sampled = bool(source(raw).get("sampled_negatives", False))
     read = read_events(session_for(raw), raw)
     folder = daily_log.log_folder(workspace)
@@ -91,6 +92,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
     _write_undated(read, workspace, config)
     done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled)
     daily_log.write_watermark(workspace, done)
+    daily_log.end_writing(workspace)
     _drop_states(workspace, done)
     days = {"added": start.isoformat(), "written_from": todo.write_from.isoformat(), "watermark": done.last.isoformat()}
     log.info("days_written", **days, days=len(todo.days), seconds=round(time.monotonic() - began, 1))
@@ -133,6 +135,7 @@ def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesC
             for name, (by, then) in ORDER.items():
                 frame = _with_day(name, frames[name]).filter(written)
                 write_parts_apart(frame, Path(scratch) / name, apart=DAY, by=by, then=then)
+            daily_log.begin_writing(workspace, todo)
             for day in todo.days:
                 _write_day(Path(scratch), workspace, day, facts[day], config)
         _write_states(kept, workspace, todo, config)

@@ -205,6 +205,31 @@ def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
     assert not list((workspace / "days").glob(f".*{artifact.PARTIAL}"))
 
 
+def test_a_back_fill_killed_midway_is_neither_read_nor_gone_on_from_until_it_is_repeated(
+    grown, raw, tmp_path, monkeypatch
+) -> None:
+    from jobs.spark import daily_log as spark_log
+
+    workspace, write = tmp_path / "ws", spark_log._write_day
+    shutil.copytree(grown, workspace)
+
+    def killed_at_the_fourth(scratch: Path, at: Path, day: date, *more: object) -> None:
+        if day == DAYS[3]:
+            raise KeyboardInterrupt
+        write(scratch, at, day, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spark_log, "_write_day", killed_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            add(raw, workspace, DAYS[2], DAYS[2])
+    cure = "was cut short: say `courier sequences --from 2024-03-01 --to 2024-03-06`"
+    for refused in (lambda: daily_log.log_digest(workspace), lambda: add(raw, workspace, LAST, LAST)):
+        with pytest.raises(DailyLogError, match=cure):
+            refused()
+    add(raw, workspace, DAYS[0], LAST)
+    assert contents(workspace) == contents(grown)
+
+
 def test_a_day_that_is_missing_is_named_with_the_command_that_makes_it(grown, tmp_path) -> None:
     shutil.copytree(grown / "days", tmp_path / "days")
     shutil.rmtree(tmp_path / "days" / "2024-03-06")

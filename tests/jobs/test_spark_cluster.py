@@ -164,10 +164,18 @@ def is_at_work(executor: dict[str, Any]) -> bool:
 
 def owner_of(executor: str, cluster: Cluster) -> subprocess.Popen[bytes] | None:
     for one in cluster.workers:
-        commands = [child.cmdline() for child in psutil.Process(one.pid).children(recursive=True)]
+        commands = [words_of(child) for child in psutil.Process(one.pid).children(recursive=True)]
         if any(["--executor-id", executor] == words[at : at + 2] for words in commands for at in range(len(words))):
             return one
     return None
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line; nothing of one that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a zombie is one too
+        return []
 
 
 def losses(log: Path) -> list[dict[str, Any]]:

@@ -9,21 +9,29 @@ import heapq
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from jobs.beam.settling import Settling
-from jobs.logic.events import CLICK, EARLY_CLICK, FOREIGN_REQUEST, IMPRESSION, TOO_MANY_CLICKS, Event
+from jobs.logic.events import (
+    CLICK,
+    EARLY_CLICK,
+    EPOCH,
+    FOREIGN_REQUEST,
+    IMPRESSION,
+    MICROSECOND,
+    TOO_MANY_CLICKS,
+    Event,
+    micros,
+)
 from jobs.logic.page_views import PageView, Shown
 
 # What is known of a request_id's days: when the first impression was shown that day, and to whom.
 Openings = dict[int, tuple[datetime, str]]
 Placed = tuple[Event, int | None]
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND: Final = timedelta(microseconds=1)
 # An event's page view may have been opened the day before; the openings of two days before and of the day after tell.
 JUDGED_BY_OPENING: Final = (-1, 0, 1, 2)
 
@@ -217,11 +225,6 @@ def _event(identity: Identity, depth: float) -> Placed:
         position=None if depth == math.inf else int(depth),
     )
     return one, request_day
-
-
-def micros(at: datetime) -> int:
-    """A moment as microseconds since 1970."""
-    return (at - EPOCH) // MICROSECOND
 
 
 # --- page views -----------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 from apache_beam.io.textio import WriteToText
 from apache_beam.transforms import combiners
 
-from jobs.beam.page_views import EPOCH, MICROSECOND, micros
-from jobs.logic.events import TOO_MANY_CLICKS, Event
+from jobs.logic.events import EPOCH, MICROSECOND, TOO_MANY_CLICKS, Event, micros
 from jobs.logic.page_views import TimeSplit
 
 FOLDER: Final = "facts"  # beside the tables while the pipeline runs; gone once the manifest holds them

@@ -11,9 +11,8 @@ import pyarrow as pa
 from apache_beam.io.parquetio import WriteToParquet
 
 from feature_repo import contract
-from jobs.beam.page_views import micros
 from jobs.beam.raw_rows import Raw
-from jobs.logic.events import Event
+from jobs.logic.events import Event, micros
 from jobs.logic.histories import Snapshot
 from jobs.logic.page_views import PageView, TimeSplit, kept_on_page
 

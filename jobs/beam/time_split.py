@@ -8,7 +8,7 @@ from typing import Any, Final
 import apache_beam as beam
 from apache_beam.transforms import combiners
 
-from jobs.beam.page_views import EPOCH, MICROSECOND, micros
+from jobs.logic.events import EPOCH, MICROSECOND, micros
 from jobs.logic.page_views import TimeSplit, cut
 from jobs.sources.raw import RawTableUnusable
 

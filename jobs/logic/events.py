@@ -35,6 +35,8 @@ IMPRESSION: Final = "impression"
 CLICK: Final = "click"
 CONVERSIONS: Final = ("cart", "purchase")  # carried with their type; neither labels nor history
 DAY: Final = timedelta(days=1)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND: Final = timedelta(microseconds=1)
 
 # A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
 EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
@@ -131,7 +133,7 @@ def moment(value: object) -> datetime:
 
 def micros(at: datetime) -> int:
     """Microseconds since 1970 of an aware moment, exactly."""
-    return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    return (at - EPOCH) // MICROSECOND
 
 
 def _time_reason(value: object) -> str | None:

@@ -4,17 +4,14 @@ Merging is idempotent, commutative and associative: a history is the newest K of
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
-from typing import Final, TypeAlias
+from datetime import datetime
+from typing import TypeAlias
 
-from jobs.logic.events import Event
+from jobs.logic.events import EPOCH, MICROSECOND, Event
 from jobs.logic.histories import AFTER_THE_CLICK
 
 Click: TypeAlias = tuple[str, int]  # item_id, clicked at in microseconds since 1970
 History: TypeAlias = tuple[Click, ...]  # newest first, equal times by item_id, each click once
-
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND: Final = timedelta(microseconds=1)
 
 
 def click(event: Event) -> Click:

@@ -48,7 +48,7 @@ seen as (
   select request_id, page_day, user_id, item_id, min(position) as position, min(event_time) as shown_at
   from placed where event_type = 'impression' group by all
 )
-select request_id, page_day, user_id, item_id, position, coalesce(clicked, 0) as clicked,
+select request_id, page_day, user_id, item_id, shown_at, position, coalesce(clicked, 0) as clicked,
   min(shown_at) over (partition by request_id, page_day) as request_time
 from seen left join clicked using (request_id, page_day, item_id)
 """
@@ -63,7 +63,7 @@ select min(request_time) filter (n = least(trunc(pages * $train)::bigint, pages 
 from numbered
 """
 IMPRESSIONS = """
-select request_id, user_id, item_id, request_time, position, clicked,
+select request_id, user_id, item_id, request_time, shown_at, position, clicked,
   case when request_time < valid_start then 'train'
        when request_time < test_start then 'valid' else 'test' end as period
 from shown, split

@@ -23,7 +23,7 @@ def build(raw: Path, out: Path, config: SequencesConfig) -> None:
     history = histories(clicks, max(config.ctr_history, config.pretrain_history)).collect(engine="streaming").lazy()
     tables = {
         "impressions": shown.select(
-            "request_id", "user_id", "item_id", "request_time", "position", "clicked", "period"
+            "request_id", "user_id", "item_id", "request_time", "shown_at", "position", "clicked", "period"
         ),
         "clicks": clicks.select("user_id", "item_id", "event_time", "request_id"),
         "histories": history.select(

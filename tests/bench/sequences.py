@@ -31,7 +31,8 @@ THREADS = 2
 ENGINES = ("spark", "duckdb", "polars")
 # What must be equal, in types that all three write alike: moments as microseconds since 1970.
 COMPARED = {
-    "impressions": "request_id, user_id, item_id, epoch_us(request_time), position::int, clicked::int, period",
+    "impressions": "request_id, user_id, item_id, epoch_us(request_time), epoch_us(shown_at), position::int, "
+    "clicked::int, period",
     "page_views": "request_id, user_id, epoch_us(request_time), period, item_ids, labels::int[], history_item_ids",
     "histories": "user_id, epoch_us(event_timestamp), history_item_ids, history_clicked_at",
     "clicks": "user_id, item_id, epoch_us(event_time), request_id",

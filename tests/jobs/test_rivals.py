@@ -39,13 +39,13 @@ def test_a_rival_makes_what_plain_python_makes(rival, drawn_events, write_events
         (one.user_id, one.item_id, one.event_time, one.request_id) for one in clicks
     )
     shown = [
-        (view.request_id, view.request_time, one.item_id, one.position, one.clicked)
+        (view.request_id, view.request_time, one.item_id, one.shown_at, one.position, one.clicked)
         for view in views
         for one in view.shown
     ]
-    assert sorted(table(out, "impressions", "request_id", "request_time", "item_id", "position", "clicked")) == sorted(
-        shown
-    )
+    assert sorted(
+        table(out, "impressions", "request_id", "request_time", "item_id", "shown_at", "position", "clicked")
+    ) == sorted(shown)
     rows = [(view, pretrain_row(view, own(clicks, view.user_id), 3, 2)) for view in views]
     assert sorted(table(out, "page_views", "request_id", "request_time", "item_ids", "labels", "history_item_ids")) == [
         (view.request_id, view.request_time, list(row.item_ids), list(row.labels), list(row.history_item_ids))

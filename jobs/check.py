@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -36,6 +37,7 @@ CURES: Final = {
     logic.NULL_EVENT_TIME: MOMENTS,
     logic.NAIVE_EVENT_TIME: MOMENTS,
     logic.BAD_EVENT_TIME: MOMENTS,
+    logic.FUTURE_EVENT_TIME: "set the clock right that dates them, or the offset from UTC that is written with them",
     catalogue.BAD_CREATED_AT: MOMENTS,
     catalogue.BAD_PRICE: "write prices as 9.99, and an unknown one as nothing",
     logic.BAD_POSITION: "count positions from 0, the top of the page",
@@ -62,8 +64,11 @@ class Found:
     examples: dict[str, list[Example]] = field(default_factory=dict)  # reason -> rows
 
 
-def check(raw: Path) -> dict[str, Found]:
-    """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing."""
+def check(raw: Path, as_of: datetime | None = None) -> dict[str, Found]:
+    """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing.
+
+    as_of: the clock that says which events lie in the future; None: that of this machine.
+    """
     waiting = Console(stderr=True)
     with waiting.status("looking at the files"):  # what can be refused is, before Spark takes its seconds to start
         for name in ("events", "items"):
@@ -71,11 +76,11 @@ def check(raw: Path) -> dict[str, Found]:
     with waiting.status("starting Spark"):
         spark = spark_session("courier check")
     with damage_named():
-        return _check(spark, raw)
+        return _check(spark, raw, as_of or datetime.now(UTC))
 
 
-def _check(spark: SparkSession, raw: Path) -> dict[str, Found]:
-    together = judge_together(read_events(spark, raw)).persist()
+def _check(spark: SparkSession, raw: Path, as_of: datetime) -> dict[str, Found]:
+    together = judge_together(read_events(spark, raw, as_of)).persist()
     judged = cap(together, crowds(together, SequencesConfig().max_clicks_per_day))
     items = read_items(spark, raw).persist()
     once, described = standing(judged).persist(), items.filter(F.col(REASON).isNull())
@@ -84,11 +89,11 @@ def _check(spark: SparkSession, raw: Path) -> dict[str, Found]:
         "unmatched_clicks": raw_findings.unmatched_clicks(once),
     }
     [counted] = count_events(judged).values()
-    events = _found(spark, raw, "events", judged, counted["events_accepted"], counted["events_rejected"])
+    events = _found(spark, raw, "events", judged, counted["events_accepted"], counted["events_rejected"], as_of)
     found = {
         "events": replace(events, duplicates=counted["duplicates"], doubtful=doubtful, days=raw_findings.days(once)),
         "items": replace(
-            _found(spark, raw, "items", items, *count_reasons(items)),
+            _found(spark, raw, "items", items, *count_reasons(items), as_of),
             doubtful={"without_events": raw_findings.without_events(described, once)},
         ),
     }
@@ -97,11 +102,13 @@ def _check(spark: SparkSession, raw: Path) -> dict[str, Found]:
     return found
 
 
-def _found(spark: SparkSession, raw: Path, name: str, judged: DataFrame, kept: int, rejected: dict[str, int]) -> Found:
+def _found(
+    spark: SparkSession, raw: Path, name: str, judged: DataFrame, kept: int, rejected: dict[str, int], as_of: datetime
+) -> Found:
     read = raw_findings.rows_read(spark, raw, name)
     if read != kept + sum(rejected.values()):  # a bug of ours, by which rows are lost or doubled
         raise RuntimeError(f"{raw}, {name}: {read} rows read, {kept} accepted, rejected {rejected}")
-    examples = raw_findings.examples(spark, raw, name, judged, EXAMPLES) if rejected else {}
+    examples = raw_findings.examples(spark, raw, name, judged, EXAMPLES, as_of) if rejected else {}
     return Found(read=read, accepted=kept, rejected=rejected, examples=examples)
 
 

@@ -1,6 +1,7 @@
 """The daily log of a workspace: which days it holds, what was last done to it, and which days must be computed anew.
 
-WORKSPACE/days/<YYYY-MM-DD> is an artifact of one UTC day; days/undated keeps the rejected rows whose time is not known;
+WORKSPACE/days/<YYYY-MM-DD> is an artifact of one UTC day; days/undated keeps the rejected rows whose time is not known
+or lies in the future;
 days/states/<YYYY-MM-DD> is what each user had clicked last when that day ended, for the last few days;
 days/watermark.json is written whole, and last: what it does not say has not happened. While days are being replaced,
 days/writing.json says since which one; where it stays behind, a run was cut short, and the log is neither old nor new.
@@ -33,12 +34,16 @@ class DailyLogError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watermark:
-    """The days that are done, both included, and what they were made with."""
+    """The days that are done, both included, and what they were made with.
+
+    as_of: the clock by which the last ones were added; None where it was not kept.
+    """
 
     first: date
     last: date
     config: Mapping[str, int]
     sampled_negatives: bool
+    as_of: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +122,7 @@ def day_folder(workspace: Path, day: date) -> Path:
 
 
 def undated_folder(workspace: Path) -> Path:
-    """Where the rejected rows lie whose time is not known."""
+    """Where the rejected rows lie whose time is not known, or is still to come."""
     return log_folder(workspace) / "undated"
 
 
@@ -133,12 +138,16 @@ def read_watermark(workspace: Path) -> Watermark | None:
     except FileNotFoundError:
         return None
     first, last = (date.fromisoformat(said[name]) for name in ("first", "last"))
-    return Watermark(first=first, last=last, config=said["config"], sampled_negatives=said["sampled_negatives"])
+    as_of = datetime.fromisoformat(said["as_of"]) if said.get("as_of") else None
+    return Watermark(
+        first=first, last=last, config=said["config"], sampled_negatives=said["sampled_negatives"], as_of=as_of
+    )
 
 
 def write_watermark(workspace: Path, mark: Watermark) -> None:
     """Say that the log holds these days."""
     said = asdict(mark) | {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
+    said["as_of"] = mark.as_of and mark.as_of.isoformat()
     artifact.write_whole(log_folder(workspace) / "watermark.json", (json.dumps(said, indent=1) + "\n").encode())
 
 

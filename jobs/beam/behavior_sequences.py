@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -25,6 +26,7 @@ from jobs.beam.sequence_tables import WriteTable
 from jobs.beam.sequences import BuildSequences, tables
 from jobs.beam.time_split import SplitByTime
 from jobs.config import LONGEST_HISTORY, SequencesConfig
+from jobs.sequence_options import AS_OF
 from jobs.sources.raw import TableFiles, raw_digest, source, table_files
 from model import artifact
 from model.artifact import Manifest
@@ -38,10 +40,10 @@ DEFAULTS: Final = SequencesConfig()
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig) -> None:
+def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig, as_of: datetime) -> None:
     """Put the transforms together: read `table`, write the tables and the facts into `out`."""
     rows = pipeline | "ReadEvents" >> ReadEvents(table)
-    made = rows | "BuildSequences" >> BuildSequences(config)
+    made = rows | "BuildSequences" >> BuildSequences(config, as_of=as_of)
     times = made.views | "RequestTimes" >> beam.Map(lambda view: view.request_time)
     split = times | "SplitByTime" >> SplitByTime(config.train_fraction, config.valid_fraction)
     for name, rows_of in tables(made, config, AsSingleton(split)).items():
@@ -50,29 +52,39 @@ def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig) -
     {**counted, "split": split} | "CountFacts" >> CountFacts(out)
 
 
-def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, beam_args: Sequence[str] = ()) -> Manifest:
+def build(
+    *,
+    raw: Path,
+    raw_digest: str,
+    out: Path,
+    config: SequencesConfig,
+    beam_args: Sequence[str] = (),
+    as_of: datetime | None = None,
+) -> Manifest:
     """The sequences artifact, as the Spark job builds it: the same tables, the same facts.
 
     beam_args: Beam's own options, such as --runner=...
+    as_of: the clock that says which events lie in the future; None: that of this machine, now.
     Raises RawTableUnusable where the events cannot be read or hold no accepted impression.
     """
-    began = time.monotonic()
+    began, as_of = time.monotonic(), as_of or datetime.now(UTC)
     table = table_files(raw, "events")
     event_rows.check_columns(table)
     options = running.options(beam_args)
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
-        _run(options, table, draft.path.absolute(), config)
+        _run(options, table, draft.path.absolute(), config, as_of)
         draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
+        draft.facts["as_of"] = as_of.isoformat()
     manifest = artifact.read(out, kind=KIND)
     counts = {name: manifest.facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
     log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))
     return manifest
 
 
-def _run(options: PipelineOptions, table: TableFiles, out: Path, config: SequencesConfig) -> None:
+def _run(options: PipelineOptions, table: TableFiles, out: Path, config: SequencesConfig, as_of: datetime) -> None:
     pipeline = beam.Pipeline(options=options)
-    wire(pipeline, table, out, config)
+    wire(pipeline, table, out, config, as_of)
     running.wait(pipeline)
 
 
@@ -90,6 +102,7 @@ def sequences(
     max_clicks_per_day: Annotated[int, typer.Option(min=1)] = DEFAULTS.max_clicks_per_day,
     train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
+    as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences. Beam's own options may follow, e.g. --runner=..."""
     config = SequencesConfig(
@@ -100,7 +113,8 @@ def sequences(
         train_fraction=train_fraction,
         valid_fraction=valid_fraction,
     )
-    manifest = build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, beam_args=context.args)
+    digest = raw_digest(raw)
+    manifest = build(raw=raw, raw_digest=digest, out=out, config=config, beam_args=context.args, as_of=as_of)
     typer.echo(json.dumps(dict(manifest.facts), indent=1))
 
 

@@ -14,6 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -63,11 +64,18 @@ class Settings:
 
 
 class ParseClicks(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Judge each row by itself, as the road does; outputs `clicks`, and (row, reason) at `rejected`."""
+    """Judge each row by itself, as the road does; outputs `clicks`, and (row, reason) at `rejected`.
+
+    as_of: the clock that says what lies in the future; None, for a stream: the clock when each row is read.
+    """
+
+    def __init__(self, as_of: datetime | None) -> None:
+        super().__init__()
+        self.as_of = as_of
 
     def expand(self, rows: Any) -> Any:
         """PCollection of ReadRow -> outputs of UserClick and (Raw, str)."""
-        return rows | "Judge" >> beam.ParDo(_Judge()).with_outputs("rejected", main="clicks")
+        return rows | "Judge" >> beam.ParDo(_Judge(self.as_of)).with_outputs("rejected", main="clicks")
 
 
 class DropDuplicates(beam.PTransform):  # type: ignore[misc]
@@ -137,12 +145,16 @@ class WriteRejected(beam.PTransform):  # type: ignore[misc]
 
 
 class _Judge(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, as_of: datetime | None) -> None:
+        super().__init__()
+        self.as_of = as_of
+
     def process(self, read: ReadRow) -> Iterator[Any]:
         """A row -> its click, if it is one; or at `rejected` the row and why."""
-        row, flaw = read
+        (row, flaw), now = read, self.as_of or datetime.now(UTC)
         _count(READ)
         TALLY.add(read=1)
-        reason = flaw or (events.BAD_ROW if isinstance(row, str) else events.reject_reason(row))
+        reason = flaw or (events.BAD_ROW if isinstance(row, str) else events.reject_reason(row, now))
         if isinstance(row, str) or reason:
             _count(f"{REJECTED}{reason}")
             yield TaggedOutput("rejected", (row, reason))
@@ -150,7 +162,7 @@ class _Judge(beam.DoFn):  # type: ignore[misc]
             _count(PASSED_OVER)
         else:
             _count(CLICKS)
-            yield _user_click(events.event(row))
+            yield _user_click(events.event(row, now))
 
 
 class NewestClicks(beam.CombineFn):  # type: ignore[misc]
@@ -264,9 +276,9 @@ def _write_rejected(group: tuple[int, Iterable[str]], folder: str) -> str:
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(rows: Any, settings: Settings, shared: Shared) -> None:
-    """Put the transforms together behind a source of ReadRow."""
-    parsed = rows | "ParseClicks" >> ParseClicks()
+def wire(rows: Any, settings: Settings, shared: Shared, as_of: datetime | None) -> None:
+    """Put the transforms together behind a source of ReadRow. as_of: as ParseClicks has it."""
+    parsed = rows | "ParseClicks" >> ParseClicks(as_of)
     newest = parsed.clicks | "DropDuplicates" >> DropDuplicates(settings.dedup_hours) | "NewestOfUser" >> NewestOfUser()
     newest | "UpdateHistories" >> UpdateHistories(settings.workspace, settings.batch, settings.shards, shared)
     parsed.rejected | "WriteRejected" >> WriteRejected(settings.rejected)

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -57,7 +58,7 @@ class Stop(threading.Event):
 def run_once(files: Sequence[Path], settings: Settings, options: PipelineOptions) -> Counter[str]:
     """Bring the clicks of these files into the online store, in this process; what was counted."""
     pipeline = beam.Pipeline(options=options)
-    wire(pipeline | "ReadFiles" >> ReadFiles(files), settings, STORE)
+    wire(pipeline | "ReadFiles" >> ReadFiles(files), settings, STORE, datetime.now(UTC))
     with running.quiet():
         return Counter(progress.counters(pipeline.run()))
 
@@ -110,7 +111,8 @@ def _is_usable(file: Path, counted: Counter[str]) -> bool:
 def run_elsewhere(source: Any, settings: Settings, options: PipelineOptions) -> Counter[str]:
     """Run the pipeline on the runner that the options name, and follow its counters in the log until it ends."""
     pipeline = beam.Pipeline(options=options)
-    wire(pipeline | "Read" >> source, settings, STORE)
+    rows = pipeline | "Read" >> source
+    wire(rows, settings, STORE, datetime.now(UTC) if rows.is_bounded else None)
     result = pipeline.run()
     with progress.report(result):
         result.wait_until_finish()

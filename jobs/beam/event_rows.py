@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,11 +38,18 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
 
 class JudgeEvents(beam.PTransform):  # type: ignore[misc]
-    """Accept what is usable by itself, at its own time; (Raw, reason) at `rejected` for the rest."""
+    """Accept what is usable by itself, at its own time; (Raw, reason) at `rejected` for the rest.
+
+    as_of: the clock that says what lies in the future; None, for a stream: the clock when each row is read.
+    """
+
+    def __init__(self, as_of: datetime | None) -> None:
+        super().__init__()
+        self.as_of = as_of
 
     def expand(self, rows: Any) -> Any:
         """PCollection of Raw -> outputs `events` of Event and `rejected` of (Raw, reason)."""
-        return rows | "Judge" >> beam.FlatMap(_judge).with_outputs("rejected", main="events")
+        return rows | "Judge" >> beam.FlatMap(_judge, as_of=self.as_of).with_outputs("rejected", main="events")
 
 
 def check_columns(table: TableFiles) -> None:
@@ -50,12 +58,13 @@ def check_columns(table: TableFiles) -> None:
         raw_layout.check_file("events", table.format, file)
 
 
-def _judge(row: Raw) -> Iterator[Any]:
-    reason = logic.BAD_ROW if isinstance(row, str) else logic.reject_reason(row)
+def _judge(row: Raw, as_of: datetime | None) -> Iterator[Any]:
+    now = as_of or datetime.now(UTC)
+    reason = logic.BAD_ROW if isinstance(row, str) else logic.reject_reason(row, now)
     if isinstance(row, str) or reason:
         yield TaggedOutput("rejected", (row, reason))
     else:
-        one = logic.event(row)
+        one = logic.event(row, now)
         yield TimestampedValue(one, one.event_time.timestamp())
 
 

@@ -1,7 +1,7 @@
 """From raw events to sequences in Beam: all transforms in their order, for a batch and for a stream alike."""
 
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
@@ -33,16 +33,19 @@ class Sequences(NamedTuple):
 class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Raw events -> Sequences, the same for a batch and for a stream.
 
+    as_of: the clock that says which events lie in the future; None, for a stream: the clock when each row is read.
     allowed_lateness: how long after the end of its UTC day an event of a stream may still come.
     """
 
-    def __init__(self, config: SequencesConfig, allowed_lateness: timedelta = NO_LATENESS) -> None:
+    def __init__(
+        self, config: SequencesConfig, *, as_of: datetime | None, allowed_lateness: timedelta = NO_LATENESS
+    ) -> None:
         super().__init__()
-        self.config, self.lateness = config, allowed_lateness
+        self.config, self.as_of, self.lateness = config, as_of, allowed_lateness
 
     def expand(self, rows: Any) -> Any:
         """PCollection of Raw -> Sequences."""
-        judged = rows | "JudgeEvents" >> JudgeEvents()
+        judged = rows | "JudgeEvents" >> JudgeEvents(self.as_of)
         told = judged.events | "SetLateAside" >> SetLateAside(self.lateness)
         placed = told.in_time | "AttributeToPageViews" >> AttributeToPageViews(self.lateness)
         capped, surplus = placed.accepted | "CapClicks" >> CapClicks(self.config.max_clicks_per_day, self.lateness)

@@ -19,6 +19,7 @@ UNKNOWN_EVENT_TYPE: Final = "unknown_event_type"
 NULL_EVENT_TIME: Final = "null_event_time"
 NAIVE_EVENT_TIME: Final = "naive_event_time"  # a moment without its offset from UTC
 BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment, or not of our time
+FUTURE_EVENT_TIME: Final = "future_event_time"  # it would stand first in its user's history until that moment comes
 BAD_POSITION: Final = "bad_position"  # negative, or not a whole number
 NULL_POSITION: Final = "null_position"  # an impression must say where it was shown
 # Two more need the other events of the same page view, and the last those of the same user and day.
@@ -27,7 +28,7 @@ EARLY_CLICK: Final = "click_before_request"  # its own label would stand in its 
 TOO_MANY_CLICKS: Final = "too_many_clicks"  # no human clicks so often: a bot must not sink a job, nor train a model
 REJECTIONS: Final = (
     *(BAD_ROW, BAD_ENCODING, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
-    *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, BAD_POSITION, NULL_POSITION),
+    *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, FUTURE_EVENT_TIME, BAD_POSITION, NULL_POSITION),
     *(FOREIGN_REQUEST, EARLY_CLICK, TOO_MANY_CLICKS),
 )
 
@@ -41,6 +42,9 @@ MICROSECOND: Final = timedelta(microseconds=1)
 # A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
 EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
 LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+# How far ahead of the judge's clock an event may be dated. Clocks that are set over the network differ by seconds, one
+# set by hand by minutes, or by the hour of a summer time that is not kept; whoever is further ahead is in a wrong zone.
+TOLERANCE: Final = timedelta(hours=1)
 
 # Both engines match text against these, so they read nothing that is not understood alike by Python and by Java.
 WHITE_SPACE: Final = " \t\n\r\f\v"
@@ -76,8 +80,11 @@ class Event:
 # --- one event by itself --------------------------------------------------------------------------------------------
 
 
-def reject_reason(raw: Mapping[str, Any]) -> str | None:
-    """Why this raw event is unusable by itself, or None. Values are as read: text, numbers, datetimes, None."""
+def reject_reason(raw: Mapping[str, Any], now: datetime) -> str | None:
+    """Why this raw event is unusable by itself, or None. Values are as read: text, numbers, datetimes, None.
+
+    now: the clock that it is judged by, aware.
+    """
     if found := damage(raw):
         return found
     for key, reason in (("user_id", NULL_USER_ID), ("item_id", NULL_ITEM_ID), ("request_id", NULL_REQUEST_ID)):
@@ -85,7 +92,7 @@ def reject_reason(raw: Mapping[str, Any]) -> str | None:
             return reason
     if raw.get("event_type") not in EVENT_TYPES:
         return UNKNOWN_EVENT_TYPE
-    return _time_reason(raw.get("event_time")) or _position_reason(raw.get("position"), str(raw["event_type"]))
+    return _time_reason(raw.get("event_time"), now) or _position_reason(raw.get("position"), str(raw["event_type"]))
 
 
 def damage(raw: Mapping[str, Any]) -> str | None:
@@ -95,9 +102,9 @@ def damage(raw: Mapping[str, Any]) -> str | None:
     return BAD_ENCODING if raw.get(BAD_ENCODING) else None
 
 
-def event(raw: Mapping[str, Any]) -> Event:
+def event(raw: Mapping[str, Any], now: datetime) -> Event:
     """The event that an acceptable row describes. Raises ValueError for a row that `reject_reason` names."""
-    if reason := reject_reason(raw):
+    if reason := reject_reason(raw, now):
         raise ValueError(f"event {dict(raw)} is unusable: {reason}")
     return Event(
         user_id=str(raw["user_id"]),
@@ -136,17 +143,22 @@ def micros(at: datetime) -> int:
     return (at - EPOCH) // MICROSECOND
 
 
-def _time_reason(value: object) -> str | None:
+def future_from(now: datetime) -> datetime:
+    """The first moment that is rejected as a future one by who judges at `now`."""
+    return now + TOLERANCE
+
+
+def _time_reason(value: object, now: datetime) -> str | None:
     if is_absent(value):
         return NULL_EVENT_TIME
     naive_text = isinstance(value, str) and re.fullmatch(LOCAL_MOMENT, value, re.ASCII)
     if naive_text or (isinstance(value, datetime) and value.tzinfo is None):
         return NAIVE_EVENT_TIME
     try:
-        moment(value)
+        at = moment(value)
     except ValueError:
         return BAD_EVENT_TIME
-    return None
+    return FUTURE_EVENT_TIME if at >= future_from(now) else None
 
 
 def _position_reason(value: object, event_type: str) -> str | None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -11,6 +12,7 @@ import typer
 from pyspark.sql import DataFrame, SparkSession
 
 from jobs.config import LONGEST_HISTORY, SequencesConfig
+from jobs.sequence_options import AS_OF
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
 from jobs.spark.histories import clicks, conversions, histories, snapshots
 from jobs.spark.judged_events import cap, crowds, judge_together, standing
@@ -40,14 +42,24 @@ ORDER: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
 WITH_PERIOD: Final = ("impressions", "page_views")
 
 
-def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, master: str | None = None) -> Manifest:
+def build(
+    *,
+    raw: Path,
+    raw_digest: str,
+    out: Path,
+    config: SequencesConfig,
+    master: str | None = None,
+    as_of: datetime | None = None,
+) -> Manifest:
     """The sequences artifact: a folder of parquet parts for each table of ORDER.
 
-    master: where Spark runs, if not here.  Raises RawTableUnusable where the events cannot be read or hold no accepted
-    impression, JavaMissing.
+    master: where Spark runs, if not here.
+    as_of: the clock that says which events lie in the future; None: that of this machine, now.
+    Raises RawTableUnusable where the events cannot be read or hold no accepted impression, JavaMissing.
     """
+    as_of = as_of or datetime.now(UTC)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    together = judge_together(read_events(session_for(raw, master), raw)).persist()
+    together = judge_together(read_events(session_for(raw, master), raw, as_of)).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = together if crowded.isEmpty() else cap(together, crowded)  # every later pass would pay for the join
     shown = pages(standing(judged)).persist()
@@ -59,9 +71,8 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, mas
         counted |= count_distinct(standing(judged)) | {"capped_users": capped_users(crowded)}
         frames = tables(judged, shown, kept, config)
         inputs = {"raw": raw_digest}
-        return write_sequences(
-            frames, shown, counted | {"sampled_negatives": sampled}, out=out, inputs=inputs, config=config
-        )
+        counted |= {"sampled_negatives": sampled, "as_of": as_of.isoformat()}
+        return write_sequences(frames, shown, counted, out=out, inputs=inputs, config=config)
     finally:
         for frame in (kept, shown, crowded, together):
             frame.unpersist()
@@ -145,6 +156,7 @@ def sequences(
     train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
     master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
+    as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
     config = SequencesConfig(
@@ -155,7 +167,7 @@ def sequences(
         train_fraction=train_fraction,
         valid_fraction=valid_fraction,
     )
-    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master)
+    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master, as_of=as_of)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

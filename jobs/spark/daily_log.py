@@ -5,7 +5,7 @@ import time
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -49,14 +49,17 @@ SCHEMAS: Final = {
 }
 
 
-def build(*, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
+def build(
+    *, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig, as_of: datetime | None = None
+) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
+    as_of: as jobs.spark.behavior_sequences has it; a log keeps the one that its last days were added with.
     Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
     """
     mark = daily_log.read_watermark(workspace)
     if mark is None:
-        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config)
+        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config, as_of=as_of)
     return assemble(workspace, mark, out=out, config=config)
 
 
@@ -68,13 +71,17 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 # --- adding days ----------------------------------------------------------------------------------------------------
 
 
-def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
+def add_days(
+    *, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig, as_of: datetime | None = None
+) -> Watermark:
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
+    as_of: the clock that says which events lie in the future; None: that of this machine, now. What lies there is kept
+    with the undated rows, and comes into its day when that is added.
     Raises DailyLogError where the days do not join the log, RawTableUnusable, JavaMissing.
     """
-    began = time.monotonic()
+    began, as_of = time.monotonic(), as_of or datetime.now(UTC)
     mark = daily_log.read_watermark(workspace)
     todo = daily_log.plan(mark, start, end)
     if mark is not None and todo.write_from > mark.first and dict(mark.config) != lasting(config):
@@ -84,13 +91,13 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
         )
     daily_log.refuse_cut_short(workspace, todo.write_from)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(session_for(raw), raw)
+    read = read_events(session_for(raw), raw, as_of)
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
     _write_days(read, workspace, todo, config)
     _write_undated(read, workspace, config)
-    done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled)
+    done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled, as_of=as_of)
     daily_log.write_watermark(workspace, done)
     daily_log.end_writing(workspace)
     _drop_states(workspace, done)
@@ -101,7 +108,8 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
 
 def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
-    earlier = read_events(session_for(raw), raw).filter(F.col("event_time") < midnight(start))
+    # What is dated ahead of any day to add is none of its business: the clock is that of the first day itself.
+    earlier = read_events(session_for(raw), raw, midnight(start)).filter(F.col("event_time") < midnight(start))
     found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
     if found["events"]:
         first = EPOCH + timedelta(days=found["first"])
@@ -245,6 +253,7 @@ def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesCo
     facts = [one.facts for one in manifests.values()]
     capped = {"users": _capped(frames["rejected"]), "most_clicks": max(one["most_clicks"] for one in facts)}
     counted = daily_log.sum_facts(facts) | {"capped_users": capped, "sampled_negatives": mark.sampled_negatives}
+    counted["as_of"] = None if mark.as_of is None else mark.as_of.isoformat()
     who = [frames[name].select("user_id", "item_id") for name in ("impressions", "clicks", "conversions")]
     counted |= count_distinct(who[0].unionByName(who[1]).unionByName(who[2]))
     inputs = {"days": str(digest)}

@@ -78,18 +78,18 @@ def _iso(micros: int) -> str:
 
 
 def examples(
-    spark: SparkSession, raw: Path, table: str, judged: DataFrame, per_reason: int
+    spark: SparkSession, raw: Path, table: str, judged: DataFrame, per_reason: int, as_of: datetime
 ) -> dict[str, list[Example]]:
     """For each reason up to `per_reason` different rejected rows, the smallest as JSON.
 
-    judged: what read_events or read_items gives.
+    judged: what read_events, as of `as_of`, or read_items gives.
     """
     names = [column.name for column in raw_layout.COLUMNS[table]]
     bad = judged.filter(F.col(REASON).isNotNull()).distinct()
     rank = F.row_number().over(Window.partitionBy(REASON).orderBy(ROW))
     chosen = bad.withColumn("_rank", rank).filter(F.col("_rank") <= per_reason)
     picked = chosen.select(*(F.col(name).alias(f"_{name}") for name in names), F.col(ROW).alias("_row"), REASON)
-    alone = judged_alone(spark, raw, table).drop(REASON)
+    alone = judged_alone(spark, raw, table, as_of).drop(REASON)
     same = reduce(and_, (F.col(name).eqNullSafe(F.col(f"_{name}")) for name in names))
     # A row that only other rows contradict stands alone without a reason, and then its columns say all.
     found = alone.join(F.broadcast(picked), on=F.coalesce(F.col(ROW) == F.col("_row"), same), how="inner")

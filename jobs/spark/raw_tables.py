@@ -1,7 +1,9 @@
 """Read the raw tables into the contract's columns, and set aside the rows that cannot be used, each with its reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial, reduce
 from pathlib import Path
 from typing import Final
 
@@ -40,12 +42,13 @@ class Position:
     bad: Column
 
 
-def read_events(spark: SparkSession, raw: Path) -> DataFrame:
+def read_events(spark: SparkSession, raw: Path, as_of: datetime) -> DataFrame:
     """The events table in the contract's columns, plus `reason` and `row`, both null for an acceptable event.
 
-    Each is judged by itself: jobs.spark.judged_events goes on. Raises RawTableUnusable, RawTableMissing.
+    Each is judged by itself: jobs.spark.judged_events goes on.  as_of: the clock that says which lie in the future.
+    Raises RawTableUnusable, RawTableMissing.
     """
-    return judged_alone(spark, raw, "events").drop(FILE)
+    return judged_alone(spark, raw, "events", as_of).drop(FILE)
 
 
 def read_items(spark: SparkSession, raw: Path) -> DataFrame:
@@ -53,16 +56,17 @@ def read_items(spark: SparkSession, raw: Path) -> DataFrame:
 
     Raises RawTableUnusable, RawTableMissing.
     """
-    return _repeated(judged_alone(spark, raw, "items").drop(FILE))
+    return _repeated(_read(spark, raw, "items", _judged_item).drop(FILE))
 
 
-def judged_alone(spark: SparkSession, raw: Path, table: str) -> DataFrame:
+def judged_alone(spark: SparkSession, raw: Path, table: str, as_of: datetime) -> DataFrame:
     """As read_events and read_items, plus the `_file` of each row, and each row judged without regard to the others.
 
     table: events | items. Raises RawTableUnusable, RawTableMissing.
     """
-    judge = {"events": _judged_event, "items": _judged_item}[table]
-    return _union([judge(part) for part in parts(spark, table_files(raw, table))])
+    if table == "items":
+        return _read(spark, raw, table, _judged_item)
+    return _read(spark, raw, table, partial(_judged_event, as_of=as_of))
 
 
 def rejected(judged: DataFrame, table: str) -> DataFrame:
@@ -76,18 +80,16 @@ def count_reasons(judged: DataFrame) -> tuple[int, dict[str, int]]:
     return counts.pop(None, 0), dict(sorted(counts.items()))
 
 
-def _union(parts: Sequence[DataFrame]) -> DataFrame:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.unionByName(part)
-    return whole
+def _read(spark: SparkSession, raw: Path, table: str, judge: Callable[[DataFrame], DataFrame]) -> DataFrame:
+    return reduce(DataFrame.unionByName, [judge(part) for part in parts(spark, table_files(raw, table))])
 
 
 # --- columns as they were read -> the contract's, with a reason ------------------------------------------------------
 
 
-def _judged_event(part: DataFrame) -> DataFrame:
+def _judged_event(part: DataFrame, as_of: datetime) -> DataFrame:
     time, position = _moment(part, "event_time"), _position(part)
+    ahead = F.unix_micros(time.at) >= logic.micros(logic.future_from(as_of))
     reason = first_reason(
         {
             logic.BAD_ROW: _is_bad_row(part),
@@ -99,13 +101,14 @@ def _judged_event(part: DataFrame) -> DataFrame:
             logic.NULL_EVENT_TIME: time.absent,
             logic.NAIVE_EVENT_TIME: time.naive,
             logic.BAD_EVENT_TIME: time.at.isNull(),
+            logic.FUTURE_EVENT_TIME: ahead,
             logic.BAD_POSITION: position.bad,
             logic.NULL_POSITION: position.absent & (F.col("event_type") == logic.IMPRESSION),
         }
     )
     return part.select(
         *(_text(part, name).alias(name) for name in ("user_id", "item_id")),
-        time.at.alias("event_time"),
+        F.when(~ahead, time.at).alias("event_time"),  # what lies in the future belongs to no day yet
         *(_text(part, name).alias(name) for name in ("event_type", "request_id")),
         position.number.alias("position"),
         reason.alias(REASON),

@@ -583,7 +583,7 @@ def spark_rows(spark, raw: Path, table: str) -> list[dict[str, Any]]:
 
     from jobs.spark.raw_tables import read_events, read_items
 
-    judged = {"events": read_events, "items": read_items}[table](spark, raw)
+    judged = read_items(spark, raw) if table == "items" else read_events(spark, raw, datetime.now(UTC))
     moment = {"events": "event_time", "items": "created_at"}[table]
     return [row.asDict() for row in judged.withColumn(moment, F.unix_micros(moment)).collect()]
 
@@ -754,7 +754,9 @@ def test_files_of_odd_pieces_are_judged_alike_row_by_row(spark, tmp_path, form, 
     texts = {f"items/{name}": head + "".join(rng.choices(pieces, k=rng.randrange(25))) for name in names}
     raw = Case("items", {path: text.encode() for path, text in texts.items()}).lay(tmp_path / "raw")
     judged: dict[str, list[Any]] = {name: [] for name in names}
-    for row in judged_alone(spark, raw, "items").select("_file", "reason", "item_id", "image_uri").collect():
+    for row in (
+        judged_alone(spark, raw, "items", datetime.now(UTC)).select("_file", "reason", "item_id", "image_uri").collect()
+    ):
         judged[Path(row["_file"]).name].append((row["reason"], None if row["reason"] else row["item_id"]))
     compared = 0
     for name in names:

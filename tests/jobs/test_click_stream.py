@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apache_beam as beam
@@ -23,7 +24,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from feature_repo.contract import CTR_HISTORY
 from jobs import materialize
-from jobs.beam import click_sources, click_stream, running
+from jobs.beam import click_histories, click_sources, click_stream, running
 from jobs.beam.click_histories import DropDuplicates, Settings, open_once, report, wire
 from jobs.beam.click_sources import DecodeRecords, KafkaUnavailable, ReadGrowingFolder, kafka_topic
 from jobs.history_store import StoreNotReady
@@ -103,7 +104,7 @@ def scripted(stream, settings, decode=None):
     pipeline = beam.Pipeline(runner=BundleBasedDirectRunner(), options=PipelineOptions(["--streaming"]))
     rows = pipeline | stream
     rows = rows | "Read" >> (decode or beam.Map(lambda row: (row, None)))
-    wire(rows, settings, click_stream.STORE)
+    wire(rows, settings, click_stream.STORE, None)
     pipeline.run().wait_until_finish()
 
 
@@ -191,6 +192,27 @@ def test_streaming_the_clicks_of_the_offline_tables_gives_the_store_that_a_batch
     options = running.options([])
     click_stream.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1, seconds=None)
     assert stored(tmp_path) == stored(loaded_shop.workspace)
+
+
+def test_a_click_dated_ahead_leads_no_history_and_is_kept_aside(settings, held, tmp_path):
+    ahead = {**raw("z1", "b", 0), "event_time": "2150-01-01T00:00:00Z"}
+    found = run([write(tmp_path / "one.jsonl", [raw("z1", "a", 1), ahead])], settings)
+    assert found["rejected"] == {"future_event_time": 1}
+    assert held(["z1"])["z1"] == (("a", (NOON + 1) * SECOND),)
+
+
+@pytest.mark.parametrize(("hours", "reason"), [(-1, None), (0.9, None), (1.1, "future_event_time")])
+def test_a_stream_judges_each_row_by_the_clock_of_its_reading(monkeypatch, hours, reason):
+    class Later(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime(2150, 1, 1, tzinfo=zone)
+
+    monkeypatch.setattr(click_histories, "datetime", Later)
+    at = Later.now(UTC) + timedelta(hours=hours)
+    row = {**raw("u", "a", 0), "event_time": at.isoformat()}
+    [judged] = click_histories._Judge(None).process((row, None))
+    assert judged[0] == "u" if reason is None else judged.value == (row, reason)
 
 
 # --- a stream -------------------------------------------------------------------------------------------------------

@@ -107,10 +107,15 @@ def test_page_views_need_no_more_than_the_days_that_a_plan_reads_before_and_wait
 # --- what is written ------------------------------------------------------------------------------------------------
 
 
+def clock(last: date) -> datetime:
+    """A moment at which all of that day, and nothing of the next, is tolerated."""
+    return daily_log.midnight(last + DAY) - logic.TOLERANCE
+
+
 def add(raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL) -> Watermark:
     from jobs.spark.daily_log import add_days
 
-    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config)
+    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, as_of=clock(end))
 
 
 def contents(workspace: Path) -> dict[str, object]:
@@ -141,6 +146,9 @@ def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: A
         Event(user_id="u1", item_id=f"i{n % 3}", event_time=noon + n * SECOND, event_type="click", request_id="bot")
         for n in range(30)
     ]
+    ahead = [daily_log.midnight(DAYS[6]), datetime(2150, 1, 1, tzinfo=UTC)]
+    dated = [daily_log.midnight(DAYS[6]) - logic.MICROSECOND, *ahead]
+    events += [Event(user_id="u8", item_id="z", event_time=at, event_type="click", request_id="r80") for at in dated]
     folder = write_events(tmp_path_factory.mktemp("raw"), [*events, *known_late()])
     table = pq.read_table(folder / "events.parquet")
     broken = table.slice(0, 20).set_column(0, "user_id", pa.array([""] * 20))
@@ -169,12 +177,18 @@ def test_days_added_one_by_one_are_those_of_a_back_fill(grown, raw, tmp_path) ->
 def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, raw, tmp_path) -> None:
     from jobs.spark.behavior_sequences import build
 
-    whole = build(raw=raw, raw_digest="a digest", out=tmp_path / "whole", config=SMALL)
+    whole = build(raw=raw, raw_digest="a digest", out=tmp_path / "whole", config=SMALL, as_of=clock(LAST))
     joined = assembled(grown, tmp_path / "joined")
     assert joined.files == whole.files
     assert joined.facts == whole.facts
     assert whole.facts["capped_users"]["most_clicks"] >= 30
     assert whole.facts["events_rejected"]["null_event_time"] == 5
+    assert whole.facts["events_rejected"]["future_event_time"] == 2
+    assert whole.facts["as_of"] == clock(LAST).isoformat()
+    [last] = [
+        row["event_time"] for row in pq.read_table(tmp_path / "joined" / "clicks").to_pylist() if row["user_id"] == "u8"
+    ]
+    assert last == daily_log.midnight(DAYS[6]) - logic.MICROSECOND
     shown = pq.read_table(tmp_path / "joined" / "impressions").to_pylist()
     assert [row["clicked"] for row in shown if row["request_id"] == "r90"] == [1]
 

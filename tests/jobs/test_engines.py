@@ -45,6 +45,7 @@ DAYS = 9
 DAY, HOUR, MICRO = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
 MILLI = 1000 * MICRO  # a watermark's grain
 LATENESS = 5 * HOUR
+NOW = FIRST_DAY + DAYS * DAY + 2 * HOUR  # some of what is drawn lies ahead of it
 NAMES = ("user_id", "item_id", "event_time", "event_type", "request_id", "position")
 STATISTICS = ("item_statistics", "user_statistics")
 
@@ -132,11 +133,21 @@ class Shoppers:
         for _ in range(30):
             self.add(user, self.item(), day + self.rng.randrange(4) * HOUR, "click", self.request())
 
+    def ahead(self, user: str) -> None:
+        """A page whose clicks are dated ahead: on either side of what is tolerated, and in another century."""
+        edge, request = NOW + logic.TOLERANCE, f"ahead{self.group}"
+        dated = [(edge - HOUR, "impression", "0")]
+        dated += [(at, "click", None) for at in (edge - MICRO, edge, edge + 99 * 365 * DAY)]
+        for at, what, position in dated:
+            row = (user, f"ahead{self.group}", at.isoformat(), what, request, position)
+            self.raw.append(dict(zip(NAMES, row, strict=True)))
+
     def draw(self) -> list[Raw]:
         for number in range(self.users):
             for _ in range(self.rng.randrange(1, 5)):
                 self.page(self.user(number))
         self.flood(self.user(0))
+        self.ahead(self.user(1 % self.users))
         self.rng.shuffle(self.raw)
         return self.raw
 
@@ -152,8 +163,8 @@ def draw_groups(seed: int, users: int, group: int) -> list[list[Raw]]:
 
 def plain(raw: Sequence[Raw], config: SequencesConfig = CONFIG) -> tuple[Tables, TimeSplit, datetime]:
     """The tables by the oracle, the split, and the end of the log."""
-    reasons = [logic.reject_reason(row) for row in raw]
-    acceptable = [logic.event(row) for row, reason in zip(raw, reasons, strict=True) if reason is None]
+    reasons = [logic.reject_reason(row, NOW) for row in raw]
+    acceptable = [logic.event(row, NOW) for row, reason in zip(raw, reasons, strict=True) if reason is None]
     pages, fates = logic.page_keys(acceptable), logic.rejections(acceptable, config.max_clicks_per_day)
     events = logic.deduplicate(one for one in acceptable if one not in fates)
     views = page_views(events, pages)
@@ -267,13 +278,13 @@ def by_spark(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
     from jobs.spark.behavior_sequences import build
     from jobs.spark.item_statistics import write_statistics
 
-    facts = build(raw=raw, raw_digest="a digest", out=out, config=CONFIG).facts
+    facts = build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
     write_statistics(out, out.with_name("spark_statistics"))
     return read(out, SCHEMAS) | read(out.with_name("spark_statistics"), STATISTICS), dict(facts)
 
 
 def by_beam(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
-    facts = on_beam.build(raw=raw, raw_digest="a digest", out=out, config=CONFIG).facts
+    facts = on_beam.build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
     statistics_on_beam.write_statistics(out, out.with_name("beam_statistics"))
     return read(out, SCHEMAS) | read(out.with_name("beam_statistics"), STATISTICS), dict(facts)
 
@@ -290,8 +301,8 @@ def arrivals(raw: Sequence[Raw], rng: random.Random, delay: timedelta) -> list[A
     """Each event some time after it happened, up to `delay`: so they come out of order. Broken ones come anywhen."""
     found = []
     for row in raw:
-        usable = logic.reject_reason(row) is None
-        happened = logic.event(row).event_time if usable else FIRST_DAY + rng.random() * DAYS * DAY
+        usable = logic.reject_reason(row, NOW) is None
+        happened = logic.event(row, NOW).event_time if usable else FIRST_DAY + rng.random() * DAYS * DAY
         found.append(Arrival(happened + rng.random() * delay, row))
     return sorted(found, key=lambda one: one.at)
 
@@ -318,7 +329,7 @@ def stream(coming: Sequence[Arrival], stops: Sequence[datetime]) -> tuple[test_s
 
 
 def acceptable(some: Iterable[Arrival]) -> list[Event]:
-    return [logic.event(one.raw) for one in some if logic.reject_reason(one.raw) is None]
+    return [logic.event(one.raw, NOW) for one in some if logic.reject_reason(one.raw, NOW) is None]
 
 
 def read_at(day: date) -> datetime:
@@ -343,7 +354,7 @@ def by_stream(events: test_stream.TestStream, split: TimeSplit, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     options = PipelineOptions(["--runner=BundleBasedDirectRunner", "--streaming"])
     pipeline = beam.Pipeline(options=options)
-    made = pipeline | events | "BuildSequences" >> BuildSequences(CONFIG, LATENESS)
+    made = pipeline | events | "BuildSequences" >> BuildSequences(CONFIG, as_of=NOW, allowed_lateness=LATENESS)
     for name, rows in tables(made, CONFIG, split).items():
         rows | f"Keep_{name}" >> beam.ParDo(Keep(folder / name))
     made.late | "Keep_late" >> beam.ParDo(Keep(folder / "late"))
@@ -455,7 +466,10 @@ def plain_type(kind: pa.DataType) -> str:
 def assert_traps_are_sprung(expected: Tables) -> None:
     """A generated log without ties, second lives of a request_id or a bot would prove little."""
     reasons = Counter(row["reason"] for row in expected["rejected"])
-    assert {logic.FOREIGN_REQUEST, logic.EARLY_CLICK, logic.TOO_MANY_CLICKS} <= set(reasons)
+    assert {logic.FOREIGN_REQUEST, logic.EARLY_CLICK, logic.TOO_MANY_CLICKS, logic.FUTURE_EVENT_TIME} <= set(reasons)
+    last, ahead = (NOW + logic.TOLERANCE + micros * MICRO for micros in (-1, 0))
+    assert last in {row["event_time"] for row in expected["clicks"]}
+    assert any(ahead.isoformat() in row["row"] for row in expected["rejected"])
     assert len({view["request_id"] for view in expected["page_views"]}) < len(expected["page_views"])
     clicked = {(row["user_id"], row["event_time"]) for row in expected["clicks"]}
     assert any((view["user_id"], view["request_time"]) in clicked for view in expected["page_views"])

@@ -1,6 +1,6 @@
 """The laws of accepting and deduplicating events."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,8 @@ from jobs.logic import events as logic
 from jobs.logic.events import Event
 
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
+NOW = datetime(2200, 1, 1, tzinfo=UTC)  # nothing of our time lies ahead
+MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
 GOOD = {
     "user_id": "u",
     "item_id": "i",
@@ -60,7 +62,7 @@ def event(**changed: object) -> Event:
     ],
 )
 def test_a_row_is_rejected_for_its_first_fault(changed: dict[str, object], reason: str | None) -> None:
-    assert logic.reject_reason(GOOD | changed) == reason
+    assert logic.reject_reason(GOOD | changed, NOW) == reason
 
 
 @pytest.mark.parametrize("text", ["2024-03-01T14:30:00+02:30", "2024-03-01 12:00Z", "2024-03-01T11:00:00.0-0100"])
@@ -73,9 +75,28 @@ def test_finer_than_microseconds_is_cut_off() -> None:
 
 
 def test_a_row_becomes_the_event_it_describes() -> None:
-    assert logic.event(GOOD | {"position": "3.0"}) == event(event_type="impression", position=3)
+    assert logic.event(GOOD | {"position": "3.0"}, NOW) == event(event_type="impression", position=3)
     with pytest.raises(ValueError, match="null_item_id"):
-        logic.event(GOOD | {"item_id": None})
+        logic.event(GOOD | {"item_id": None}, NOW)
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.parametrize("now", [AT, AT.astimezone(timezone(timedelta(hours=9)))])
+def test_an_event_may_be_dated_less_than_the_tolerance_ahead_and_no_further(now: datetime, as_text: bool) -> None:
+    edge = AT + timedelta(hours=1)
+    for at, reason in (
+        (edge - MICROSECOND, None),
+        (edge, "future_event_time"),
+        (edge + 365 * DAY, "future_event_time"),
+    ):
+        row = GOOD | {"event_time": at.isoformat() if as_text else at}
+        assert logic.reject_reason(row, now) == reason
+        assert logic.reject_reason(row, at) is None
+
+
+def test_a_future_event_is_not_said_to_have_a_bad_position() -> None:
+    late = GOOD | {"event_time": AT + DAY, "position": "x"}
+    assert [logic.reject_reason(late, now) for now in (AT, AT + DAY)] == ["future_event_time", "bad_position"]
 
 
 def test_a_duplicate_counts_once_and_its_topmost_position_stands() -> None:
@@ -93,7 +114,6 @@ def test_events_a_microsecond_apart_are_no_duplicates() -> None:
 
 
 MIDNIGHT = datetime(2024, 3, 2, tzinfo=UTC)
-MICROSECOND, DAY = timedelta(microseconds=1), timedelta(days=1)
 
 
 def shown(at: datetime, **changed: object) -> Event:

@@ -12,6 +12,7 @@ from jobs.logic.events import Event
 
 MIDNIGHT = datetime(2024, 3, 2, tzinfo=UTC)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
 DAY, SECOND, MICROSECOND = timedelta(days=1), timedelta(seconds=1), timedelta(microseconds=1)
 
 
@@ -26,7 +27,7 @@ def judged(spark, raw: Path, max_clicks_per_day: int) -> list[dict[str, Any]]:
     from jobs.spark.judged_events import cap, crowds, judge_together
     from jobs.spark.raw_tables import read_events
 
-    together = judge_together(read_events(spark, raw))
+    together = judge_together(read_events(spark, raw, NOW))
     found = cap(together, crowds(together, max_clicks_per_day))
     return [row.asDict() for row in found.withColumn("at", F.unix_micros("event_time")).collect()]
 
@@ -81,5 +82,5 @@ def test_each_task_passes_on_no_more_of_a_bots_clicks_than_may_stand(spark, writ
     from jobs.spark.raw_tables import read_events
 
     raw = write_events(tmp_path, [event(at=MIDNIGHT + n * SECOND) for n in range(5)])
-    plan = crowds(judge_together(read_events(spark, raw)), 2000)._jdf.queryExecution().executedPlan().toString()
+    plan = crowds(judge_together(read_events(spark, raw, NOW)), 2000)._jdf.queryExecution().executedPlan().toString()
     assert "WindowGroupLimit" in plan

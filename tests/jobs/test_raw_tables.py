@@ -18,6 +18,7 @@ from jobs.logic import events as logic
 from jobs.sources.raw import RawTableMissing, RawTableUnusable, raw_digest, source, table_files
 
 AT = datetime(2024, 3, 1, 12, 0, 0, 5, tzinfo=UTC)
+NOW = datetime(2024, 3, 2, 0, 0, 0, 5, tzinfo=UTC)
 GOOD = {
     "user_id": "u",
     "item_id": "i",
@@ -30,6 +31,12 @@ TIMES = [
     *("2024-03-01T12:00:00Z", "2024-03-01 12:00:00.123456789+05:30", "2024-03-01T12:00+0100", "2024-03-01T12:00:00"),
     *("2024-02-30T12:00:00Z", "2024-03-01", "2024-03-01T25:00:00Z", "yesterday", "1709294400", "", " ", None),
     *("2024-03-01T12:00:00Z\n", "2024-03-01T12:00:00 UTC", "2024-03-01T12:00:00+15:00"),
+    *(
+        "2024-03-02T01:00:00.000004Z",
+        "2024-03-02T01:00:00.000005Z",
+        "2024-03-02T01:00:00.000004999Z",
+        "2199-01-01T00:00Z",
+    ),
 ]
 POSITIONS = ["0", "3.0", "7.", "-1", "1.5", "1e3", "12345678", "x", "", " ", None]
 TYPES = ["impression", "click", "cart", "purchase", "Click", "", None]
@@ -87,7 +94,9 @@ def events_of(spark, raw: Path) -> list[dict[str, Any]]:
     from jobs.spark.raw_tables import read_events
 
     # Spark's Python side turns timestamps into this machine's local time: take the number instead.
-    return [row.asDict() for row in read_events(spark, raw).withColumn("at", F.unix_micros("event_time")).collect()]
+    return [
+        row.asDict() for row in read_events(spark, raw, NOW).withColumn("at", F.unix_micros("event_time")).collect()
+    ]
 
 
 def reasons(rows: Sequence[Mapping[str, Any]]) -> Counter[str | None]:
@@ -98,8 +107,8 @@ def reasons(rows: Sequence[Mapping[str, Any]]) -> Counter[str | None]:
 def test_events_are_judged_as_plain_python_judges_them(spark, tmp_path, written_as) -> None:
     WRITERS[written_as](tmp_path / f"events.{written_as}", EVENTS)
     read = events_of(spark, tmp_path)
-    assert reasons(read) == Counter(logic.reject_reason(row) for row in EVENTS)
-    plain = [logic.event(row) for row in EVENTS if not logic.reject_reason(row)]
+    assert reasons(read) == Counter(logic.reject_reason(row, NOW) for row in EVENTS)
+    plain = [logic.event(row, NOW) for row in EVENTS if not logic.reject_reason(row, NOW)]
     accepted = {
         (row["user_id"], row["item_id"], row["at"], row["event_type"], row["request_id"], row["position"])
         for row in read

@@ -5,7 +5,6 @@ several machines, RAW and DIR lie on a file system that all of them see.
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -91,7 +90,7 @@ def _run(options: PipelineOptions, table: TableFiles, out: Path, config: Sequenc
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**running.COMMAND)
 def sequences(
     context: typer.Context,
     raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
@@ -104,7 +103,7 @@ def sequences(
     valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
-    """Turn raw events into behaviour sequences. Beam's own options may follow, e.g. --runner=..."""
+    """Turn raw events into behaviour sequences."""
     config = SequencesConfig(
         page_view_size=page_view_size,
         pretrain_history=pretrain_history,
@@ -113,16 +112,14 @@ def sequences(
         train_fraction=train_fraction,
         valid_fraction=valid_fraction,
     )
-    digest = raw_digest(raw)
-    manifest = build(raw=raw, raw_digest=digest, out=out, config=config, beam_args=context.args, as_of=as_of)
+    args = running.beam_args(context)
+    manifest = build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
     typer.echo(json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log on stderr."""
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    app(args=argv)
+    running.main(app, argv)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ from jobs.logic.online_histories import Click, History, click, merge
 
 KIND: Final = "clicks"
 READ, CLICKS, DISTINCT, PASSED_OVER = "read", "clicks", "distinct", "passed_over"
-PUSHED, UNCHANGED, REJECTED, REFUSED_FILES = "users_pushed", "users_unchanged", "rejected_", "files_refused"
-COUNTED: Final = (READ, CLICKS, PASSED_OVER, DISTINCT, PUSHED, UNCHANGED, REFUSED_FILES)
+PUSHED, UNCHANGED, REJECTED = "users_pushed", "users_unchanged", "rejected_"
+REFUSED_FILES, VANISHED_FILES = "files_refused", "files_vanished"
+COUNTED: Final = (READ, CLICKS, PASSED_OVER, DISTINCT, PUSHED, UNCHANGED, REFUSED_FILES, VANISHED_FILES)
 
 GATHER_SECONDS: Final = 1  # that a stream gathers a user's clicks before it looks at the store
 REJECTED_FILE_SECONDS: Final = 60  # a stream begins another file of rejected rows this often
@@ -286,7 +287,7 @@ def wire(rows: Any, settings: Settings, shared: Shared, as_of: datetime | None) 
 
 def report(counted: dict[str, int]) -> dict[str, Any]:
     """The counters of a run as its answer: read = clicks + passed_over + all rejected. A file that could not be opened
-    as a table of events was read by nobody, and is counted apart.
+    as a table of events, or was gone before it was, was read by nobody, and is counted apart.
     """
     reasons = {name.removeprefix(REJECTED): n for name, n in sorted(counted.items()) if name.startswith(REJECTED)}
     counts = {name: counted.get(name, 0) for name in COUNTED}

@@ -21,6 +21,7 @@ UNREADABLE_FILE: Final = "unreadable_file"  # a reason of its own: the file's ot
 KAFKA: Final = re.compile(r"kafka://(?P<servers>[^/]+)/(?P<topic>[^/]+)/?")
 
 ReadRow = tuple[Raw, str | None]  # a row, or what stands for one, and why it is no row
+Stamp = tuple[int, int]  # of a file: when it was last changed, in nanoseconds since 1970, and its size in bytes
 
 
 class KafkaUnavailable(ValueError):
@@ -144,13 +145,27 @@ def event_files(path: Path) -> list[Path]:
     RawTableMissing where there is nothing at the path, RawTableUnusable for a single file of another kind.
     """
     if path.is_dir():
-        found = [file for file in path.iterdir() if file.is_file() and _is_of_events(str(file))]
-        return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file))
+        return [file for file, stamp in stamps(path).items() if stamp is not None]
     if not path.exists():
         raise RawTableMissing(f"{path} does not exist: give a file or a folder of events, or kafka://host:port/topic")
     if format_of(path) is None:
         raise RawTableUnusable(f"{path} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl")
     return [path]
+
+
+def stamps(folder: Path) -> dict[Path, Stamp | None]:
+    """Every file of events in the folder, oldest first; None for one that is gone again since it was listed."""
+    listed = [file for file in folder.iterdir() if _is_of_events(str(file)) and not file.is_dir()]
+    found = {file: _stamp(file) for file in listed}
+    return {file: found[file] for file in sorted(listed, key=lambda file: (found[file] or (), file))}
+
+
+def _stamp(file: Path) -> Stamp | None:
+    try:
+        facts = file.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_mtime_ns, facts.st_size
 
 
 def check(files: Sequence[Path]) -> None:

@@ -6,7 +6,6 @@ machines need Feast and a workspace (or FEAST_FS_YAML_FILE_PATH) that they all s
 
 import json
 import signal
-import sys
 import threading
 import time
 from collections import Counter
@@ -19,15 +18,15 @@ from typing import Annotated, Any, Final
 import apache_beam as beam
 import structlog
 import typer
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.beam import click_sources, progress, running
-from jobs.beam.click_histories import REFUSED_FILES, TALLY, Settings, open_once, report, wire
-from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka
+from jobs.beam.click_histories import REFUSED_FILES, TALLY, VANISHED_FILES, Settings, open_once, report, wire
+from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka, Stamp
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
 
 log = structlog.get_logger()
@@ -38,7 +37,7 @@ FILES_IN_A_PASS: Final = 64  # a follower that finds many files shows what it ha
 REFRESH_SECONDS: Final = 0.25
 DEFAULTS: Final = Settings(workspace="", rejected="")
 
-Seen = dict[Path, tuple[int, int]]  # file -> its modification time and size when it was read
+Seen = dict[Path, Stamp | None]  # file -> what it was when it was read; None where it was gone before that
 
 
 class Stop(threading.Event):
@@ -75,8 +74,8 @@ def follow(
     counted: Counter[str] = Counter()
     seen: Seen = {}
     while not stop.is_set() and (until is None or time.monotonic() < until):
-        found = _new_files(folder, seen)[:FILES_IN_A_PASS]
-        usable = [file for file in found if _is_usable(file, counted)]
+        found = _new_files(folder, seen, counted)
+        usable = [file for file in found if _is_usable(file, seen, counted)]
         if usable:
             counted += run_once(usable, settings, options)
         if len(found) < FILES_IN_A_PASS:
@@ -85,25 +84,37 @@ def follow(
     return counted
 
 
-def _new_files(folder: Path, seen: Seen) -> list[Path]:
-    """The files that were not there, or were others, when they were last read; they are noted in `seen`."""
-    found = []
-    for file in click_sources.event_files(folder):
-        facts = file.stat()
-        if seen.get(file) != (facts.st_mtime_ns, facts.st_size):
+def _new_files(folder: Path, seen: Seen, counted: Counter[str]) -> list[Path]:
+    """FILES_IN_A_PASS of the files that were not there, or were others, when they were last read.
+
+    They are noted in `seen`; so is, and counted, what is gone again before it could be looked at.
+    """
+    found: list[Path] = []
+    for file, stamp in click_sources.stamps(folder).items():
+        if stamp is None:
+            _note_gone(file, seen, counted)
+        elif seen.get(file) != stamp and len(found) < FILES_IN_A_PASS:
             found.append(file)
-    for file in found[:FILES_IN_A_PASS]:
-        facts = file.stat()
-        seen[file] = (facts.st_mtime_ns, facts.st_size)
+            seen[file] = stamp
     return found
 
 
-def _is_usable(file: Path, counted: Counter[str]) -> bool:
+def _note_gone(file: Path, seen: Seen, counted: Counter[str]) -> None:
+    if seen.get(file, ...) is not None:  # what stays away is told once
+        log.warning("file_vanished", file=str(file))
+        counted[VANISHED_FILES] += 1
+    seen[file] = None
+
+
+def _is_usable(file: Path, seen: Seen, counted: Counter[str]) -> bool:
     try:
         click_sources.check([file])
-    except RawTableUnusable as refusal:  # one bad file must not end a stream
-        log.warning("file_refused", why=str(refusal))
-        counted[REFUSED_FILES] += 1
+    except (FileNotFoundError, RawTableUnusable) as refusal:  # one bad file must not end a stream
+        if file.exists():
+            log.warning("file_refused", why=str(refusal))
+            counted[REFUSED_FILES] += 1
+        else:
+            _note_gone(file, seen, counted)
         return False
     return True
 
@@ -166,8 +177,9 @@ def stream(
     open_once(STORE, settings.workspace)
     if not local:
         end = MAX_TIMESTAMP if seconds is None else Timestamp.now() + seconds
-        source = ReadGrowingFolder(Path(address), every, end) if following else ReadFiles(files)
-        return run_elsewhere(source, settings, options)
+        if following:
+            return run_elsewhere(ReadGrowingFolder(Path(address), every, end), settings, running.stream(options))
+        return run_elsewhere(ReadFiles(files), settings, options)
     with _progress():
         if not following:
             return run_once(files, settings, options)
@@ -183,11 +195,10 @@ def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: P
         raise KafkaUnavailable(
             f"kafka://{topic.servers} needs a runner that streams and runs Java: name it, as in --runner=FlinkRunner"
         )
-    options.view_as(StandardOptions).streaming = True
-    return run_elsewhere(ReadKafka(topic), settings, options)
+    return run_elsewhere(ReadKafka(topic), settings, running.stream(options))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**running.COMMAND)
 def click_stream(
     context: typer.Context,
     workspace: Annotated[Path, typer.Argument(help="The workspace whose online store is updated.")],
@@ -205,14 +216,14 @@ def click_stream(
     group: Annotated[str, typer.Option(help="Kafka's consumer group.")] = "courier",
     expansion_service: Annotated[str | None, typer.Option(help="host:port of Beam's, for Kafka.")] = None,
 ) -> None:
-    """Clicks into the users' online histories. Beam's own options may follow, e.g. --runner=FlinkRunner."""
+    """Clicks into the users' online histories."""
     settings = Settings(
         workspace=str(workspace.absolute()),
         rejected=str((rejected or workspace / "feast" / "rejected_clicks").absolute()),
         dedup_hours=dedup_hours,
         batch=batch,
     )
-    options, started = running.options(context.args), time.monotonic()
+    options, started = running.options(running.beam_args(context)), time.monotonic()
     if source.startswith("kafka:"):
         topic = click_sources.kafka_topic(source, group, expansion_service)
         counted = stream_kafka(topic, settings, options)
@@ -223,9 +234,7 @@ def click_stream(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log and progress on stderr."""
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    app(args=argv, prog_name="courier click-stream")
+    running.main(app, argv, "courier click-stream")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ several machines, RAW and DIR lie on a file system that all of them see.
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -127,7 +126,7 @@ def _run(options: PipelineOptions, job: Job) -> dict[str, int]:
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**running.COMMAND)
 def image_references(
     context: typer.Context,
     raw: Annotated[Path, typer.Option(help="The raw folder: holds the items table; image paths start here.")],
@@ -144,7 +143,8 @@ def image_references(
     size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
     shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
 ) -> None:
-    """Open, verify, hash and resize every image of the items table. Beam's own options may follow, e.g. --runner=..."""
+    """Open, verify, hash and resize every image of the items table."""
+    args = running.beam_args(context)
     config = replace(ImagesConfig(), size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
@@ -153,16 +153,14 @@ def image_references(
         out=out,
         config=config,
         retry_failed=retry_failed,
-        beam_args=context.args,
+        beam_args=args,
     )
     typer.echo(json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log on stderr."""
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    app(args=argv)
+    running.main(app, argv)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import apache_beam as beam
 import pandas as pd
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.testing.test_stream import TestStream as ScriptedStream
 from apache_beam.testing.util import assert_that, equal_to
@@ -26,7 +26,7 @@ from feature_repo.contract import CTR_HISTORY
 from jobs import materialize
 from jobs.beam import click_histories, click_sources, click_stream, running
 from jobs.beam.click_histories import DropDuplicates, Settings, open_once, report, wire
-from jobs.beam.click_sources import DecodeRecords, KafkaUnavailable, ReadGrowingFolder, kafka_topic
+from jobs.beam.click_sources import DecodeRecords, KafkaUnavailable, ReadFiles, ReadGrowingFolder, kafka_topic
 from jobs.history_store import StoreNotReady
 from jobs.logic.online_histories import merge
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
@@ -132,6 +132,7 @@ def test_a_file_of_each_format_gives_the_histories_of_the_oracle_and_a_second_ru
         "users_pushed": 7,
         "users_unchanged": 0,
         "files_refused": 0,
+        "files_vanished": 0,
     }
     before = stored(workspace)
     assert run(files[::-1], settings) == {**first, "users_pushed": 0, "users_unchanged": 7}
@@ -344,12 +345,76 @@ def test_a_growing_folder_is_followed_until_a_signal_and_a_bad_file_does_not_end
 
 
 def test_a_file_that_was_written_again_is_read_again_and_an_unchanged_one_is_not(tmp_path):
-    seen = {}
+    seen, counted = {}, Counter()
     one = write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
-    assert click_stream._new_files(tmp_path, seen) == [one]
-    assert click_stream._new_files(tmp_path, seen) == []
+    assert click_stream._new_files(tmp_path, seen, counted) == [one]
+    assert click_stream._new_files(tmp_path, seen, counted) == []
     write(one, [raw("u", "a", 1), raw("u", "b", 2)])
-    assert click_stream._new_files(tmp_path, seen) == [one]
+    assert click_stream._new_files(tmp_path, seen, counted) == [one]
+    assert not counted
+
+
+class OnePass(click_stream.Stop):
+    """Ends a stream once it has looked `looks` times."""
+
+    def __init__(self, looks=1):
+        super().__init__()
+        self.left = looks
+
+    def wait(self, _=None):
+        self.left -= 1
+        if not self.left:
+            self.set()
+        return self.is_set()
+
+
+def followed(folder, settings, looks=1):
+    options = running.options([])
+    return report(click_stream.follow(folder, settings, options, OnePass(looks), every=0, until=None))
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_file_that_is_gone_before_it_is_opened_is_counted_and_the_others_are_read(
+    form, monkeypatch, settings, held, tmp_path
+):
+    gone, there = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
+    for file in (gone, there):
+        write(file, [raw(f"y{form}", file.stem, 1)])
+    check = click_sources.check
+
+    def check_too_late(files):
+        gone.unlink(missing_ok=True)
+        check(files)
+
+    monkeypatch.setattr(click_sources, "check", check_too_late)
+    found = followed(tmp_path, settings)
+    assert (found["files_vanished"], found["files_refused"], found["read"]) == (1, 0, 1)
+    assert held([f"y{form}"])[f"y{form}"] == (("b", (NOON + 1) * SECOND),)
+
+
+def test_a_file_that_is_gone_between_listing_and_looking_is_counted_once_and_read_when_it_is_back(
+    settings, held, tmp_path
+):
+    elsewhere = tmp_path / "elsewhere" / "a.jsonl"
+    elsewhere.parent.mkdir()
+    (tmp_path / "a.jsonl").symlink_to(elsewhere)  # listed, and not there
+    assert followed(tmp_path, settings, looks=3)["files_vanished"] == 1
+    assert click_sources.event_files(tmp_path) == []
+    write(elsewhere, [raw("x1", "a", 1)])
+    assert followed(tmp_path, settings)["read"] == 1
+    assert held(["x1"])["x1"] == (("a", (NOON + 1) * SECOND),)
+
+
+@pytest.mark.parametrize("following", [True, False])
+def test_a_folder_that_is_followed_on_another_runner_makes_a_streaming_job(monkeypatch, following, settings, tmp_path):
+    write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
+    begun = []
+    monkeypatch.setattr(click_stream, "run_elsewhere", lambda source, _, options: begun.append((source, options)))
+    options = running.options(["--runner=FlinkRunner"])
+    click_stream.stream(str(tmp_path), settings, options, following=following, every=1, seconds=None)
+    [(source, used)] = begun
+    assert used.view_as(StandardOptions).streaming is following
+    assert isinstance(source, ReadGrowingFolder if following else ReadFiles)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from jobs.beam.arguments import part
 from jobs.daily_log import asked_days, read_watermark
 from jobs.pipeline import (
     NAMES,
@@ -44,6 +46,7 @@ RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables 
 
 
 def run(
+    context: typer.Context,
     raw: RawFolder,
     workspace: Workspace = Path("workspace"),
     preset: Preset = "demo",
@@ -51,7 +54,10 @@ def run(
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
 ) -> None:
-    """The whole road, from raw tables to a release. Stages that are up to date are skipped."""
+    """The whole road, from raw tables to a release. Stages that are up to date are skipped.
+
+    Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
+    """
     for name in (from_, only):
         if name is not None and name not in NAMES:
             raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
@@ -59,7 +65,8 @@ def run(
         raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
-    done = walk(recall_road(workspace, raw, preset, allow_host or ()), rebuild=frozenset(rebuild), only=only)
+    road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=context.obj)
+    done = walk(road, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
     log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
 
@@ -107,7 +114,8 @@ def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
 
 def run_main(argv: Sequence[str]) -> None:
     """`courier run`."""
-    _call(run, "courier run", argv)
+    ours, beam_args = part(argv)
+    _call(run, "courier run", ours, tuple(beam_args))
 
 
 def status_main(argv: Sequence[str]) -> None:
@@ -170,6 +178,7 @@ def sequences(
 
 def images_main(argv: Sequence[str]) -> None:
     """`courier images`."""
+    ours, beam_args = part(argv)
 
     def images(
         raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
@@ -180,8 +189,11 @@ def images_main(argv: Sequence[str]) -> None:
         ] = False,
         allow_host: AllowedHosts = None,
     ) -> None:
-        """Bring the stage `images` up to date: only new and changed images are opened."""
-        road = recall_road(workspace, raw, preset, allow_host or ())
+        """Bring the stage `images` up to date: only new and changed images are opened.
+
+        Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
+        """
+        road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=tuple(beam_args))
         if not retry_failed:
             walk(road, only="images")
         elif states(road, raw_digest(road.raw))["images"].fresh:
@@ -189,10 +201,10 @@ def images_main(argv: Sequence[str]) -> None:
         else:
             raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
 
-    _call(images, "courier images", argv)
+    _call(images, "courier images", ours)
 
 
-def _call(function: Callable[..., None], name: str, argv: Sequence[str]) -> None:
+def _call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
-    app(args=list(argv), prog_name=name, standalone_mode=True)
+    app(args=list(argv), prog_name=name, standalone_mode=True, obj=obj)

@@ -1,6 +1,7 @@
 """The road rebuilds what changed and what depends on it, and nothing else."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def build_sequences(raw: Path, raw_digest: str, out: Path) -> Manifest:
     return _build("sequences", out)
 
 
-def build_images(out: Path, retry_failed: bool = False, **inputs: Path) -> Manifest:
+def build_images(out: Path, beam_args: Sequence[str] = (), retry_failed: bool = False, **inputs: Path) -> Manifest:
     BUILT.extend(["images retried"] * retry_failed)
+    BUILT.extend(beam_args)
     return _build("images", out, **inputs)
 
 
@@ -47,7 +49,7 @@ def diamond(monkeypatch: pytest.MonkeyPatch) -> None:
     """sequences -> images, pretrain -> embed: the smallest road with a fork."""
     stages = (
         Stage(name="sequences", build=f"{__name__}:build_sequences", takes=("raw", "raw_digest")),
-        Stage(name="images", build=f"{__name__}:build_images", needs=("sequences",)),
+        Stage(name="images", build=f"{__name__}:build_images", needs=("sequences",), takes=("beam_args",)),
         Stage(name="pretrain", build=f"{__name__}:build_pretrain", needs=("sequences",)),
         Stage(name="embed", build=f"{__name__}:build_embed", needs=("images",)),
     )
@@ -191,3 +193,18 @@ def test_failed_images_are_retried_only_where_the_stage_is_up_to_date(road: Road
         commands.images_main(asked)
     assert BUILT[4:] == ["images retried", "images"]
     assert pipeline.states(road, pipeline.raw_digest(road.raw))["images"].folder.name.endswith("-1")
+
+
+def test_the_verbs_that_run_beam_hand_its_options_on_and_build_nothing_anew_for_them(road: Road) -> None:
+    where = ["--workspace", str(road.workspace), "--preset", "tiny", "--", "--runner=FlinkRunner", "--", "--unread=1"]
+    for verb in (commands.run_main, commands.images_main):
+        (road.raw / "items.csv").write_text(f"item_id\n{verb.__name__}\n")
+        walk(road, only="sequences")
+        with pytest.raises(SystemExit) as end:
+            verb([str(road.raw), *where])
+        assert end.value.code == 0
+        assert [one for one in BUILT if one.startswith("-")] == ["--runner=FlinkRunner", "--", "--unread=1"]
+        BUILT.clear()
+    with pytest.raises(SystemExit):
+        commands.images_main(["--workspace", str(road.workspace), "--", "--runner=SparkRunner"])
+    assert BUILT == []

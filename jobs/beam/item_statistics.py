@@ -3,7 +3,6 @@
 Run it as `python -m jobs.beam.item_statistics --sequences DIR --out DIR`, with any Beam option after it.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,17 +15,15 @@ import structlog
 import typer
 from apache_beam.io.parquetio import ReadFromParquet, WriteToParquet
 
-from feature_repo.contract import EVENT_TIME, ITEM_KEY, ITEM_STATISTICS, USER_KEY, USER_STATISTICS, WINDOWS_DAYS, View
+from feature_repo.contract import EVENT_TIME, WINDOWS_DAYS, View
 from jobs.beam import running
-from jobs.logic.statistics import midnight_after, smoothed_ctr
+from jobs.logic.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after, smoothed_ctr
 from model import artifact
+from model.artifact import Manifest
 
 log = structlog.get_logger()
 
-IMPRESSIONS: Final = "impressions"
-CLICKS: Final = "clicks"
-AT: Final = {IMPRESSIONS: "shown_at", CLICKS: "event_time"}
-VIEWS: Final = {"item": (ITEM_KEY, ITEM_STATISTICS), "user": (USER_KEY, USER_STATISTICS)}
+KIND: Final = "statistics"
 COLUMN_TYPES: Final = {"int": pa.int64(), "float": pa.float64()}
 
 Row = dict[str, Any]
@@ -124,37 +121,39 @@ def schema(key: str, view: View) -> pa.Schema:
     return pa.schema([(key, pa.string()), (EVENT_TIME, pa.timestamp("us", tz="UTC")), *features])
 
 
-def write_statistics(sequences: Path, out: Path, beam_args: Sequence[str] = ()) -> None:
-    """Write the folders item_statistics and user_statistics under `out`.
+def build(*, sequences: Path, out: Path, beam_args: Sequence[str] = ()) -> Manifest:
+    """The statistics artifact: the folders item_statistics and user_statistics.
 
-    sequences: a sequences artifact, of either engine.  Raises ArtifactMissing, ArtifactMismatch.
+    sequences: a sequences artifact, of either engine.  Raises ArtifactMissing, ArtifactMismatch, UnknownOption.
     """
+    options = running.options(beam_args)
     end = datetime.fromisoformat(artifact.read(sequences, kind="sequences").facts["splits"]["end"])
-    until = midnight_after(end)
-    pipeline = beam.Pipeline(options=running.options(beam_args))
-    wire(pipeline, sequences.absolute(), out.absolute(), until)
-    running.wait(pipeline)
+    until, inputs = midnight_after(end), {"sequences": artifact.digest(sequences)}
+    with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
+        pipeline = beam.Pipeline(options=options)
+        wire(pipeline, sequences.absolute(), draft.path.absolute(), until)
+        running.wait(pipeline)
+        draft.facts = {"until": until.isoformat()}
     log.info("statistics_written", until=until.isoformat())
+    return artifact.read(out, kind=KIND)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**running.COMMAND)
 def item_statistics(
     context: typer.Context,
     sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder that the two tables are written into.")],
+    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
 ) -> None:
-    """Count clicks and impressions of items and users over windows of days. Beam's own options may follow."""
-    write_statistics(sequences, out, context.args)
+    """Count clicks and impressions of items and users over windows of days."""
+    build(sequences=sequences, out=out, beam_args=running.beam_args(context))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this job; its log on stderr."""
-    if not structlog.is_configured():
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    app(args=argv)
+    running.main(app, argv)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,23 @@
 """Counts over windows of whole days, and the midnights at which they change: plain Python, the oracle."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Final
 
-from feature_repo.contract import SMOOTHING_CLICKS, SMOOTHING_IMPRESSIONS
+from feature_repo.contract import (
+    ITEM_KEY,
+    ITEM_STATISTICS,
+    SMOOTHING_CLICKS,
+    SMOOTHING_IMPRESSIONS,
+    USER_KEY,
+    USER_STATISTICS,
+)
+from jobs.logic.events import DAY, MICROSECOND
 
-DAY = timedelta(days=1)
-MICROSECOND = timedelta(microseconds=1)
+IMPRESSIONS: Final = "impressions"
+CLICKS: Final = "clicks"
+AT: Final = {IMPRESSIONS: "shown_at", CLICKS: "event_time"}  # when a row of either table happened
+VIEWS: Final = {"item": (ITEM_KEY, ITEM_STATISTICS), "user": (USER_KEY, USER_STATISTICS)}
 
 Counts = dict[tuple[str, int], int]  # (what is counted, window in days) -> count
 

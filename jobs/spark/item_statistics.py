@@ -13,25 +13,20 @@ from pyspark.sql import functions as F
 
 from feature_repo.contract import (
     EVENT_TIME,
-    ITEM_KEY,
-    ITEM_STATISTICS,
     SMOOTHING_CLICKS,
     SMOOTHING_IMPRESSIONS,
-    USER_KEY,
-    USER_STATISTICS,
     WINDOWS_DAYS,
 )
-from jobs.logic.statistics import midnight_after
+from jobs.logic.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after
 from jobs.spark.parquet_parts import write_parts
 from jobs.spark.session import spark_session
 from model import artifact
+from model.artifact import Manifest
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-IMPRESSIONS: Final = "impressions"
-CLICKS: Final = "clicks"
-VIEWS: Final = {"item": (ITEM_KEY, ITEM_STATISTICS), "user": (USER_KEY, USER_STATISTICS)}
+KIND: Final = "statistics"
 
 
 def statistics(
@@ -44,8 +39,8 @@ def statistics(
     (double).  jobs.logic.statistics says the same.
     """
     names = {(what, days): f"{prefix}_{what}_{days}d" for days in windows for what in (IMPRESSIONS, CLICKS)}
-    per_day = _per_day(impressions, key, "shown_at", IMPRESSIONS).unionByName(
-        _per_day(clicks, key, "event_time", CLICKS)
+    per_day = _per_day(impressions, key, AT[IMPRESSIONS], IMPRESSIONS).unionByName(
+        _per_day(clicks, key, AT[CLICKS], CLICKS)
     )
     steps = _steps(per_day, key, names).filter(F.col("day") <= _days(until))
     running = Window.partitionBy(key).orderBy("day").rowsBetween(Window.unboundedPreceding, Window.currentRow)
@@ -119,13 +114,21 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
     return rows
 
 
+def build(*, sequences: Path, out: Path) -> Manifest:
+    """The statistics artifact: what write_statistics writes.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing."""
+    inputs = {"sequences": artifact.digest(sequences)}
+    with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
+        draft.facts = {"rows": write_statistics(sequences, draft.path)}
+    return artifact.read(out, kind=KIND)
+
+
 @app.command()
 def item_statistics(
     sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder that the two tables are written into.")],
+    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
-    write_statistics(sequences, out)
+    build(sequences=sequences, out=out)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """The laws of the sequences that Beam builds, each transform by itself; test_engines.py compares the whole."""
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -274,6 +275,19 @@ def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_pa
     called(item_statistics.main, "--sequences", str(out), "--out", str(tmp_path / "counts"))
     [row] = [one for one in pq.read_table(tmp_path / "counts" / "item_statistics").to_pylist() if one["item_id"] == "b"]
     assert (row["event_timestamp"], row["item_clicks_1d"], row["item_ctr_7d"]) == (MIDNIGHT, 1, 2 / 21)
+    again = written_again(tmp_path / "counts", lambda: item_statistics.build(sequences=out, out=tmp_path / "counts"))
+    assert again.inputs == {"sequences": artifact.digest(out)}
+
+
+def written_again(out: Path, build: Callable[[], artifact.Manifest]) -> artifact.Manifest:
+    """Build where an artifact of other parts lies: none of its rows may stay."""
+    before = {name: pq.read_table(out / name).num_rows for name in ("item_statistics", "user_statistics")}
+    for name in before:
+        shutil.copy(next((out / name).iterdir()), out / name / "part-00007-of-00009.parquet")
+    manifest = build()
+    assert {name: pq.read_table(out / name).num_rows for name in before} == before
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+    return manifest
 
 
 def called(main: Callable[[list[str]], None], *argv: str) -> None:

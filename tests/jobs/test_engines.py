@@ -285,7 +285,7 @@ def by_spark(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
 
 def by_beam(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
     facts = on_beam.build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
-    statistics_on_beam.write_statistics(out, out.with_name("beam_statistics"))
+    statistics_on_beam.build(sequences=out, out=out.with_name("beam_statistics"))
     return read(out, SCHEMAS) | read(out.with_name("beam_statistics"), STATISTICS), dict(facts)
 
 

@@ -24,8 +24,8 @@ from jobs.beam.sequence_facts import CountFacts
 from jobs.beam.sequence_tables import WriteTable
 from jobs.beam.sequences import BuildSequences, tables
 from jobs.beam.time_split import SplitByTime
-from jobs.config import LONGEST_HISTORY, SequencesConfig
-from jobs.sequence_options import AS_OF
+from jobs.config import SequencesConfig
+from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import TableFiles, raw_digest, source, table_files
 from model import artifact
 from model.artifact import Manifest
@@ -33,7 +33,6 @@ from model.artifact import Manifest
 log = structlog.get_logger()
 
 KIND: Final = "sequences"
-DEFAULTS: Final = SequencesConfig()
 
 
 # --- the job --------------------------------------------------------------------------------------------------------
@@ -91,27 +90,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command(**running.COMMAND)
+@with_config
 def sequences(
     context: typer.Context,
     raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
     out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
-    page_view_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.page_view_size,
-    pretrain_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.pretrain_history,
-    ctr_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.ctr_history,
-    max_clicks_per_day: Annotated[int, typer.Option(min=1)] = DEFAULTS.max_clicks_per_day,
-    train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
-    valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
+    config: SequencesConfig,
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
-    config = SequencesConfig(
-        page_view_size=page_view_size,
-        pretrain_history=pretrain_history,
-        ctr_history=ctr_history,
-        max_clicks_per_day=max_clicks_per_day,
-        train_fraction=train_fraction,
-        valid_fraction=valid_fraction,
-    )
     args = running.beam_args(context)
     manifest = build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
     typer.echo(json.dumps(dict(manifest.facts), indent=1))

@@ -15,28 +15,29 @@ from jobs.beam.raw_rows import Raw
 from jobs.logic.events import Event, micros
 from jobs.logic.histories import Snapshot
 from jobs.logic.page_views import PageView, TimeSplit, kept_on_page
+from jobs.logic.sequence_tables import PERIOD, TABLES, Table
 
-TIME: Final = pa.timestamp("us", tz="UTC")
-TEXT, TEXTS, SMALL = pa.string(), pa.list_(pa.field("element", pa.string())), pa.int8()
-SCHEMAS: Final[Mapping[str, pa.Schema]] = {
-    "impressions": pa.schema(
-        [("request_id", TEXT), ("user_id", TEXT), ("item_id", TEXT), ("request_time", TIME)]
-        + [("shown_at", TIME), ("position", pa.int32()), ("clicked", SMALL), ("period", TEXT)]
-    ),
-    "page_views": pa.schema(
-        [("request_id", TEXT), ("user_id", TEXT), ("request_time", TIME), ("item_ids", TEXTS)]
-        + [("labels", pa.list_(pa.field("element", SMALL))), ("history_item_ids", TEXTS), ("period", TEXT)]
-    ),
-    "histories": pa.schema(
-        [("user_id", TEXT), ("event_timestamp", TIME), ("history_item_ids", TEXTS)]
-        + [("history_clicked_at", pa.list_(pa.field("element", pa.int64())))]
-    ),
-    "clicks": pa.schema([("user_id", TEXT), ("item_id", TEXT), ("event_time", TIME), ("request_id", TEXT)]),
-    "conversions": pa.schema(
-        [("user_id", TEXT), ("item_id", TEXT), ("event_time", TIME), ("event_type", TEXT), ("request_id", TEXT)]
-    ),
-    "rejected": pa.schema([("table", TEXT), ("row", TEXT), ("reason", TEXT)]),
+ARROW_TYPES: Final = {
+    "text": pa.string(),
+    "moment": pa.timestamp("us", tz="UTC"),
+    "int8": pa.int8(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
 }
+
+
+def schema(table: Table, *, divided: bool) -> pa.Schema:
+    """A table as parquet declares it. divided: with the period of each page view, if the table can have it."""
+    columns = [(name, _arrow_type(kind)) for name, kind in table.columns.items()]
+    return pa.schema([*columns, (PERIOD, pa.string())] if divided and table.divided else columns)
+
+
+def _arrow_type(kind: str) -> pa.DataType:
+    one = ARROW_TYPES[kind.removeprefix("list of ")]
+    return pa.list_(pa.field("element", one)) if kind.startswith("list of ") else one
+
+
+SCHEMAS: Final[Mapping[str, pa.Schema]] = {name: schema(table, divided=True) for name, table in TABLES.items()}
 
 Row = dict[str, Any]
 
@@ -53,8 +54,8 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         return rows | WriteToParquet(self.prefix, SCHEMAS[self.name], file_name_suffix=".parquet")
 
 
-def impression_rows(view: PageView, split: TimeSplit) -> Iterator[Row]:
-    """One row for each item shown, with its label `clicked`."""
+def impression_rows(view: PageView, split: TimeSplit | None) -> Iterator[Row]:
+    """One row for each item shown, with its label `clicked`. split: None where no whole log is divided."""
     for one in view.shown:
         yield {
             "request_id": view.request_id,
@@ -64,12 +65,11 @@ def impression_rows(view: PageView, split: TimeSplit) -> Iterator[Row]:
             "shown_at": one.shown_at,
             "position": one.position,
             "clicked": int(one.clicked),
-            "period": split.period(view.request_time),
-        }
+        } | _period(view, split)
 
 
 def page_view_row(
-    joined: tuple[PageView, Sequence[tuple[str, datetime]]], split: TimeSplit, size: int, history: int
+    joined: tuple[PageView, Sequence[tuple[str, datetime]]], split: TimeSplit | None, size: int, history: int
 ) -> Row:
     """The pre-training row of a page view and its history, newest first, of which `history` are kept."""
     view, before = joined
@@ -81,8 +81,11 @@ def page_view_row(
         "item_ids": [one.item_id for one in kept],
         "labels": [int(one.clicked) for one in kept],
         "history_item_ids": [item_id for item_id, _ in before[:history]],
-        "period": split.period(view.request_time),
-    }
+    } | _period(view, split)
+
+
+def _period(view: PageView, split: TimeSplit | None) -> Row:
+    return {} if split is None else {PERIOD: split.period(view.request_time)}
 
 
 def history_row(snapshot: Snapshot, length: int) -> Row:

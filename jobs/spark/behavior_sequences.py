@@ -11,8 +11,9 @@ import structlog
 import typer
 from pyspark.sql import DataFrame, SparkSession
 
-from jobs.config import LONGEST_HISTORY, SequencesConfig
-from jobs.sequence_options import AS_OF
+from jobs.config import SequencesConfig
+from jobs.logic.sequence_tables import PERIOD, TABLES
+from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
 from jobs.spark.histories import clicks, conversions, histories, snapshots
 from jobs.spark.judged_events import cap, crowds, judge_together, standing
@@ -28,18 +29,8 @@ log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "sequences"
-DEFAULTS: Final = SequencesConfig()
 LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
-# For each table, what its parts are cut by and how they are sorted: together a total order, but for equal rows.
-ORDER: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
-    "impressions": (["request_id"], ["request_time", "position", "item_id"]),
-    "page_views": (["request_id"], ["request_time"]),
-    "histories": (["user_id"], ["event_timestamp"]),
-    "clicks": (["user_id"], ["event_time", "item_id", "request_id"]),
-    "conversions": (["user_id"], ["event_time", "item_id", "event_type", "request_id"]),
-    "rejected": (["row"], ["reason"]),
-}
-WITH_PERIOD: Final = ("impressions", "page_views")
+ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()}  # of the parts of each table
 
 
 def build(
@@ -134,7 +125,7 @@ def write_sequences(
     splits = time_splits(shown, facts["requests"], first, last, config.train_fraction, config.valid_fraction)
     with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
-            frame = frames[name].withColumn("period", period(splits)) if name in WITH_PERIOD else frames[name]
+            frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
             write_parts(frame, draft.path / name, by=by, then=then)
         draft.facts = facts | {"unmatched_clicks": facts["clicks"] - attributed, "splits": splits.facts()}
     counts = {name: facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
@@ -146,27 +137,15 @@ def write_sequences(
 
 
 @app.command()
+@with_config
 def sequences(
     raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
     out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
-    page_view_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.page_view_size,
-    pretrain_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.pretrain_history,
-    ctr_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.ctr_history,
-    max_clicks_per_day: Annotated[int, typer.Option(min=1)] = DEFAULTS.max_clicks_per_day,
-    train_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.train_fraction,
-    valid_fraction: Annotated[float, typer.Option(min=0, max=1)] = DEFAULTS.valid_fraction,
+    config: SequencesConfig,
     master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
-    config = SequencesConfig(
-        page_view_size=page_view_size,
-        pretrain_history=pretrain_history,
-        ctr_history=ctr_history,
-        max_clicks_per_day=max_clicks_per_day,
-        train_fraction=train_fraction,
-        valid_fraction=valid_fraction,
-    )
     build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master, as_of=as_of)
 
 

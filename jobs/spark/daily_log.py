@@ -18,6 +18,7 @@ from jobs import daily_log
 from jobs.config import SequencesConfig
 from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight, state_folder, undated_folder
 from jobs.logic.events import TOO_MANY_CLICKS
+from jobs.logic.sequence_tables import TABLES, Table
 from jobs.sources.raw import source
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
@@ -35,18 +36,17 @@ log = structlog.get_logger()
 
 EPOCH: Final = date(1970, 1, 1)
 STATE: Final = "user_id string, event_time timestamp, history array<struct<at: timestamp, item_id: string>>"
-# What a day's tables hold: for days on which one of them is empty.
-SCHEMAS: Final = {
-    "impressions": "request_id string, user_id string, item_id string, request_time timestamp, "
-    "shown_at timestamp, position int, clicked tinyint",
-    "page_views": "request_id string, user_id string, request_time timestamp, item_ids array<string>, "
-    "labels array<tinyint>, history_item_ids array<string>",
-    "histories": "user_id string, event_timestamp timestamp, history_item_ids array<string>, "
-    "history_clicked_at array<bigint>",
-    "clicks": "user_id string, item_id string, event_time timestamp, request_id string",
-    "conversions": "user_id string, item_id string, event_time timestamp, event_type string, request_id string",
-    "rejected": "table string, row string, reason string",
-}
+SPARK_TYPES: Final = {"text": "string", "moment": "timestamp", "int8": "tinyint", "int32": "int", "int64": "bigint"}
+
+
+def schema(table: Table) -> str:
+    """A day's table as Spark declares it."""
+    return ", ".join(f"{name} {_spark_type(kind)}" for name, kind in table.columns.items())
+
+
+def _spark_type(kind: str) -> str:
+    one = SPARK_TYPES[kind.removeprefix("list of ")]
+    return f"array<{one}>" if kind.startswith("list of ") else one
 
 
 def build(
@@ -264,8 +264,8 @@ def _read_table(spark: SparkSession, name: str, folders: list[Path]) -> DataFram
     """A table of these days' artifacts."""
     files = [f"file://{path.absolute()}" for folder in folders for path in sorted((folder / name).glob("*.parquet"))]
     if not files:
-        return spark.createDataFrame([], SCHEMAS[name])
-    return spark.read.schema(SCHEMAS[name]).parquet(*files)
+        return spark.createDataFrame([], schema(TABLES[name]))
+    return spark.read.schema(schema(TABLES[name])).parquet(*files)
 
 
 def _capped(refused: DataFrame) -> int:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.daily_log import asked_days, read_watermark
+from jobs.daily_log import DAYS, asked_days, read_watermark
 from jobs.pipeline import (
     NAMES,
     StageError,
@@ -39,7 +40,12 @@ AllowedHosts = Annotated[
         "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
     ),
 ]
-DAYS = ["%Y-%m-%d"]
+Master = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
+    ),
+]
 RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
 
 
@@ -50,6 +56,7 @@ def run(
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
+    master: Master = None,
 ) -> None:
     """The whole road, from raw tables to a release. Stages that are up to date are skipped."""
     for name in (from_, only):
@@ -59,7 +66,8 @@ def run(
         raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
-    done = walk(recall_road(workspace, raw, preset, allow_host or ()), rebuild=frozenset(rebuild), only=only)
+    road = replace(recall_road(workspace, raw, preset, allow_host or ()), master=master)
+    done = walk(road, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
     log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
 
@@ -126,8 +134,9 @@ def stage_main(argv: Sequence[str]) -> None:
         raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
+        master: Master = None,
     ) -> None:
-        walk(recall_road(workspace, raw, preset), only=name)
+        walk(replace(recall_road(workspace, raw, preset), master=master), only=name)
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
     _call(one, f"courier {name}", rest)
@@ -147,12 +156,13 @@ def sequences(
     to: Annotated[
         datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
     ] = None,
+    master: Master = None,
 ) -> None:
     """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
 
     A day that the log holds already is computed again, and all that follow it.
     """
-    road = recall_road(workspace, raw, preset)
+    road = replace(recall_road(workspace, raw, preset), master=master)
     days = asked_days(day, from_, to)
     if days is None:
         walk(road, only="sequences")
@@ -162,9 +172,9 @@ def sequences(
     road.workspace.mkdir(parents=True, exist_ok=True)
     with locked(road.workspace):
         if day is not None and read_watermark(road.workspace) is None:
-            refuse_to_leave_out(road.raw, *days)
+            refuse_to_leave_out(road.raw, *days, master=master)
         config = PRESETS[road.preset]["sequences"]
-        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config)
+        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master)
         remember(road)
 
 

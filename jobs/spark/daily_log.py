@@ -2,22 +2,34 @@
 
 import shutil
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import date, timedelta
+from dataclasses import asdict, replace
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import structlog
+import typer
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import daily_log
 from jobs.config import SequencesConfig
-from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight, state_folder, undated_folder
+from jobs.daily_log import (
+    DAYS,
+    DailyLogError,
+    Plan,
+    Watermark,
+    asked_days,
+    day_folder,
+    midnight,
+    state_folder,
+    undated_folder,
+)
 from jobs.logic.events import TOO_MANY_CLICKS
+from jobs.pipeline import locked
 from jobs.sources.raw import source
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
@@ -32,6 +44,7 @@ from model import artifact
 from model.artifact import Manifest
 
 log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 EPOCH: Final = date(1970, 1, 1)
 STATE: Final = "user_id string, event_time timestamp, history array<struct<at: timestamp, item_id: string>>"
@@ -49,15 +62,17 @@ SCHEMAS: Final = {
 }
 
 
-def build(*, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
+def build(
+    *, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig, master: str | None = None
+) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
-    Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
+    master: where Spark runs, if not here.  Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
     """
     mark = daily_log.read_watermark(workspace)
     if mark is None:
-        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config)
-    return assemble(workspace, mark, out=out, config=config)
+        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config, master=master)
+    return assemble(workspace, mark, out=out, config=config, master=master)
 
 
 def lasting(config: SequencesConfig) -> dict[str, int]:
@@ -68,10 +83,13 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 # --- adding days ----------------------------------------------------------------------------------------------------
 
 
-def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
+def add_days(
+    *, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig, master: str | None = None
+) -> Watermark:
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
+    master: where Spark runs, if not here; it must reach `raw` and `workspace` under the same paths.
     Raises DailyLogError where the days do not join the log, RawTableUnusable, JavaMissing.
     """
     began = time.monotonic()
@@ -84,7 +102,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
         )
     daily_log.refuse_cut_short(workspace, todo.write_from)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(session_for(raw), raw)
+    read = read_events(session_for(raw, master), raw)
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
@@ -99,9 +117,9 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
     return done
 
 
-def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
+def refuse_to_leave_out(raw: Path, start: date, end: date, master: str | None = None) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
-    earlier = read_events(session_for(raw), raw).filter(F.col("event_time") < midnight(start))
+    earlier = read_events(session_for(raw, master), raw).filter(F.col("event_time") < midnight(start))
     found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
     if found["events"]:
         first = EPOCH + timedelta(days=found["first"])
@@ -227,7 +245,9 @@ def _drop_states(workspace: Path, mark: Watermark) -> None:
 # --- assembling -----------------------------------------------------------------------------------------------------
 
 
-def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig) -> Manifest:
+def assemble(
+    workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig, master: str | None = None
+) -> Manifest:
     """The sequences artifact of all days of the log: what a build from the same raw events would write.
 
     Raises DailyLogError where the log was built with another config, or a day is missing.
@@ -239,7 +259,7 @@ def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesCo
         )
     digest = daily_log.log_digest(workspace)
     manifests = daily_log.read_days(workspace, mark)
-    spark = spark_session("courier sequences")
+    spark = spark_session("courier sequences", master)
     folders = [daily_log.log_folder(workspace) / name for name in manifests]
     frames = {name: _read_table(spark, name, folders) for name in ORDER}
     facts = [one.facts for one in manifests.values()]
@@ -268,3 +288,37 @@ def _capped(refused: DataFrame) -> int:
 
 def _number(day: date) -> int:
     return (day - EPOCH).days
+
+
+# --- as a program ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def daily(
+    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
+    workspace: Annotated[Path, typer.Option(help="The workspace whose daily log grows.")],
+    date_: Annotated[datetime | None, typer.Option("--date", formats=DAYS, help="Add this UTC day.")] = None,
+    from_: Annotated[datetime | None, typer.Option("--from", formats=DAYS, help="Or the days from this ...")] = None,
+    to: Annotated[datetime | None, typer.Option("--to", formats=DAYS, help="... to this, included.")] = None,
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
+) -> None:
+    """Add UTC days of raw events to a workspace's daily log: with the log's own config, or a new log with ours."""
+    days = asked_days(date_, from_, to)
+    if days is None:
+        raise DailyLogError("give the day to add as --date, or several as --from and --to")
+    workspace.mkdir(parents=True, exist_ok=True)
+    with locked(workspace):
+        mark = daily_log.read_watermark(workspace)
+        if date_ is not None and mark is None:
+            refuse_to_leave_out(raw, *days, master=master)
+        config = replace(SequencesConfig(), **(mark.config if mark else {}))
+        add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of this job."""
+    app(args=argv, prog_name="daily_log")
+
+
+if __name__ == "__main__":
+    main()

@@ -97,14 +97,15 @@ def _days(midnight: datetime) -> int:
     return (midnight - datetime(1970, 1, 1, tzinfo=midnight.tzinfo)) // timedelta(days=1)
 
 
-def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
+def write_statistics(sequences: Path, out: Path, master: str | None = None) -> dict[str, int]:
     """Write the folders item_statistics and user_statistics under `out`; returns the rows of each.
 
-    sequences: a sequences artifact.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing.
+    sequences: a sequences artifact.  master: where Spark runs, if not here.
+    Raises ArtifactMissing, ArtifactMismatch, JavaMissing.
     """
     manifest = artifact.read(sequences, kind="sequences")
     until = midnight_after(datetime.fromisoformat(manifest.facts["splits"]["end"]))
-    spark = spark_session("courier statistics")
+    spark = spark_session("courier statistics", master)
     impressions, clicks = (
         spark.read.parquet(f"file://{(sequences / name).absolute()}") for name in (IMPRESSIONS, CLICKS)
     )
@@ -123,9 +124,10 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
 def item_statistics(
     sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
     out: Annotated[Path, typer.Option(help="The folder that the two tables are written into.")],
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
-    write_statistics(sequences, out)
+    write_statistics(sequences, out, master)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from jobs.daily_log import DAYS, asked_days, read_watermark
 from jobs.pipeline import (
     NAMES,
+    Road,
     StageError,
     State,
     current_release,
@@ -67,9 +68,12 @@ def run(
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
     road = replace(recall_road(workspace, raw, preset, allow_host or ()), master=master)
+    held = _held(road)
     done = walk(road, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
     log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
+    if held:
+        (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
 
 
 def status(
@@ -78,10 +82,11 @@ def status(
 ) -> None:
     """Every stage: fresh, stale or missing; and the current release."""
     road = recall_road(workspace)
+    held = _held(road)
     rows = [_status_row(road.workspace, name, state) for name, state in states(road, raw_digest(road.raw)).items()]
     current = current_release(road.workspace)
     if as_json:
-        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current}
+        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current, "log": held}
         print(json.dumps(answer, indent=1))
         return
     table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{road.workspace}, preset {road.preset}")
@@ -89,6 +94,21 @@ def status(
         table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
     Console().print(f"current release: {current or 'none'}")
+    if held:
+        Console().print(held["said"])
+
+
+def _held(road: Road) -> dict[str, Any] | None:
+    """Which days the daily log holds, and what it leaves out of the raw events there are now; None without a log."""
+    mark = read_watermark(road.workspace)
+    if mark is None:
+        return None
+    from jobs.raw_days import sentence
+    from jobs.spark.raw_days import left_out_now  # Spark, which a workspace without a log need not load
+
+    out = left_out_now(road.raw, road.workspace, mark, road.master)
+    days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
+    return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
 
 def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
@@ -172,7 +192,7 @@ def sequences(
     road.workspace.mkdir(parents=True, exist_ok=True)
     with locked(road.workspace):
         if day is not None and read_watermark(road.workspace) is None:
-            refuse_to_leave_out(road.raw, *days, master=master)
+            refuse_to_leave_out(road.raw, road.workspace, *days, master=master)
         config = PRESETS[road.preset]["sequences"]
         add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master)
         remember(road)

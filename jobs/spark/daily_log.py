@@ -5,7 +5,7 @@ import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
@@ -30,14 +30,16 @@ from jobs.daily_log import (
 )
 from jobs.logic.events import TOO_MANY_CLICKS
 from jobs.pipeline import locked
-from jobs.sources.raw import source
+from jobs.raw_days import UNDATED, known_left_out, rows_a_day, sentence
+from jobs.sources.raw import source, table_files
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
 from jobs.spark.histories import carry_on, clicks, newest, snapshots
 from jobs.spark.judged_events import DAY, cap, crowds, day_of, judge_together, standing
 from jobs.spark.page_views import pages
 from jobs.spark.parquet_parts import write_parts, write_parts_apart
-from jobs.spark.raw_tables import REASON, ROW, read_events, rejected
+from jobs.spark.raw_days import files_of, indexed
+from jobs.spark.raw_tables import REASON, ROW, events_between, rejected, undated_events
 from jobs.spark.sequence_facts import count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
@@ -102,37 +104,40 @@ def add_days(
         )
     daily_log.refuse_cut_short(workspace, todo.write_from)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(session_for(raw, master), raw)
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
-    _write_days(read, workspace, todo, config)
-    _write_undated(read, workspace, config)
+    spark, index, table = session_for(raw, master), indexed(raw, workspace, master), table_files(raw, "events")
+    of_the_days = files_of(table, index, lambda file: file.holds(todo.read_from, todo.last))
+    known = events_between(spark, of_the_days, midnight(todo.read_from), midnight(todo.last + daily_log.DAY))
+    _write_days(known, workspace, todo, config)
+    undated = files_of(table, index, lambda file: UNDATED in file.rows)
+    _write_undated(undated_events(spark, undated), workspace, config)
     done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled)
     daily_log.write_watermark(workspace, done)
     daily_log.end_writing(workspace)
     _drop_states(workspace, done)
     days = {"added": start.isoformat(), "written_from": todo.write_from.isoformat(), "watermark": done.last.isoformat()}
     log.info("days_written", **days, days=len(todo.days), seconds=round(time.monotonic() - began, 1))
+    if out := known_left_out(workspace, done):
+        log.warning("events_left_out", said=sentence(done, out), **out.facts())
     return done
 
 
-def refuse_to_leave_out(raw: Path, start: date, end: date, master: str | None = None) -> None:
+def refuse_to_leave_out(raw: Path, workspace: Path, start: date, end: date, master: str | None = None) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
-    earlier = read_events(session_for(raw, master), raw).filter(F.col("event_time") < midnight(start))
-    found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
-    if found["events"]:
-        first = EPOCH + timedelta(days=found["first"])
+    raw_events = rows_a_day(indexed(raw, workspace, master).values())
+    earlier = {day: rows for day, rows in raw_events.items() if day < start}
+    if earlier:
+        first = min(earlier)
         raise DailyLogError(
-            f"{raw} holds {found['events']} events before {start}, the first on {first}: say `courier sequences "
+            f"{raw} holds {sum(earlier.values())} events before {start}, the first on {first}: say `courier sequences "
             f"--from {first} --to {end}` to begin with them, or `--from {start} --to {end}` to leave them out"
         )
 
 
-def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
-    spark = read.sparkSession
-    at, written = F.col("event_time"), F.col(DAY) >= _number(todo.write_from)
-    known = read.filter((at >= midnight(todo.read_from)) & (at < midnight(todo.last + daily_log.DAY)))
+def _write_days(known: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+    spark, written = known.sparkSession, F.col(DAY) >= _number(todo.write_from)
     together = judge_together(known).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = together if crowded.isEmpty() else cap(together, crowded)
@@ -202,7 +207,7 @@ def _day_facts(own: DataFrame, shown: DataFrame, crowded: DataFrame, todo: Plan)
 
 def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) -> None:
     """Keep the rejected rows whose time is not known: they belong to no day, so they are read anew each time."""
-    undated = read.filter(F.col("event_time").isNull()).withColumn("repeat", F.lit(False)).persist()
+    undated = read.withColumn("repeat", F.lit(False)).persist()
     with artifact.write(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
         by, then = ORDER["rejected"]
         write_parts(rejected(undated, "events"), draft.path / "rejected", by=by, then=then)
@@ -267,6 +272,8 @@ def assemble(
     counted = daily_log.sum_facts(facts) | {"capped_users": capped, "sampled_negatives": mark.sampled_negatives}
     who = [frames[name].select("user_id", "item_id") for name in ("impressions", "clicks", "conversions")]
     counted |= count_distinct(who[0].unionByName(who[1]).unionByName(who[2]))
+    if out_of_log := known_left_out(workspace, mark):  # as of the last look at the raw files
+        counted["left_out"] = out_of_log.facts()
     inputs = {"days": str(digest)}
     return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)
 
@@ -310,7 +317,7 @@ def daily(
     with locked(workspace):
         mark = daily_log.read_watermark(workspace)
         if date_ is not None and mark is None:
-            refuse_to_leave_out(raw, *days, master=master)
+            refuse_to_leave_out(raw, workspace, *days, master=master)
         config = replace(SequencesConfig(), **(mark.config if mark else {}))
         add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
 

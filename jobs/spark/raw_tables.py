@@ -1,7 +1,8 @@
 """Read the raw tables into the contract's columns, and set aside the rows that cannot be used, each with its reason."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from pyspark.sql import types as T
 from feature_repo import contract
 from jobs.logic import catalogue
 from jobs.logic import events as logic
-from jobs.sources.raw import table_files
+from jobs.sources.raw import TableFiles, table_files
 from jobs.spark.raw_files import CORRUPT, FILE, UNREADABLE, parts
 
 REASON: Final = "reason"
@@ -61,8 +62,32 @@ def judged_alone(spark: SparkSession, raw: Path, table: str) -> DataFrame:
 
     table: events | items. Raises RawTableUnusable, RawTableMissing.
     """
-    judge = {"events": _judged_event, "items": _judged_item}[table]
-    return _union([judge(part) for part in parts(spark, table_files(raw, table))])
+    return judged_files(spark, table_files(raw, table))
+
+
+def judged_files(spark: SparkSession, table: TableFiles, only: Callable[[Column], Column] | None = None) -> DataFrame:
+    """As judged_alone, of some of a table's files.
+
+    only: of the column event_time as it was read, where it is a moment already, which rows are wanted: then Spark reads
+    no more than the parquet row groups that may hold one. Where it is text, `only` is not asked.
+    """
+    judge = {"events": _judged_event, "items": _judged_item}[table.name]
+    return _union([judge(_narrowed(part, only)) for part in parts(spark, table)])
+
+
+def events_between(spark: SparkSession, table: TableFiles, start: datetime, end: datetime) -> DataFrame:
+    """As read_events, of some files of events, and only what happened in [start, end)."""
+
+    def between(at: Column) -> Column:
+        return (at >= start) & (at < end)
+
+    return judged_files(spark, table, between).drop(FILE).filter(between(F.col("event_time")))
+
+
+def undated_events(spark: SparkSession, table: TableFiles) -> DataFrame:
+    """As read_events, of some files of events, and only the rows whose time is not known."""
+    read = judged_files(spark, table, lambda at: at.isNull() | (at < logic.EARLIEST) | (at >= logic.LATEST))
+    return read.drop(FILE).filter(F.col("event_time").isNull())
 
 
 def rejected(judged: DataFrame, table: str) -> DataFrame:
@@ -138,6 +163,11 @@ def _judged_item(part: DataFrame) -> DataFrame:
         _row_if(reason, [column.name for column in contract.ITEMS]).alias(ROW),
         FILE,
     )
+
+
+def _narrowed(part: DataFrame, only: Callable[[Column], Column] | None) -> DataFrame:
+    is_timed = only and isinstance(part.schema["event_time"].dataType, T.TimestampType)
+    return part.filter(only(F.col("event_time"))) if only and is_timed else part
 
 
 def _is_bad_row(part: DataFrame) -> Column:

@@ -34,8 +34,9 @@ from jobs.raw_days import UNDATED, known_left_out, rows_a_day, sentence
 from jobs.sources.raw import source, table_files
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
+from jobs.spark.crowded_requests import judge
 from jobs.spark.histories import carry_on, clicks, newest, snapshots
-from jobs.spark.judged_events import DAY, cap, crowds, day_of, judge_together, standing
+from jobs.spark.judged_events import DAY, cap, crowds, day_of, standing
 from jobs.spark.page_views import pages
 from jobs.spark.parquet_parts import write_parts, write_parts_apart
 from jobs.spark.raw_days import files_of, indexed
@@ -138,7 +139,7 @@ def refuse_to_leave_out(raw: Path, workspace: Path, start: date, end: date, mast
 
 def _write_days(known: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
     spark, written = known.sparkSession, F.col(DAY) >= _number(todo.write_from)
-    together = judge_together(known).persist()
+    together = judge(known).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = together if crowded.isEmpty() else cap(together, crowded)
     own = judged.withColumn(DAY, day_of("event_time")).filter(written)

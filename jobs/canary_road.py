@@ -169,6 +169,7 @@ def walk(
     )
     _copy(connection, "FROM events", raw / "events.parquet")
     offered: dict[str, Any] = {"raw": raw, "raw_digest": CANARY, "config": config, "workspace": workspace}
+    offered["master"] = None
     offered |= lend_items(connection, stages, workspace, cut=cut)
     for name in ("sequences", "features"):
         offered[name] = _build(name, offered, workspace / name / CANARY)

@@ -20,7 +20,8 @@ from jobs.logic import events as logic
 from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable, table_files
 from jobs.spark import raw_findings
-from jobs.spark.judged_events import cap, crowds, judge_together, standing
+from jobs.spark.crowded_requests import judge
+from jobs.spark.judged_events import cap, crowds, standing
 from jobs.spark.raw_files import damage_named
 from jobs.spark.raw_findings import Day, Example
 from jobs.spark.raw_tables import REASON, count_reasons, read_events, read_items
@@ -80,7 +81,7 @@ def check(raw: Path, as_of: datetime | None = None) -> dict[str, Found]:
 
 
 def _check(spark: SparkSession, raw: Path, as_of: datetime) -> dict[str, Found]:
-    together = judge_together(read_events(spark, raw, as_of)).persist()
+    together = judge(read_events(spark, raw, as_of)).persist()
     judged = cap(together, crowds(together, SequencesConfig().max_clicks_per_day))
     items = read_items(spark, raw).persist()
     once, described = standing(judged).persist(), items.filter(F.col(REASON).isNull())

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.beam.arguments import part
-from jobs.daily_log import asked_days, read_watermark
+from jobs.daily_log import DAYS, asked_days, read_watermark
 from jobs.pipeline import (
     NAMES,
+    Road,
     StageError,
     State,
     current_release,
@@ -41,7 +42,12 @@ AllowedHosts = Annotated[
         "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
     ),
 ]
-DAYS = ["%Y-%m-%d"]
+Master = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
+    ),
+]
 RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
 
 
@@ -53,6 +59,7 @@ def run(
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
+    master: Master = None,
 ) -> None:
     """The whole road, from raw tables to a release. Stages that are up to date are skipped.
 
@@ -65,10 +72,13 @@ def run(
         raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
-    road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=context.obj)
+    road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=context.obj, master=master)
+    held = _held(road)
     done = walk(road, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
     log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
+    if held:
+        (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
 
 
 def status(
@@ -77,10 +87,11 @@ def status(
 ) -> None:
     """Every stage: fresh, stale or missing; and the current release."""
     road = recall_road(workspace)
+    held = _held(road)
     rows = [_status_row(road.workspace, name, state) for name, state in states(road, raw_digest(road.raw)).items()]
     current = current_release(road.workspace)
     if as_json:
-        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current}
+        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current, "log": held}
         print(json.dumps(answer, indent=1))
         return
     table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{road.workspace}, preset {road.preset}")
@@ -88,6 +99,21 @@ def status(
         table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
     Console().print(f"current release: {current or 'none'}")
+    if held:
+        Console().print(held["said"])
+
+
+def _held(road: Road) -> dict[str, Any] | None:
+    """Which days the daily log holds, and what it leaves out of the raw events there are now; None without a log."""
+    mark = read_watermark(road.workspace)
+    if mark is None:
+        return None
+    from jobs.raw_days import sentence
+    from jobs.spark.raw_days import left_out_now  # Spark, which a workspace without a log need not load
+
+    out = left_out_now(road.raw, road.workspace, mark, road.master)
+    days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
+    return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
 
 def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
@@ -134,8 +160,9 @@ def stage_main(argv: Sequence[str]) -> None:
         raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
+        master: Master = None,
     ) -> None:
-        walk(recall_road(workspace, raw, preset), only=name)
+        walk(replace(recall_road(workspace, raw, preset), master=master), only=name)
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
     _call(one, f"courier {name}", rest)
@@ -155,12 +182,13 @@ def sequences(
     to: Annotated[
         datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
     ] = None,
+    master: Master = None,
 ) -> None:
     """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
 
     A day that the log holds already is computed again, and all that follow it.
     """
-    road = recall_road(workspace, raw, preset)
+    road = replace(recall_road(workspace, raw, preset), master=master)
     days = asked_days(day, from_, to)
     if days is None:
         walk(road, only="sequences")
@@ -170,9 +198,9 @@ def sequences(
     road.workspace.mkdir(parents=True, exist_ok=True)
     with locked(road.workspace):
         if day is not None and read_watermark(road.workspace) is None:
-            refuse_to_leave_out(road.raw, *days)
+            refuse_to_leave_out(road.raw, road.workspace, *days, master=master)
         config = PRESETS[road.preset]["sequences"]
-        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config)
+        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master)
         remember(road)
 
 

@@ -22,6 +22,7 @@ DAY: Final = timedelta(days=1)
 # (jobs.logic.events): so a day is settled two days later, and needs the two days before it.
 SETTLED_AFTER: Final = 2 * DAY
 WRITING: Final = "writing.json"
+DAYS: Final = ["%Y-%m-%d"]  # how a command line writes a day
 NEEDS_BEFORE: Final = 2 * DAY
 # How far behind the watermark lie the states that are kept: the next day starts from the one, the last day, computed
 # again, from the other. Older ones are computed of the days' clicks where a back-fill needs them.

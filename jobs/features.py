@@ -34,10 +34,13 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 BATCH_ROWS: Final = 10_000  # a row of history or embedding weighs about 1 kB
 
 
-def build(*, sequences: Path, images: Path, embed: Path, cluster: Path, out: Path) -> Manifest:
+def build(
+    *, sequences: Path, images: Path, embed: Path, cluster: Path, out: Path, master: str | None = None
+) -> Manifest:
     """The features artifact: `<view>/*.parquet` for every view of the contract.
 
     Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id.
+    master: where Spark runs, if not here.
     Raises ArtifactMissing or ArtifactMismatch where an input is not what it should be, or embeddings and clusters are
     of different spaces.
     """
@@ -49,7 +52,7 @@ def build(*, sequences: Path, images: Path, embed: Path, cluster: Path, out: Pat
     paths = {"sequences": sequences, "images": images, "embed": embed, "cluster": cluster}
     inputs = {name: artifact.digest(path) for name, path in paths.items()}
     with artifact.write(out, kind="features", inputs=inputs, config={}) as draft:
-        write_statistics(sequences, draft.path)
+        write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)
         write_item_facts(sequences, images, embed, cluster, draft.path, space_id=space_id)
         rows = {view.name: checked_rows(draft.path, view) for view in VIEWS}

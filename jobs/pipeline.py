@@ -40,7 +40,7 @@ class Stage:
 
     build: "module:function", imported only when the stage runs.  needs: names of earlier stages, passed as paths.
     takes: what else it wants: "raw" (the raw folder), "raw_digest", "workspace", "store" (of images), "config",
-    "beam_args".
+    "beam_args", "master" (where Spark runs).
     """
 
     name: str
@@ -50,7 +50,11 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="sequences", build="jobs.spark.daily_log:build", takes=("raw", "raw_digest", "workspace", "config")),
+    Stage(
+        name="sequences",
+        build="jobs.spark.daily_log:build",
+        takes=("raw", "raw_digest", "workspace", "config", "master"),
+    ),
     Stage(
         name="images",
         build="jobs.beam.image_references:build",
@@ -59,7 +63,12 @@ STAGES = (
     Stage(name="pretrain", build="model.courier.train:build", needs=("sequences", "images"), takes=("config",)),
     Stage(name="embed", build="model.courier.embed:build", needs=("pretrain", "images")),
     Stage(name="cluster", build="jobs.cluster:build", needs=("embed", "sequences"), takes=("config",)),
-    Stage(name="features", build="jobs.features:build", needs=("sequences", "images", "embed", "cluster")),
+    Stage(
+        name="features",
+        build="jobs.features:build",
+        needs=("sequences", "images", "embed", "cluster"),
+        takes=("master",),
+    ),
     Stage(name="materialize", build="jobs.materialize:build", needs=("features",), takes=("workspace",)),
     Stage(name="index", build="jobs.build_index:build", needs=("embed",), takes=("config",)),
     Stage(
@@ -95,6 +104,7 @@ class Road:
     preset: str
     allowed_hosts: tuple[str, ...] = ()  # that https:// image references may name
     beam_args: tuple[str, ...] = ()  # where Beam runs: for this run alone, and no part of what is built
+    master: str | None = None  # where Spark runs, if not here: no stage depends on it
 
     def settings(self, stage: Stage) -> Any:
         """The stage's config; None where it has none."""
@@ -239,6 +249,7 @@ def _build(road: Road, raw: str, stage: Stage, known: Mapping[str, State], optio
         "store": road.workspace / "image_store",
         "config": road.settings(stage),
         "beam_args": road.beam_args,
+        "master": road.master,
     }
     arguments |= {name: offered[name] for name in stage.takes}
     module, _, function = stage.build.partition(":")

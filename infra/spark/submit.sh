@@ -6,13 +6,14 @@ usage() {
   cat <<'TEXT'
 usage: submit.sh [--master URL] [--archive ZIP] [--dry-run] [--spark-option ...] JOB -- [JOB'S OPTIONS]
 
-  JOB             behavior_sequences or item_statistics
+  JOB             behavior_sequences, daily_log or item_statistics
   --master URL    local[*] (default), spark://HOST:PORT, yarn, k8s://https://HOST:PORT
   --archive ZIP   courier-*-py-files.zip; default: the newest in dist/ beside the repository's infra/
   --dry-run       print the command, and run nothing
   Any other option before JOB goes to spark-submit: --conf NAME=VALUE, --deploy-mode=cluster, --archives=env.tar.gz#env
 
   submit.sh --master spark://10.0.0.1:7077 behavior_sequences -- --raw /data/raw --out /data/sequences
+  submit.sh --master spark://10.0.0.1:7077 daily_log -- --raw /data/raw --workspace /data/ws --date 2026-03-01
 
 SPARK_SUBMIT names another spark-submit than the one on the PATH. See infra/RUNBOOK.md for what each machine needs.
 TEXT

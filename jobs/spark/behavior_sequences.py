@@ -15,8 +15,9 @@ from jobs.config import SequencesConfig
 from jobs.logic.sequence_tables import PERIOD, TABLES
 from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
+from jobs.spark.crowded_requests import judge
 from jobs.spark.histories import clicks, conversions, histories, snapshots
-from jobs.spark.judged_events import cap, crowds, judge_together, standing
+from jobs.spark.judged_events import cap, crowds, standing
 from jobs.spark.page_views import impressions, page_views, pages, period, time_splits
 from jobs.spark.parquet_parts import write_parts
 from jobs.spark.raw_tables import read_events, rejected
@@ -50,7 +51,7 @@ def build(
     """
     as_of = as_of or datetime.now(UTC)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    together = judge_together(read_events(session_for(raw, master), raw, as_of)).persist()
+    together = judge(read_events(session_for(raw, master), raw, as_of)).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = together if crowded.isEmpty() else cap(together, crowded)  # every later pass would pay for the join
     shown = pages(standing(judged)).persist()

@@ -2,37 +2,53 @@
 
 import shutil
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import structlog
+import typer
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from jobs import daily_log
 from jobs.config import SequencesConfig
-from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight, state_folder, undated_folder
-from jobs.logic.events import TOO_MANY_CLICKS
+from jobs.daily_log import (
+    DAYS,
+    DailyLogError,
+    Plan,
+    Watermark,
+    asked_days,
+    day_folder,
+    midnight,
+    state_folder,
+    undated_folder,
+)
+from jobs.logic.events import TOO_MANY_CLICKS, future_from
 from jobs.logic.sequence_tables import TABLES, Table
-from jobs.sources.raw import source
+from jobs.pipeline import locked
+from jobs.raw_days import UNDATED, known_left_out, rows_a_day, sentence
+from jobs.sources.raw import source, table_files
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
+from jobs.spark.crowded_requests import judge
 from jobs.spark.histories import carry_on, clicks, newest, snapshots
-from jobs.spark.judged_events import DAY, cap, crowds, day_of, judge_together, standing
+from jobs.spark.judged_events import DAY, cap, crowds, day_of, standing
 from jobs.spark.page_views import pages
 from jobs.spark.parquet_parts import write_parts, write_parts_apart
-from jobs.spark.raw_tables import REASON, ROW, read_events, rejected
+from jobs.spark.raw_days import files_of, indexed
+from jobs.spark.raw_tables import REASON, ROW, events_between, rejected, undated_events
 from jobs.spark.sequence_facts import count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
 from model.artifact import Manifest
 
 log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 EPOCH: Final = date(1970, 1, 1)
 STATE: Final = "user_id string, event_time timestamp, history array<struct<at: timestamp, item_id: string>>"
@@ -50,17 +66,27 @@ def _spark_type(kind: str) -> str:
 
 
 def build(
-    *, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig, as_of: datetime | None = None
+    *,
+    raw: Path,
+    raw_digest: str,
+    workspace: Path,
+    out: Path,
+    config: SequencesConfig,
+    master: str | None = None,
+    as_of: datetime | None = None,
 ) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
+    master: where Spark runs, if not here.
     as_of: as jobs.spark.behavior_sequences has it; a log keeps the one that its last days were added with.
     Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
     """
     mark = daily_log.read_watermark(workspace)
     if mark is None:
-        return behavior_sequences.build(raw=raw, raw_digest=raw_digest, out=out, config=config, as_of=as_of)
-    return assemble(workspace, mark, out=out, config=config)
+        return behavior_sequences.build(
+            raw=raw, raw_digest=raw_digest, out=out, config=config, master=master, as_of=as_of
+        )
+    return assemble(workspace, mark, out=out, config=config, master=master)
 
 
 def lasting(config: SequencesConfig) -> dict[str, int]:
@@ -72,11 +98,19 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 
 
 def add_days(
-    *, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig, as_of: datetime | None = None
+    *,
+    raw: Path,
+    workspace: Path,
+    start: date,
+    end: date,
+    config: SequencesConfig,
+    master: str | None = None,
+    as_of: datetime | None = None,
 ) -> Watermark:
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
+    master: where Spark runs, if not here; it must reach `raw` and `workspace` under the same paths.
     as_of: the clock that says which events lie in the future; None: that of this machine, now. What lies there is kept
     with the undated rows, and comes into its day when that is added.
     Raises DailyLogError where the days do not join the log, RawTableUnusable, JavaMissing.
@@ -91,39 +125,42 @@ def add_days(
         )
     daily_log.refuse_cut_short(workspace, todo.write_from)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(session_for(raw), raw, as_of)
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
-    _write_days(read, workspace, todo, config)
-    _write_undated(read, workspace, config)
+    spark, index, table = session_for(raw, master), indexed(raw, workspace, master), table_files(raw, "events")
+    of_the_days = files_of(table, index, lambda file: file.holds(todo.read_from, todo.last))
+    known = events_between(spark, of_the_days, midnight(todo.read_from), midnight(todo.last + daily_log.DAY), as_of)
+    _write_days(known, workspace, todo, config)
+    ahead = future_from(as_of).date()
+    undated = files_of(table, index, lambda file: UNDATED in file.rows or file.holds(ahead, date.max))
+    _write_undated(undated_events(spark, undated, as_of), workspace, config)
     done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled, as_of=as_of)
     daily_log.write_watermark(workspace, done)
     daily_log.end_writing(workspace)
     _drop_states(workspace, done)
     days = {"added": start.isoformat(), "written_from": todo.write_from.isoformat(), "watermark": done.last.isoformat()}
     log.info("days_written", **days, days=len(todo.days), seconds=round(time.monotonic() - began, 1))
+    if out := known_left_out(workspace, done):
+        log.warning("events_left_out", said=sentence(done, out), **out.facts())
     return done
 
 
-def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
+def refuse_to_leave_out(raw: Path, workspace: Path, start: date, end: date, master: str | None = None) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
-    # What is dated ahead of any day to add is none of its business: the clock is that of the first day itself.
-    earlier = read_events(session_for(raw), raw, midnight(start)).filter(F.col("event_time") < midnight(start))
-    found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]
-    if found["events"]:
-        first = EPOCH + timedelta(days=found["first"])
+    raw_events = rows_a_day(indexed(raw, workspace, master).values())
+    earlier = {day: rows for day, rows in raw_events.items() if day < start}
+    if earlier:
+        first = min(earlier)
         raise DailyLogError(
-            f"{raw} holds {found['events']} events before {start}, the first on {first}: say `courier sequences "
+            f"{raw} holds {sum(earlier.values())} events before {start}, the first on {first}: say `courier sequences "
             f"--from {first} --to {end}` to begin with them, or `--from {start} --to {end}` to leave them out"
         )
 
 
-def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
-    spark = read.sparkSession
-    at, written = F.col("event_time"), F.col(DAY) >= _number(todo.write_from)
-    known = read.filter((at >= midnight(todo.read_from)) & (at < midnight(todo.last + daily_log.DAY)))
-    together = judge_together(known).persist()
+def _write_days(known: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+    spark, written = known.sparkSession, F.col(DAY) >= _number(todo.write_from)
+    together = judge(known).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
     judged = together if crowded.isEmpty() else cap(together, crowded)
     own = judged.withColumn(DAY, day_of("event_time")).filter(written)
@@ -192,7 +229,7 @@ def _day_facts(own: DataFrame, shown: DataFrame, crowded: DataFrame, todo: Plan)
 
 def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) -> None:
     """Keep the rejected rows whose time is not known: they belong to no day, so they are read anew each time."""
-    undated = read.filter(F.col("event_time").isNull()).withColumn("repeat", F.lit(False)).persist()
+    undated = read.withColumn("repeat", F.lit(False)).persist()
     with artifact.write(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
         by, then = ORDER["rejected"]
         write_parts(rejected(undated, "events"), draft.path / "rejected", by=by, then=then)
@@ -235,7 +272,9 @@ def _drop_states(workspace: Path, mark: Watermark) -> None:
 # --- assembling -----------------------------------------------------------------------------------------------------
 
 
-def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig) -> Manifest:
+def assemble(
+    workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig, master: str | None = None
+) -> Manifest:
     """The sequences artifact of all days of the log: what a build from the same raw events would write.
 
     Raises DailyLogError where the log was built with another config, or a day is missing.
@@ -247,7 +286,7 @@ def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesCo
         )
     digest = daily_log.log_digest(workspace)
     manifests = daily_log.read_days(workspace, mark)
-    spark = spark_session("courier sequences")
+    spark = spark_session("courier sequences", master)
     folders = [daily_log.log_folder(workspace) / name for name in manifests]
     frames = {name: _read_table(spark, name, folders) for name in ORDER}
     facts = [one.facts for one in manifests.values()]
@@ -256,6 +295,8 @@ def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesCo
     counted["as_of"] = None if mark.as_of is None else mark.as_of.isoformat()
     who = [frames[name].select("user_id", "item_id") for name in ("impressions", "clicks", "conversions")]
     counted |= count_distinct(who[0].unionByName(who[1]).unionByName(who[2]))
+    if out_of_log := known_left_out(workspace, mark):  # as of the last look at the raw files
+        counted["left_out"] = out_of_log.facts()
     inputs = {"days": str(digest)}
     return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)
 
@@ -277,3 +318,37 @@ def _capped(refused: DataFrame) -> int:
 
 def _number(day: date) -> int:
     return (day - EPOCH).days
+
+
+# --- as a program ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def daily(
+    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
+    workspace: Annotated[Path, typer.Option(help="The workspace whose daily log grows.")],
+    date_: Annotated[datetime | None, typer.Option("--date", formats=DAYS, help="Add this UTC day.")] = None,
+    from_: Annotated[datetime | None, typer.Option("--from", formats=DAYS, help="Or the days from this ...")] = None,
+    to: Annotated[datetime | None, typer.Option("--to", formats=DAYS, help="... to this, included.")] = None,
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
+) -> None:
+    """Add UTC days of raw events to a workspace's daily log: with the log's own config, or a new log with ours."""
+    days = asked_days(date_, from_, to)
+    if days is None:
+        raise DailyLogError("give the day to add as --date, or several as --from and --to")
+    workspace.mkdir(parents=True, exist_ok=True)
+    with locked(workspace):
+        mark = daily_log.read_watermark(workspace)
+        if date_ is not None and mark is None:
+            refuse_to_leave_out(raw, workspace, *days, master=master)
+        config = replace(SequencesConfig(), **(mark.config if mark else {}))
+        add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of this job."""
+    app(args=argv, prog_name="daily_log")
+
+
+if __name__ == "__main__":
+    main()

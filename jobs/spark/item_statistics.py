@@ -92,14 +92,15 @@ def _days(midnight: datetime) -> int:
     return (midnight - datetime(1970, 1, 1, tzinfo=midnight.tzinfo)) // timedelta(days=1)
 
 
-def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
+def write_statistics(sequences: Path, out: Path, master: str | None = None) -> dict[str, int]:
     """Write the folders item_statistics and user_statistics under `out`; returns the rows of each.
 
-    sequences: a sequences artifact.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing.
+    sequences: a sequences artifact.  master: where Spark runs, if not here.
+    Raises ArtifactMissing, ArtifactMismatch, JavaMissing.
     """
     manifest = artifact.read(sequences, kind="sequences")
     until = midnight_after(datetime.fromisoformat(manifest.facts["splits"]["end"]))
-    spark = spark_session("courier statistics")
+    spark = spark_session("courier statistics", master)
     impressions, clicks = (
         spark.read.parquet(f"file://{(sequences / name).absolute()}") for name in (IMPRESSIONS, CLICKS)
     )
@@ -114,11 +115,11 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
     return rows
 
 
-def build(*, sequences: Path, out: Path) -> Manifest:
+def build(*, sequences: Path, out: Path, master: str | None = None) -> Manifest:
     """The statistics artifact: what write_statistics writes.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing."""
     inputs = {"sequences": artifact.digest(sequences)}
     with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
-        draft.facts = {"rows": write_statistics(sequences, draft.path)}
+        draft.facts = {"rows": write_statistics(sequences, draft.path, master)}
     return artifact.read(out, kind=KIND)
 
 
@@ -126,9 +127,10 @@ def build(*, sequences: Path, out: Path) -> Manifest:
 def item_statistics(
     sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
     out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
-    build(sequences=sequences, out=out)
+    build(sequences=sequences, out=out, master=master)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -29,28 +29,36 @@ def judge_together(read: DataFrame) -> DataFrame:
     placed = placed.repartition("request_id")
     same = Window.partitionBy("request_id", DAY, "user_id", "item_id", "event_type", "event_time", REASON)
     topmost = F.row_number().over(same.orderBy(F.asc_nulls_last("position")))
-    found = _page_views(placed.withColumn(REPEAT, topmost > 1))
-    reason = first_reason(
+    # Repeats are left out not for their sake: only so does Spark sort once, by the window that found them.
+    counts = usable & is_a(logic.IMPRESSION) & ~F.col(REPEAT)
+    opening = F.when(counts, F.struct("event_time", "user_id"))
+    found = on_page(first_openings(placed.withColumn(REPEAT, topmost > 1), opening))
+    return reject_also(found, F.when(usable, contradiction()), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
+
+
+def contradiction() -> Column:
+    """Why an event on its page view, as `on_page` finds it, is rejected; null where it is not."""
+    return first_reason(
         {
             logic.FOREIGN_REQUEST: F.col("user_id") != F.col("_opening.user_id"),
             logic.EARLY_CLICK: is_a(logic.CLICK) & (F.col("event_time") < F.col("_opening.event_time")),
         }
     )
-    return reject_also(found, F.when(usable, reason), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 
 
-def _page_views(placed: DataFrame) -> DataFrame:
-    """`placed` with page_day and `_opening`: when the event's page view began, and whose it is."""
-    # Repeats are left out not for their sake: only so does Spark sort once, by the window that found them.
-    counts = F.col(REASON).isNull() & is_a(logic.IMPRESSION) & ~F.col(REPEAT)
-    opening = F.when(counts, F.struct("event_time", "user_id"))
+def first_openings(placed: DataFrame, opening: Column) -> DataFrame:
+    """`placed` with the smallest `opening` of the request two days before, the day before, on the day and after it."""
     days = Window.partitionBy("request_id").orderBy(DAY)
-    shown = placed.withColumns(
+    return placed.withColumns(
         {
             name: F.min(opening).over(days.rangeBetween(days_later, days_later))
             for name, days_later in (("_two_before", -2), ("_before", -1), ("_same", 0), ("_after", 1))
         }
     )
+
+
+def on_page(shown: DataFrame) -> DataFrame:
+    """`shown` with page_day and `_opening`: when the event's page view began, and whose it is."""
     before, same, after = (F.col(name).isNotNull() for name in ("_before", "_same", "_after"))
     # Impressions of the day before belong themselves to the page view of the day before that, if there is one.
     of_the_day_before = F.when(F.col("_two_before").isNull(), F.col("_before")).otherwise(F.col("_same"))

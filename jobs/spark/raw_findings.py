@@ -100,6 +100,11 @@ def examples(
     return shown
 
 
+def path_of(uri: str) -> Path:
+    """The file that Spark names so in FILE."""
+    return Path(unquote(re.sub("^file:/+", "/", uri)))
+
+
 def _within(raw: Path, uri: str) -> str:
-    path = Path(unquote(re.sub("^file:/+", "/", uri)))
+    path = path_of(uri)
     return str(path.relative_to(raw.absolute())) if path.is_relative_to(raw.absolute()) else str(path)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,7 @@ from pyspark.sql import types as T
 from feature_repo import contract
 from jobs.logic import catalogue
 from jobs.logic import events as logic
-from jobs.sources.raw import table_files
+from jobs.sources.raw import TableFiles, table_files
 from jobs.spark.raw_files import CORRUPT, FILE, UNREADABLE, parts
 
 REASON: Final = "reason"
@@ -56,7 +56,7 @@ def read_items(spark: SparkSession, raw: Path) -> DataFrame:
 
     Raises RawTableUnusable, RawTableMissing.
     """
-    return _repeated(_read(spark, raw, "items", _judged_item).drop(FILE))
+    return _repeated(_judged(spark, table_files(raw, "items"), _judged_item).drop(FILE))
 
 
 def judged_alone(spark: SparkSession, raw: Path, table: str, as_of: datetime) -> DataFrame:
@@ -65,8 +65,37 @@ def judged_alone(spark: SparkSession, raw: Path, table: str, as_of: datetime) ->
     table: events | items. Raises RawTableUnusable, RawTableMissing.
     """
     if table == "items":
-        return _read(spark, raw, table, _judged_item)
-    return _read(spark, raw, table, partial(_judged_event, as_of=as_of))
+        return _judged(spark, table_files(raw, table), _judged_item)
+    return judged_events(spark, table_files(raw, table), as_of)
+
+
+def judged_events(
+    spark: SparkSession, table: TableFiles, as_of: datetime, only: Callable[[Column], Column] | None = None
+) -> DataFrame:
+    """As judged_alone, of some files of events.
+
+    only: of the column event_time as it was read, where it is a moment already, which rows are wanted: then Spark reads
+    no more than the parquet row groups that may hold one. Where it is text, `only` is not asked.
+    """
+    return _judged(spark, table, lambda part: _judged_event(_narrowed(part, only), as_of))
+
+
+def events_between(
+    spark: SparkSession, table: TableFiles, start: datetime, end: datetime, as_of: datetime
+) -> DataFrame:
+    """As read_events, of some files of events, and only what happened in [start, end)."""
+
+    def between(at: Column) -> Column:
+        return (at >= start) & (at < end)
+
+    return judged_events(spark, table, as_of, between).drop(FILE).filter(between(F.col("event_time")))
+
+
+def undated_events(spark: SparkSession, table: TableFiles, as_of: datetime) -> DataFrame:
+    """As read_events, of some files of events, and only the rows whose time is not known or lies in the future."""
+    ahead = min(logic.future_from(as_of), logic.LATEST)
+    read = judged_events(spark, table, as_of, lambda at: at.isNull() | (at < logic.EARLIEST) | (at >= ahead))
+    return read.drop(FILE).filter(F.col("event_time").isNull())
 
 
 def rejected(judged: DataFrame, table: str) -> DataFrame:
@@ -80,8 +109,8 @@ def count_reasons(judged: DataFrame) -> tuple[int, dict[str, int]]:
     return counts.pop(None, 0), dict(sorted(counts.items()))
 
 
-def _read(spark: SparkSession, raw: Path, table: str, judge: Callable[[DataFrame], DataFrame]) -> DataFrame:
-    return reduce(DataFrame.unionByName, [judge(part) for part in parts(spark, table_files(raw, table))])
+def _judged(spark: SparkSession, table: TableFiles, judge: Callable[[DataFrame], DataFrame]) -> DataFrame:
+    return reduce(DataFrame.unionByName, [judge(part) for part in parts(spark, table)])
 
 
 # --- columns as they were read -> the contract's, with a reason ------------------------------------------------------
@@ -141,6 +170,11 @@ def _judged_item(part: DataFrame) -> DataFrame:
         _row_if(reason, [column.name for column in contract.ITEMS]).alias(ROW),
         FILE,
     )
+
+
+def _narrowed(part: DataFrame, only: Callable[[Column], Column] | None) -> DataFrame:
+    is_timed = only and isinstance(part.schema["event_time"].dataType, T.TimestampType)
+    return part.filter(only(F.col("event_time"))) if only and is_timed else part
 
 
 def _is_bad_row(part: DataFrame) -> Column:

@@ -260,9 +260,9 @@ def test_another_config_is_refused_until_the_log_is_built_again(grown, raw, tmp_
             refused()
 
 
-def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw) -> None:
+def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw, tmp_path) -> None:
     from jobs.spark.daily_log import refuse_to_leave_out
 
-    refuse_to_leave_out(raw, DAYS[0], DAYS[0])
+    refuse_to_leave_out(raw, tmp_path, DAYS[0], DAYS[0])
     with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-03"):
-        refuse_to_leave_out(raw, DAYS[2], DAYS[2])
+        refuse_to_leave_out(raw, tmp_path, DAYS[2], DAYS[2])

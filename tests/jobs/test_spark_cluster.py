@@ -1,4 +1,4 @@
-"""A real Spark cluster loses a worker in the middle of the sequences job, and the job writes the same bytes."""
+"""On a real Spark cluster the sequences are the same bytes as here: a day at a time, and though a worker is lost."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,10 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A standalone cluster: its address, and the processes of its workers, each the leader of a group."""
+    """A standalone cluster: its address, its page, and the processes of its workers, each the leader of a group."""
 
     url: str
+    page: str  # what the master says of itself, in JSON
     workers: list[subprocess.Popen[bytes]]
 
 
@@ -62,7 +64,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     ):
         alive = f"http://{HERE}:{page}/json/"
         wait_for(lambda: answer(alive).get("aliveworkers") == 2, "two workers have joined the master")
-        yield Cluster(address, [one, two])
+        yield Cluster(address, alive, [one, two])
 
 
 def worker(home: Path) -> list[object]:
@@ -114,16 +116,20 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     raise AssertionError(f"within {WAIT} s it did not come about that {what}")
 
 
-@contextmanager
-def submitted(cluster: Cluster, raw: Path, out: Path, page: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The sequences job on the cluster, as an operator submits it."""
-    log.mkdir()
+def submit(cluster: Cluster, log: Path, page: int, job: str, *options: object) -> list[object]:
+    """The command by which an operator submits a job to the cluster. log: a folder for Spark's own log of events."""
     settings = SETTINGS | {"spark.ui.port": str(page), "spark.eventLog.dir": log.as_uri()}
     conf = [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
-    job = [ROOT / "jobs" / "spark" / "behavior_sequences.py", "--raw", raw, "--out", out]
-    command = [SPARK / "bin" / "spark-submit", "--master", cluster.url, *conf, *job, "--page-view-size", "3"]
+    program = ROOT / "jobs" / "spark" / f"{job}.py"
+    return [SPARK / "bin" / "spark-submit", "--master", cluster.url, *conf, program, *options]
+
+
+@contextmanager
+def running(command: list[object], log: Path, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command as a process, in the folder `log`; what it says goes to a file beside that."""
+    log.mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": HERE}
-    environment |= {"PYSPARK_DRIVER_PYTHON": sys.executable}
+    environment |= {"PYSPARK_DRIVER_PYTHON": sys.executable, **more}
     with log.with_suffix(".txt").open("wb") as said:
         process = subprocess.Popen(
             list(map(str, command)), cwd=log, env=environment, stdout=said, stderr=said, start_new_session=True
@@ -195,7 +201,8 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
 
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(20_000)))
     page, log = free_port(), tmp_path / "log"
-    with submitted(cluster, raw, tmp_path / "far", page, log) as job:
+    job_and_options = ("behavior_sequences", "--raw", raw, "--out", tmp_path / "far", "--page-view-size", "3")
+    with running(submit(cluster, log, page, *job_and_options), log) as job:
         victim, executor = busy_worker(cluster, page)
         end_group(victim)
         status = job.wait(timeout=2 * WAIT)
@@ -206,3 +213,48 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
     far = artifact.read(tmp_path / "far", kind="sequences")
     assert far.files == near.files
     assert len(far.files) > 8
+
+
+def run_to_its_end(command: list[object], log: Path, **more: str) -> None:
+    with running(command, log, **more) as job:
+        status = job.wait(timeout=2 * WAIT)
+    assert status == 0, log.with_suffix(".txt").read_text()[-4000:]
+
+
+def days_of(workspace: Path) -> dict[str, object]:
+    """The files and findings of every day of the log, and what the watermark says."""
+    from model import artifact
+
+    days = sorted((workspace / "days").glob("2024-*"))
+    manifests = {day.name: artifact.read(day, kind="day") for day in days}
+    mark = (workspace / "days" / "watermark.json").read_bytes()
+    return {"watermark": mark} | {name: (one.files, one.facts) for name, one in manifests.items()}
+
+
+def application_names(cluster: Cluster) -> list[str]:
+    """The programs that the cluster has worked for."""
+    return sorted(one["name"] for one in answer(cluster.page)["completedapps"])
+
+
+@pytest.mark.usefixtures("spark")
+def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
+    cluster: Cluster, drawn_events: Any, write_events: Any, tmp_path: Path
+) -> None:
+    from jobs.spark.daily_log import add_days
+
+    raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(600)))
+    near, far, settings = tmp_path / "near", tmp_path / "far", tmp_path / "settings"
+    add_days(raw=raw, workspace=near, start=date(2024, 3, 1), end=date(2024, 3, 4), config=SequencesConfig())
+    settings.mkdir()  # what spark-submit takes as --conf, any other program finds here
+    told = {name: value for name, value in SETTINGS.items() if "eventLog" not in name}
+    (settings / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in told.items()))
+    begin = [sys.executable, "-m", "courier", "sequences", raw, "--workspace", far, "--master", cluster.url]
+    begin += ["--from", "2024-03-01", "--to", "2024-03-03"]
+    run_to_its_end(begin, tmp_path / "begin", SPARK_CONF_DIR=str(settings))
+    options = ("--raw", raw, "--workspace", far, "--date", "2024-03-04")
+    log = tmp_path / "one_more"
+    run_to_its_end(submit(cluster, log, free_port(), "daily_log", *options), log)
+    wait_for(lambda: len(application_names(cluster)) == 2, "both programs have left the cluster")
+    assert application_names(cluster) == ["courier sequences", "courier sequences"]
+    assert days_of(far) == days_of(near)
+    assert len(days_of(far)) == 5

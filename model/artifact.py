@@ -227,7 +227,8 @@ def _sizes(folder: AnyPath) -> dict[str, int]:
     if isinstance(folder, Path):
         return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     found = folder.fs.find(folder.path, detail=True)  # one request for a thousand files
-    return {name[len(folder.path) + 1 :]: one["size"] for name, one in found.items() if one["type"] == "file"}
+    start = len(folder.path.rstrip("/")) + 1
+    return {name[start:]: one["size"] for name, one in found.items() if one["type"] == "file"}
 
 
 def _write_synced(path: AnyPath, text: str) -> None:

@@ -17,6 +17,7 @@ from jobs.beam.raw_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import ImageUse
+from jobs.paths import any_path
 from jobs.sources.raw import TableFiles
 
 ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
@@ -130,7 +131,7 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
 
 def _read_rows(file: tuple[int, str], form: str) -> Iterator[tuple[Place, Raw]]:
     number, path = file
-    for n, row in enumerate(raw_rows.rows(form, Path(path))):
+    for n, row in enumerate(raw_rows.rows(form, any_path(path))):
         ITEMS_READ.inc()
         progress.TALLY.add(read=1)
         yield (number, n), row

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -14,6 +13,7 @@ from jobs.logic import catalogue
 from jobs.logic import events as logic
 from jobs.sources.raw import table_files
 from jobs.spark.raw_files import CORRUPT, FILE, UNREADABLE, parts
+from model.artifact import AnyPath
 
 REASON: Final = "reason"
 AS_JSON: Final = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
@@ -40,7 +40,7 @@ class Position:
     bad: Column
 
 
-def read_events(spark: SparkSession, raw: Path) -> DataFrame:
+def read_events(spark: SparkSession, raw: AnyPath) -> DataFrame:
     """The events table in the contract's columns, plus `reason` and `row`, both null for an acceptable event.
 
     Each is judged by itself: jobs.spark.judged_events goes on. Raises RawTableUnusable, RawTableMissing.
@@ -48,7 +48,7 @@ def read_events(spark: SparkSession, raw: Path) -> DataFrame:
     return judged_alone(spark, raw, "events").drop(FILE)
 
 
-def read_items(spark: SparkSession, raw: Path) -> DataFrame:
+def read_items(spark: SparkSession, raw: AnyPath) -> DataFrame:
     """The items table in the contract's columns, plus `reason` and `row`, both null for an accepted item.
 
     Raises RawTableUnusable, RawTableMissing.
@@ -56,7 +56,7 @@ def read_items(spark: SparkSession, raw: Path) -> DataFrame:
     return _repeated(judged_alone(spark, raw, "items").drop(FILE))
 
 
-def judged_alone(spark: SparkSession, raw: Path, table: str) -> DataFrame:
+def judged_alone(spark: SparkSession, raw: AnyPath, table: str) -> DataFrame:
     """As read_events and read_items, plus the `_file` of each row, and each row judged without regard to the others.
 
     table: events | items. Raises RawTableUnusable, RawTableMissing.

@@ -14,7 +14,7 @@ from model.artifact import AnyPath
 # Hadoop's names for stores that have several; ours are those of fsspec and Beam.
 HADOOP_SCHEMES: Final = {"s3": "s3a"}
 OTHER_NAMES: Final = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
-EXTRAS: Final = {"s3": "s3", "gs": "gcs", "abfs": "azure"}
+DRIVERS: Final = {"s3": "'courier[s3]'", "gs": "'courier[gcs]'", "abfs": "adlfs"}
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -53,8 +53,7 @@ def _require_driver(scheme: str, url: str) -> None:
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError:
-        extra = EXTRAS.get(scheme)
-        cure = f"pip install 'courier[{extra}]'" if extra else f"install the fsspec driver of {scheme}://"
+        cure = f"pip install {DRIVERS[scheme]}" if scheme in DRIVERS else f"install fsspec's driver of {scheme}://"
         raise UrlUnusable(f"{url} needs a driver that is not installed: {cure}") from None
     except ValueError:
         raise UrlUnusable(f"{url}: fsspec knows no {scheme}://: give a folder or a URL of s3, gs or abfs") from None

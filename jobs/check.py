@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -12,10 +11,12 @@ from pyspark.sql import functions as F
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from upath import UPath
 
 from jobs.config import SequencesConfig
 from jobs.logic import catalogue
 from jobs.logic import events as logic
+from jobs.paths import path_argument
 from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable, table_files
 from jobs.spark import raw_findings
@@ -25,6 +26,7 @@ from jobs.spark.raw_findings import Day, Example
 from jobs.spark.raw_tables import REASON, count_reasons, read_events, read_items
 from jobs.spark.sequence_facts import count_events
 from jobs.spark.session import spark_session
+from model.artifact import AnyPath
 
 EXAMPLES: Final = 3  # rows shown for each reason
 DAYS: Final = 5  # shown at either end of the time that the events cover
@@ -62,7 +64,7 @@ class Found:
     examples: dict[str, list[Example]] = field(default_factory=dict)  # reason -> rows
 
 
-def check(raw: Path) -> dict[str, Found]:
+def check(raw: AnyPath) -> dict[str, Found]:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing."""
     waiting = Console(stderr=True)
     with waiting.status("looking at the files"):  # what can be refused is, before Spark takes its seconds to start
@@ -74,7 +76,7 @@ def check(raw: Path) -> dict[str, Found]:
         return _check(spark, raw)
 
 
-def _check(spark: SparkSession, raw: Path) -> dict[str, Found]:
+def _check(spark: SparkSession, raw: AnyPath) -> dict[str, Found]:
     together = judge_together(read_events(spark, raw)).persist()
     judged = cap(together, crowds(together, SequencesConfig().max_clicks_per_day))
     items = read_items(spark, raw).persist()
@@ -97,7 +99,9 @@ def _check(spark: SparkSession, raw: Path) -> dict[str, Found]:
     return found
 
 
-def _found(spark: SparkSession, raw: Path, name: str, judged: DataFrame, kept: int, rejected: dict[str, int]) -> Found:
+def _found(
+    spark: SparkSession, raw: AnyPath, name: str, judged: DataFrame, kept: int, rejected: dict[str, int]
+) -> Found:
     read = raw_findings.rows_read(spark, raw, name)
     if read != kept + sum(rejected.values()):  # a bug of ours, by which rows are lost or doubled
         raise RuntimeError(f"{raw}, {name}: {read} rows read, {kept} accepted, rejected {rejected}")
@@ -105,7 +109,7 @@ def _found(spark: SparkSession, raw: Path, name: str, judged: DataFrame, kept: i
     return Found(read=read, accepted=kept, rejected=rejected, examples=examples)
 
 
-def require_some(found: dict[str, Found], raw: Path) -> None:
+def require_some(found: dict[str, Found], raw: AnyPath) -> None:
     """Raises RawTableUnusable for a table of which no row is accepted."""
     for name, table in found.items():
         if table.accepted:
@@ -166,7 +170,7 @@ def _examples(found: dict[str, Found]) -> Table:
 
 @app.command()
 def report(
-    raw: Annotated[Path, typer.Argument(help="The folder that holds the tables events and items.")],
+    raw: Annotated[UPath, path_argument("The folder that holds the tables events and items.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Rows read, accepted, rejected by reason with examples, and doubtful; exit 1 where a table is unusable."""

@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 import fsspec
+import typer
 from upath import UPath
 
 from model.artifact import AnyPath
@@ -23,13 +24,14 @@ class UrlUnusable(FileNotFoundError):
     """Nothing can be read or written at this URL; the message says what can."""
 
 
-def any_path(text: str) -> AnyPath:
+def any_path(text: str | Path) -> AnyPath:
     """The folder or file that a command line names: a Path, or for any URL but file:// a UPath over fsspec.
 
-    Raises UrlUnusable where fsspec has no driver for it. Whether anything lies there is not looked at.
+    A default, a Path already, stays one. Whether anything lies there is not looked at.
+    Raises UrlUnusable where fsspec has no driver for it.
     """
-    found = _SCHEME.match(text)
-    if found is None:
+    found = _SCHEME.match(text) if isinstance(text, str) else None
+    if found is None or not isinstance(text, str):
         return Path(text)
     given, rest = found[1].lower(), text[found.end() :]
     scheme = OTHER_NAMES.get(given, given)
@@ -57,6 +59,16 @@ def _require_driver(scheme: str, url: str) -> None:
         raise UrlUnusable(f"{url} needs a driver that is not installed: {cure}") from None
     except ValueError:
         raise UrlUnusable(f"{url}: fsspec knows no {scheme}://: give a folder or a URL of s3, gs or abfs") from None
+
+
+def path_option(said: str, *names: str) -> Any:
+    """A command's option that any_path parses: typer's own would take a slash of s3:// away."""
+    return typer.Option(*names, parser=any_path, metavar="PATH|URL", help=said)
+
+
+def path_argument(said: str) -> Any:
+    """As path_option, for an argument."""
+    return typer.Argument(parser=any_path, metavar="PATH|URL", help=said)
 
 
 def spark_uri(path: AnyPath) -> str:

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import structlog
 import typer
 from pyspark.sql import DataFrame, SparkSession
+from upath import UPath
 
 from jobs.config import LONGEST_HISTORY, SequencesConfig
+from jobs.paths import path_option
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
 from jobs.spark.histories import clicks, conversions, histories, snapshots
 from jobs.spark.judged_events import cap, crowds, judge_together, standing
@@ -20,7 +21,7 @@ from jobs.spark.raw_tables import read_events, rejected
 from jobs.spark.sequence_facts import capped_users, count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -40,7 +41,9 @@ ORDER: Final[Mapping[str, tuple[Sequence[str], Sequence[str]]]] = {
 WITH_PERIOD: Final = ("impressions", "page_views")
 
 
-def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, master: str | None = None) -> Manifest:
+def build(
+    *, raw: AnyPath, raw_digest: str, out: AnyPath, config: SequencesConfig, master: str | None = None
+) -> Manifest:
     """The sequences artifact: a folder of parquet parts for each table of ORDER.
 
     master: where Spark runs, if not here.  Raises RawTableUnusable where the events cannot be read or hold no accepted
@@ -67,13 +70,13 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, mas
             frame.unpersist()
 
 
-def session_for(raw: Path, master: str | None = None) -> SparkSession:
+def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
     """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
     size = sum(file.stat().st_size for file in table_files(raw, "events").files)
     return spark_session("courier sequences", master, large=size > LARGE_BYTES)
 
 
-def require_some(counted: Mapping[str, Any], raw: Path) -> None:
+def require_some(counted: Mapping[str, Any], raw: AnyPath) -> None:
     """Raises RawTableUnusable where no event is accepted."""
     if not counted["events_accepted"]:
         refused = counted["events_rejected"]
@@ -104,7 +107,7 @@ def write_sequences(
     shown: DataFrame,
     counted: Mapping[str, Any],
     *,
-    out: Path,
+    out: AnyPath,
     inputs: Mapping[str, str],
     config: SequencesConfig,
 ) -> Manifest:
@@ -121,7 +124,7 @@ def write_sequences(
     facts = dict(counted)
     first, last, attributed = (facts.pop(name) for name in ("first", "last", "attributed"))
     splits = time_splits(shown, facts["requests"], first, last, config.train_fraction, config.valid_fraction)
-    with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn("period", period(splits)) if name in WITH_PERIOD else frames[name]
             write_parts(frame, draft.path / name, by=by, then=then)
@@ -136,8 +139,8 @@ def write_sequences(
 
 @app.command()
 def sequences(
-    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
     page_view_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.page_view_size,
     pretrain_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.pretrain_history,
     ctr_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.ctr_history,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
-from pathlib import Path
 from typing import Annotated, Final
 
 import structlog
 import typer
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from upath import UPath
 
 from feature_repo.contract import (
     EVENT_TIME,
@@ -22,9 +22,11 @@ from feature_repo.contract import (
     WINDOWS_DAYS,
 )
 from jobs.logic.statistics import midnight_after
+from jobs.paths import path_option, spark_uri
 from jobs.spark.parquet_parts import write_parts
 from jobs.spark.session import spark_session
 from model import artifact
+from model.artifact import AnyPath
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -97,7 +99,7 @@ def _days(midnight: datetime) -> int:
     return (midnight - datetime(1970, 1, 1, tzinfo=midnight.tzinfo)) // timedelta(days=1)
 
 
-def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
+def write_statistics(sequences: AnyPath, out: AnyPath) -> dict[str, int]:
     """Write the folders item_statistics and user_statistics under `out`; returns the rows of each.
 
     sequences: a sequences artifact.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing.
@@ -105,9 +107,7 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
     manifest = artifact.read(sequences, kind="sequences")
     until = midnight_after(datetime.fromisoformat(manifest.facts["splits"]["end"]))
     spark = spark_session("courier statistics")
-    impressions, clicks = (
-        spark.read.parquet(f"file://{(sequences / name).absolute()}") for name in (IMPRESSIONS, CLICKS)
-    )
+    impressions, clicks = (spark.read.parquet(spark_uri(sequences / name)) for name in (IMPRESSIONS, CLICKS))
     rows: dict[str, int] = {}
     for prefix, (key, view) in VIEWS.items():
         frame = statistics(impressions, clicks, key=key, prefix=prefix, windows=WINDOWS_DAYS, until=until)
@@ -121,8 +121,8 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
 
 @app.command()
 def item_statistics(
-    sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder that the two tables are written into.")],
+    sequences: Annotated[UPath, path_option("A sequences artifact.")],
+    out: Annotated[UPath, path_option("The folder that the two tables are written into.")],
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
     write_statistics(sequences, out)

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
@@ -17,6 +16,7 @@ import structlog
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton
+from upath import UPath
 
 from jobs.beam import event_rows, running, sequence_facts
 from jobs.beam.event_rows import ReadEvents
@@ -25,9 +25,10 @@ from jobs.beam.sequence_tables import WriteTable
 from jobs.beam.sequences import BuildSequences, tables
 from jobs.beam.time_split import SplitByTime
 from jobs.config import LONGEST_HISTORY, SequencesConfig
+from jobs.paths import path_option
 from jobs.sources.raw import TableFiles, raw_digest, source, table_files
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ DEFAULTS: Final = SequencesConfig()
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig) -> None:
+def wire(pipeline: Any, table: TableFiles, out: AnyPath, config: SequencesConfig) -> None:
     """Put the transforms together: read `table`, write the tables and the facts into `out`."""
     rows = pipeline | "ReadEvents" >> ReadEvents(table)
     made = rows | "BuildSequences" >> BuildSequences(config)
@@ -50,7 +51,9 @@ def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig) -
     {**counted, "split": split} | "CountFacts" >> CountFacts(out)
 
 
-def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, beam_args: Sequence[str] = ()) -> Manifest:
+def build(
+    *, raw: AnyPath, raw_digest: str, out: AnyPath, config: SequencesConfig, beam_args: Sequence[str] = ()
+) -> Manifest:
     """The sequences artifact, as the Spark job builds it: the same tables, the same facts.
 
     beam_args: Beam's own options, such as --runner=...
@@ -59,8 +62,9 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, bea
     began = time.monotonic()
     table = table_files(raw, "events")
     event_rows.check_columns(table)
+    running.require_writable(out)
     options = running.options(beam_args)
-    with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
+    with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         _run(options, table, draft.path.absolute(), config)
         draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
@@ -70,7 +74,7 @@ def build(*, raw: Path, raw_digest: str, out: Path, config: SequencesConfig, bea
     return manifest
 
 
-def _run(options: PipelineOptions, table: TableFiles, out: Path, config: SequencesConfig) -> None:
+def _run(options: PipelineOptions, table: TableFiles, out: AnyPath, config: SequencesConfig) -> None:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, table, out, config)
     running.wait(pipeline)
@@ -82,8 +86,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def sequences(
     context: typer.Context,
-    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
     page_view_size: Annotated[int, typer.Option(min=1)] = DEFAULTS.page_view_size,
     pretrain_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.pretrain_history,
     ctr_history: Annotated[int, typer.Option(min=1, max=LONGEST_HISTORY)] = DEFAULTS.ctr_history,

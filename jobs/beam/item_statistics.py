@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
@@ -15,11 +14,14 @@ import pyarrow as pa
 import structlog
 import typer
 from apache_beam.io.parquetio import ReadFromParquet, WriteToParquet
+from upath import UPath
 
 from feature_repo.contract import EVENT_TIME, ITEM_KEY, ITEM_STATISTICS, USER_KEY, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs.beam import running
 from jobs.logic.statistics import midnight_after, smoothed_ctr
+from jobs.paths import path_option
 from model import artifact
+from model.artifact import AnyPath
 
 log = structlog.get_logger()
 
@@ -100,7 +102,7 @@ def _per_day(counted: tuple[tuple[str, int], int], what: str) -> PerDay:
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, sequences: Path, out: Path, until: datetime) -> None:
+def wire(pipeline: Any, sequences: AnyPath, out: AnyPath, until: datetime) -> None:
     """Put the transforms together: read the tables of a sequences artifact, write the statistics under `out`."""
     for prefix, (key, view) in VIEWS.items():
         counted = [
@@ -124,13 +126,14 @@ def schema(key: str, view: View) -> pa.Schema:
     return pa.schema([(key, pa.string()), (EVENT_TIME, pa.timestamp("us", tz="UTC")), *features])
 
 
-def write_statistics(sequences: Path, out: Path, beam_args: Sequence[str] = ()) -> None:
+def write_statistics(sequences: AnyPath, out: AnyPath, beam_args: Sequence[str] = ()) -> None:
     """Write the folders item_statistics and user_statistics under `out`.
 
     sequences: a sequences artifact, of either engine.  Raises ArtifactMissing, ArtifactMismatch.
     """
     end = datetime.fromisoformat(artifact.read(sequences, kind="sequences").facts["splits"]["end"])
     until = midnight_after(end)
+    running.require_writable(out)
     pipeline = beam.Pipeline(options=running.options(beam_args))
     wire(pipeline, sequences.absolute(), out.absolute(), until)
     running.wait(pipeline)
@@ -143,8 +146,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def item_statistics(
     context: typer.Context,
-    sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="The folder that the two tables are written into.")],
+    sequences: Annotated[UPath, path_option("A sequences artifact.")],
+    out: Annotated[UPath, path_option("The folder that the two tables are written into.")],
 ) -> None:
     """Count clicks and impressions of items and users over windows of days. Beam's own options may follow."""
     write_statistics(sequences, out, context.args)

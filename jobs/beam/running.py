@@ -4,12 +4,16 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from jobs.beam import progress
+from jobs.paths import UrlUnusable
 from jobs.sources.raw import RawTableUnusable
+from model.artifact import AnyPath
 
 LOCAL_RUNNER: Final = "FnApiRunner"  # in this process; plain DirectRunner first tries to download another runner
 
@@ -18,6 +22,19 @@ def options(beam_args: Sequence[str]) -> PipelineOptions:
     """Beam's options as they were given; where they name no runner, the one in this process."""
     named = any(arg.split("=")[0] == "--runner" for arg in beam_args)
     return PipelineOptions([*beam_args] if named else [f"--runner={LOCAL_RUNNER}", *beam_args])
+
+
+def require_writable(out: AnyPath) -> None:
+    """Raises UrlUnusable for a URL that Beam's own readers and writers do not know, or lack the driver of."""
+    if isinstance(out, Path):
+        return
+    try:
+        FileSystems.get_filesystem(str(out))
+    except ValueError:
+        raise UrlUnusable(
+            f"Beam cannot write to {out}: give a folder, s3:// (pip install 'courier[s3]'), "
+            "gs:// (pip install 'apache-beam[gcp]') or hdfs://"
+        ) from None
 
 
 def is_local(chosen: PipelineOptions) -> bool:

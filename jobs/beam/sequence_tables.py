@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -15,6 +14,7 @@ from jobs.beam.raw_rows import Raw
 from jobs.logic.events import Event, micros
 from jobs.logic.histories import Snapshot
 from jobs.logic.page_views import PageView, TimeSplit, kept_on_page
+from model.artifact import AnyPath
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 TEXT, TEXTS, SMALL = pa.string(), pa.list_(pa.field("element", pa.string())), pa.int8()
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 class WriteTable(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Write rows as the parquet parts of one of the tables."""
 
-    def __init__(self, name: str, out: Path) -> None:
+    def __init__(self, name: str, out: AnyPath) -> None:
         super().__init__()
         self.name, self.prefix = name, str(out / name / "part")
 

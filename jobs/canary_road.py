@@ -218,7 +218,7 @@ def lend_items(
 
 
 @contextmanager
-def _lent(name: str, stages: Mapping[str, Path], out: Mapping[str, Path]) -> Iterator[Draft]:
+def _lent(name: str, stages: Mapping[str, Path], out: Mapping[str, Path]) -> Iterator[Draft[Path]]:
     facts = artifact.read(stages[name], kind=name).facts
     with artifact.write(out[name], kind=name, inputs={}, config={}) as draft:
         yield draft

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -13,10 +12,12 @@ from pyspark.sql import functions as F
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from upath import UPath
 
 from jobs.config import SequencesConfig
 from jobs.logic import catalogue
 from jobs.logic import events as logic
+from jobs.paths import path_argument
 from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable, table_files
 from jobs.spark import raw_findings
@@ -27,6 +28,7 @@ from jobs.spark.raw_findings import Day, Example
 from jobs.spark.raw_tables import REASON, count_reasons, read_events, read_items
 from jobs.spark.sequence_facts import count_events
 from jobs.spark.session import spark_session
+from model.artifact import AnyPath
 
 EXAMPLES: Final = 3  # rows shown for each reason
 DAYS: Final = 5  # shown at either end of the time that the events cover
@@ -65,7 +67,7 @@ class Found:
     examples: dict[str, list[Example]] = field(default_factory=dict)  # reason -> rows
 
 
-def check(raw: Path, as_of: datetime | None = None) -> dict[str, Found]:
+def check(raw: AnyPath, as_of: datetime | None = None) -> dict[str, Found]:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing.
 
     as_of: the clock that says which events lie in the future; None: that of this machine.
@@ -80,7 +82,7 @@ def check(raw: Path, as_of: datetime | None = None) -> dict[str, Found]:
         return _check(spark, raw, as_of or datetime.now(UTC))
 
 
-def _check(spark: SparkSession, raw: Path, as_of: datetime) -> dict[str, Found]:
+def _check(spark: SparkSession, raw: AnyPath, as_of: datetime) -> dict[str, Found]:
     together = judge(read_events(spark, raw, as_of)).persist()
     judged = cap(together, crowds(together, SequencesConfig().max_clicks_per_day))
     items = read_items(spark, raw).persist()
@@ -104,7 +106,13 @@ def _check(spark: SparkSession, raw: Path, as_of: datetime) -> dict[str, Found]:
 
 
 def _found(
-    spark: SparkSession, raw: Path, name: str, judged: DataFrame, kept: int, rejected: dict[str, int], as_of: datetime
+    spark: SparkSession,
+    raw: AnyPath,
+    name: str,
+    judged: DataFrame,
+    kept: int,
+    rejected: dict[str, int],
+    as_of: datetime,
 ) -> Found:
     read = raw_findings.rows_read(spark, raw, name)
     if read != kept + sum(rejected.values()):  # a bug of ours, by which rows are lost or doubled
@@ -113,7 +121,7 @@ def _found(
     return Found(read=read, accepted=kept, rejected=rejected, examples=examples)
 
 
-def require_some(found: dict[str, Found], raw: Path) -> None:
+def require_some(found: dict[str, Found], raw: AnyPath) -> None:
     """Raises RawTableUnusable for a table of which no row is accepted."""
     for name, table in found.items():
         if table.accepted:
@@ -174,7 +182,7 @@ def _examples(found: dict[str, Found]) -> Table:
 
 @app.command()
 def report(
-    raw: Annotated[Path, typer.Argument(help="The folder that holds the tables events and items.")],
+    raw: Annotated[UPath, path_argument("The folder that holds the tables events and items.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
 ) -> None:
     """Rows read, accepted, rejected by reason with examples, and doubtful; exit 1 where a table is unusable."""

@@ -8,9 +8,8 @@ the first item of a group of near-duplicates, null for that item itself.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any, Final
 
 import jinja2
@@ -22,7 +21,9 @@ from PIL import Image
 
 from jobs.coverage_page import TEMPLATE
 from jobs.logic import catalogue
+from jobs.paths import arrow_source
 from model import artifact
+from model.artifact import AnyPath
 
 EXAMPLES: Final = 6  # of a reason, and pictures of a group
 GROUPS: Final = 20
@@ -47,7 +48,7 @@ class CoverageWrong(ValueError):
     """The tables of an images artifact contradict each other; the message says how."""
 
 
-def write_coverage(folder: Path) -> dict[str, Any]:
+def write_coverage(folder: AnyPath) -> dict[str, Any]:
     """Write coverage.json and coverage.html into the folder of an images artifact; returns what the JSON holds.
 
     The same tables give the same bytes. Raises CoverageWrong if the rows read are not those accepted and rejected.
@@ -59,9 +60,9 @@ def write_coverage(folder: Path) -> dict[str, Any]:
     return found
 
 
-def coverage(folder: Path) -> dict[str, Any]:
+def coverage(folder: AnyPath) -> dict[str, Any]:
     """Every figure and every example of the report, pictures by their id. Raises CoverageWrong."""
-    items, rejected = _items(folder), pq.read_table(folder / "rejected.parquet")
+    items, rejected = _items(folder), _table(folder / "rejected.parquet")
     failed = items.filter(pc.not_equal(items["reason"], ""))
     return {
         "rows": _rows(folder, len(items), len(rejected)),
@@ -99,13 +100,18 @@ def render(found: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
 # --- counts ---------------------------------------------------------------------------------------------------------
 
 
-def _items(folder: Path) -> pa.Table:
-    path = folder / "items.parquet"
-    held = pq.read_schema(path).names
-    return pq.read_table(path, columns=[name for name in (*COLUMNS, *FACTS) if name in held])
+def _items(folder: AnyPath) -> pa.Table:
+    where, files = arrow_source(folder / "items.parquet")
+    held = pq.read_schema(where, filesystem=files).names
+    return _table(folder / "items.parquet", [name for name in (*COLUMNS, *FACTS) if name in held])
 
 
-def _rows(folder: Path, accepted: int, rejected: int) -> dict[str, int]:
+def _table(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
+    where, files = arrow_source(path)
+    return pq.read_table(where, columns=columns, filesystem=files)
+
+
+def _rows(folder: AnyPath, accepted: int, rejected: int) -> dict[str, int]:
     counted = folder / "read.json"
     read = json.loads(counted.read_text())["items_read"] if counted.exists() else accepted + rejected
     if read != accepted + rejected:
@@ -188,14 +194,15 @@ def _safe(text: str | None) -> str | None:
     return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + "…"
 
 
-def _gallery(folder: Path, items: pa.Table) -> list[Row]:
+def _gallery(folder: AnyPath, items: pa.Table) -> list[Row]:
     """The first pictures of the shards, each with the first item that shows it.
 
     Ids are hashes, and so the first ones are as good as drawn by lot.
     """
     ids: list[str] = []
-    for shard in sorted((folder / "shards").glob("*.parquet")):
-        batch = next(pq.ParquetFile(shard).iter_batches(GALLERY, columns=["image_id"]), None)
+    for shard in _shards(folder):
+        where, files = arrow_source(shard)
+        batch = next(pq.ParquetFile(where, filesystem=files).iter_batches(GALLERY, columns=["image_id"]), None)
         ids += [] if batch is None else batch["image_id"].to_pylist()
         if len(ids) >= GALLERY:
             break
@@ -231,12 +238,12 @@ def _near_groups(items: pa.Table) -> list[Row]:
     return found
 
 
-def _placeholders(folder: Path) -> list[Row]:
+def _placeholders(folder: AnyPath) -> list[Row]:
     """The "no image" pictures that the most items share."""
     path = folder / "placeholders.parquet"
     if not path.exists():
         return []
-    table = pq.read_table(path, columns=["image_id", "items", "categories"])
+    table = _table(path, ["image_id", "items", "categories"])
     table = table.set_column(2, "categories", pc.list_value_length(table["categories"]))
     rows = table.sort_by([("items", "descending"), ("image_id", "ascending")]).slice(0, GROUPS).to_pylist()
     return [dict(row) for row in rows]
@@ -251,10 +258,17 @@ def _wanted(found: Mapping[str, Any]) -> list[str]:
     return sorted({row["image_id"] for row in rows if row["image_id"]})
 
 
-def _pictures(folder: Path, image_ids: Sequence[str]) -> dict[str, bytes]:
+def _shards(folder: AnyPath) -> list[AnyPath]:
+    found: Iterator[AnyPath] = (folder / "shards").glob("*.parquet")
+    return sorted(found, key=str)
+
+
+def _pictures(folder: AnyPath, image_ids: Sequence[str]) -> dict[str, bytes]:
     """Those of these pictures that the shards and placeholders.parquet hold: image_id -> PNG."""
-    files = [*sorted((folder / "shards").glob("*.parquet")), folder / "placeholders.parquet"]
-    held = ds.dataset([str(path) for path in files if path.exists()], schema=pa.schema(PICTURE))
+    paths = [*_shards(folder), folder / "placeholders.parquet"]
+    _, files = arrow_source(folder)
+    there = [arrow_source(path)[0] for path in paths if path.exists()]
+    held = ds.dataset(there, schema=pa.schema(PICTURE), filesystem=files)
     # Sorted by id within each file, so that most row groups are passed over by their statistics.
     table = held.to_table(filter=pc.field("image_id").isin(pa.array(image_ids, pa.string())))
     return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))

@@ -1,7 +1,8 @@
 """How many raw events each file holds of each UTC day, counted once a file, and which of them the daily log leaves out.
 
-WORKSPACE/days/raw_days.json keeps the counts of a file for as long as its size and modification time stay what they
-were. So a day is read from the files that hold it, and events that no day of the log has counted do not stay unseen.
+WORKSPACE/days/raw_days.json keeps the counts of a file for as long as its version, jobs.sources.raw.file_version, stays
+what it was. So a day is read from the files that hold it, and events that no day of the log has counted do not stay
+unseen.
 """
 
 import json
@@ -22,26 +23,14 @@ REACH: Final = 366 * DAY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDays:
-    """The rows of a file by their UTC day (ISO, or UNDATED); size in bytes, modified in nanoseconds since 1970."""
+    """The rows of a file by their UTC day (ISO, or UNDATED), and the version of the file that was counted."""
 
-    size: int
-    modified: int
+    version: str
     rows: Mapping[str, int]
 
     def holds(self, first: date, last: date) -> bool:
         """Whether some row lies on one of these days, both included."""
         return any(first.isoformat() <= day <= last.isoformat() for day in self.rows if day != UNDATED)
-
-    def is_of(self, file: Path) -> bool:
-        """Whether the file is still the one that was counted."""
-        facts = file.stat()
-        return (self.size, self.modified) == (facts.st_size, facts.st_mtime_ns)
-
-
-def counted_file(file: Path, rows: Mapping[str, int]) -> FileDays:
-    """What was counted of a file, with what tells whether it has changed since."""
-    facts = file.stat()
-    return FileDays(size=facts.st_size, modified=facts.st_mtime_ns, rows=dict(sorted(rows.items())))
 
 
 def index_file(workspace: Path) -> Path:

@@ -1,5 +1,8 @@
 """A saved thing: a directory with a manifest, written aside and then renamed; nothing half-written is ever read.
 
+On an object store (a UPath of s3, gs, ...) nothing can be renamed: an artifact exists once its manifest does, which is
+sent last, and an older one ends with the removal of its manifest, before anything else of it is touched.
+
 The manifest is written last. The digest of its bytes is the artifact's identity: it covers every file, every input and
 the moment of building, so a rebuilt artifact is a new one and whatever was made from the old one is stale.
 """
@@ -10,11 +13,19 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Generic, TypeVar, cast
+
+from upath import UPath
+
+AnyPath = Path | UPath  # a place on this machine, or one that a URL names
+Folder = TypeVar("Folder", Path, AnyPath)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -43,53 +54,113 @@ class Manifest:
 
 
 @dataclass(slots=True)
-class Draft:
+class Draft(Generic[Folder]):
     """An artifact being written: put files under `path` and findings into `facts`."""
 
-    path: Path
+    path: Folder
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: AnyPath, data: bytes) -> None:
     """Write a single file so that whoever reads `path` finds the old bytes or the new, never a part."""
+    if not isinstance(path, Path):  # an object store shows an object when all of it has come
+        path.fs.pipe_file(path.path, data)
+        return
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{PARTIAL}")
     aside.write_bytes(data)
     aside.replace(path)
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: AnyPath) -> str:
     """The hex sha256 of a file's bytes."""
-    with path.open("rb") as stream:
+    with cast(BufferedReader, path.open("rb")) as stream:  # fsspec's files can readinto() as well, but do not say so
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def write(out: Path, *, kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Iterator[Draft]:
-    """Write an artifact aside; on a clean exit add its manifest and rename it to `out`, else leave nothing behind.
+def write(out: AnyPath, *, kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> Iterator[Draft[Path]]:
+    """Write an artifact aside; on a clean exit add its manifest and let it stand at `out`, else leave nothing behind.
 
-    An artifact that already lies at `out` is replaced. Raises OSError where the disk refuses.
+    The draft is a folder of this machine. An artifact that already lies at `out` is replaced.
+    Raises OSError where the disk or the store refuses.
     """
+    with _renamed(out) if isinstance(out, Path) else _sent(out) as aside:
+        draft = Draft(aside)
+        yield draft
+        _finish(draft, kind, inputs, config)
+
+
+@contextmanager
+def write_together(
+    out: AnyPath, *, kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]
+) -> Iterator[Draft[AnyPath]]:
+    """As `write`, for a draft that many machines put files into: all of them can see it if they can see `out`.
+
+    On an object store the draft is `out` itself, so the artifact that lies there ends at once. One writer at a time.
+    """
+    with _renamed(out) if isinstance(out, Path) else _in_place(out) as folder:
+        draft = Draft[AnyPath](folder)
+        yield draft
+        _finish(draft, kind, inputs, config)
+
+
+def _finish(draft: Draft[Any], kind: str, inputs: Mapping[str, str], config: Mapping[str, Any]) -> None:
+    manifest = Manifest(
+        kind=kind,
+        config=dict(config),
+        inputs=dict(inputs),
+        facts=draft.facts,
+        files=_files(draft.path),
+        created_at=datetime.now(UTC).isoformat(),
+    )
+    _write_synced(draft.path / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
+
+
+@contextmanager
+def _renamed(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it on a clean exit."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}{PARTIAL}"
     aside.mkdir()
-    draft = Draft(aside)
     try:
-        yield draft
-        manifest = Manifest(
-            kind=kind,
-            config=dict(config),
-            inputs=dict(inputs),
-            facts=draft.facts,
-            files=_files(aside),
-            created_at=datetime.now(UTC).isoformat(),
-        )
-        _write_synced(aside / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
+        yield aside
         _replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def read(path: Path, *, kind: str) -> Manifest:
+@contextmanager
+def _sent(out: UPath) -> Iterator[Path]:
+    """A folder of this machine that is sent to `out` on a clean exit, its manifest last."""
+    with TemporaryDirectory() as scratch:
+        aside = Path(scratch)
+        yield aside
+        _remove(out)
+        for name in sorted(_sizes(aside), key=lambda name: (name == MANIFEST, name)):
+            out.fs.put_file(str(aside / name), (out / name).path)
+
+
+@contextmanager
+def _in_place(out: UPath) -> Iterator[UPath]:
+    """`out`, empty; and empty again where the writer fails."""
+    _remove(out)
+    try:
+        yield out
+    except BaseException:
+        with suppress(Exception):  # what made the writer fail is what its user must read
+            _remove(out)
+        raise
+
+
+def _remove(folder: UPath) -> None:
+    """Remove all that lies in a folder of an object store, the manifest first."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.is_dir():
+        for path in list(folder.iterdir()):
+            path.fs.rm(path.path, recursive=True)
+
+
+def read(path: AnyPath, *, kind: str) -> Manifest:
     """The manifest of the finished artifact at `path`.
 
     Raises ArtifactMissing if there is none, ArtifactMismatch if it is of another kind or format, or a file of it is
@@ -105,14 +176,16 @@ def read(path: Path, *, kind: str) -> Manifest:
         raise ArtifactMismatch(
             f"{path} is a {manifest.kind} artifact of format {manifest.format}, expected {kind} of {FORMAT}: rebuild it"
         )
+    sizes = _sizes(path)
     for name, facts in manifest.files.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            raise ArtifactMismatch(f"{file} is missing or was changed after it was built: rebuild the {kind} artifact")
+        if sizes.get(name) != facts["bytes"]:
+            raise ArtifactMismatch(
+                f"{path / name} is missing or was changed after it was built: rebuild the {kind} artifact"
+            )
     return manifest
 
 
-def digest(path: Path) -> str:
+def digest(path: AnyPath) -> str:
     """The identity of the finished artifact at `path`: the sha256 of its manifest. Raises ArtifactMissing."""
     try:
         return sha256_file(path / MANIFEST)
@@ -120,21 +193,48 @@ def digest(path: Path) -> str:
         raise ArtifactMissing(f"no finished artifact at {path}") from None
 
 
-def sweep(folder: Path) -> int:
-    """Remove what killed writers left in `folder`; returns how many. Only for the holder of the workspace's lock."""
+def sweep(folder: AnyPath) -> int:
+    """Remove what killed writers left in `folder`; returns how many. Only for the holder of the workspace's lock.
+
+    What they left where an artifact shall lie on an object store is no artifact, and goes when that one is written.
+    """
     left = [path for path in folder.glob(f".*{PARTIAL}") if path.is_dir()] if folder.is_dir() else []
     for path in left:
-        shutil.rmtree(path)
+        remove_folder(path)
     return len(left)
 
 
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
+def remove_folder(folder: AnyPath) -> None:
+    """Remove a folder and all that lies in it."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder)
+    else:
+        _remove(folder)
+        if folder.is_dir():  # which in a store without folders it no longer is
+            folder.rmdir()
+
+
+def _files(folder: AnyPath) -> dict[str, dict[str, Any]]:
     # Hadoop's writers leave hidden checksum files; a manifest lists what a reader opens.
-    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in paths}
+    sizes = {name: size for name, size in sorted(_sizes(folder).items()) if not name.rpartition("/")[2].startswith(".")}
+    with ThreadPoolExecutor() as pool:  # a store is slow to answer, and hashing works outside Python's lock
+        digests = pool.map(lambda name: sha256_file(folder / name), sizes)
+        return {name: {"bytes": sizes[name], "sha256": sha256} for name, sha256 in zip(sizes, digests, strict=True)}
 
 
-def _write_synced(path: Path, text: str) -> None:
+def _sizes(folder: AnyPath) -> dict[str, int]:
+    """Relative path -> bytes, of every file in a folder."""
+    if isinstance(folder, Path):
+        return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    found = folder.fs.find(folder.path, detail=True)  # one request for a thousand files
+    start = len(folder.path.rstrip("/")) + 1
+    return {name[start:]: one["size"] for name, one in found.items() if one["type"] == "file"}
+
+
+def _write_synced(path: AnyPath, text: str) -> None:
+    if not isinstance(path, Path):
+        write_whole(path, text.encode())
+        return
     with path.open("w") as stream:
         stream.write(text)
         stream.flush()

@@ -4,6 +4,7 @@ import bisect
 import os
 import random
 import struct
+import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import structlog
 from PIL import Image
+from upath import UPath
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs import features
@@ -279,6 +281,31 @@ def loaded_shop(shop: Shop) -> Shop:
 
     materialize.build(features=shop.features, workspace=shop.workspace, out=shop.workspace / "materialize" / "k")
     return shop
+
+
+# --- object stores --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A server of this process that answers as S3 does, on a free port of the loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> UPath:
+    """A new bucket of that server, found by whoever speaks S3 in this process and in those that it starts."""
+    for name, value in (("ENDPOINT_URL", s3_server), ("ACCESS_KEY_ID", "test"), ("SECRET_ACCESS_KEY", "test")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    place = UPath(f"s3://courier-{uuid.uuid4().hex}", use_listings_cache=False)
+    place.fs.mkdir(place.path)
+    return place
 
 
 # --- images that are none -------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
@@ -17,6 +16,7 @@ import structlog
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton
+from upath import UPath
 
 from jobs.beam import event_rows, running, sequence_facts
 from jobs.beam.event_rows import ReadEvents
@@ -25,10 +25,11 @@ from jobs.beam.sequence_tables import WriteTable
 from jobs.beam.sequences import BuildSequences, tables
 from jobs.beam.time_split import SplitByTime
 from jobs.config import SequencesConfig
+from jobs.paths import path_option
 from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import TableFiles, raw_digest, source, table_files
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
@@ -38,7 +39,7 @@ KIND: Final = "sequences"
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig, as_of: datetime) -> None:
+def wire(pipeline: Any, table: TableFiles, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
     """Put the transforms together: read `table`, write the tables and the facts into `out`."""
     rows = pipeline | "ReadEvents" >> ReadEvents(table)
     made = rows | "BuildSequences" >> BuildSequences(config, as_of=as_of)
@@ -52,9 +53,9 @@ def wire(pipeline: Any, table: TableFiles, out: Path, config: SequencesConfig, a
 
 def build(
     *,
-    raw: Path,
+    raw: AnyPath,
     raw_digest: str,
-    out: Path,
+    out: AnyPath,
     config: SequencesConfig,
     beam_args: Sequence[str] = (),
     as_of: datetime | None = None,
@@ -68,8 +69,9 @@ def build(
     began, as_of = time.monotonic(), as_of or datetime.now(UTC)
     table = table_files(raw, "events")
     event_rows.check_columns(table)
+    running.require_writable(out)
     options = running.options(beam_args)
-    with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
+    with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         _run(options, table, draft.path.absolute(), config, as_of)
         draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
@@ -80,7 +82,7 @@ def build(
     return manifest
 
 
-def _run(options: PipelineOptions, table: TableFiles, out: Path, config: SequencesConfig, as_of: datetime) -> None:
+def _run(options: PipelineOptions, table: TableFiles, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, table, out, config, as_of)
     running.wait(pipeline)
@@ -93,8 +95,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @with_config
 def sequences(
     context: typer.Context,
-    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
     config: SequencesConfig,
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -14,6 +13,7 @@ from feature_repo.contract import EVENTS
 from jobs.beam import raw_rows
 from jobs.beam.raw_rows import Raw
 from jobs.logic import events as logic
+from jobs.paths import any_path
 from jobs.sources import raw_layout
 from jobs.sources.raw import TableFiles
 
@@ -70,7 +70,7 @@ def _judge(row: Raw, as_of: datetime | None) -> Iterator[Any]:
 
 def _rows(path: str, form: str) -> Iterator[Raw]:
     as_spark_reads = {"parquet": _as_it_is, "csv": _csv_cell, "jsonl": _json_cell}[form]
-    for row in raw_rows.rows(form, Path(path), COLUMNS):
+    for row in raw_rows.rows(form, any_path(path), COLUMNS):
         yield row if isinstance(row, str) else {name: as_spark_reads(value) for name, value in row.items()}
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Semaphore
 from typing import Final
 
@@ -21,6 +20,7 @@ from jobs.beam.image_store import ImageStore, Outcome, absolute
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import CatalogueRow, Item
+from model.artifact import AnyPath
 from model.courier import images
 from model.courier.images import ImageRefused
 
@@ -59,7 +59,7 @@ class Look:
 class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     """Bring one shard of the store up to date with the references of its items; each reference is opened once."""
 
-    def __init__(self, store: ImageStore, folder: Path, config: ImagesConfig, retry_failed: bool) -> None:
+    def __init__(self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
         super().__init__()
         self.store, self.folder, self.config, self.retry_failed = store, folder, config, retry_failed
         self.took = Metrics.distribution(KIND, "open_microseconds")

@@ -4,24 +4,28 @@ Only these schemes are followed, a relative path cannot leave its folder, and ht
 """
 
 import os
+import posixpath
 import re
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import fsspec
+from upath import UPath
 
 from jobs.beam.fetched import Fetched, NotFetched
 from jobs.beam.https import Https, HttpsConfig, Resolve, resolve_name
+from model.artifact import AnyPath
 
 __all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched"]
 
 T = TypeVar("T")
 
+FILES: Final = ("", "file")
 OBJECT_STORES: Final = ("s3", "gs")
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -35,7 +39,7 @@ class Fetcher:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         max_bytes: int,
         https: HttpsConfig | None = None,
         *,
@@ -68,33 +72,39 @@ class Fetcher:
 
         Over https the server is asked, and sends no bytes either. With known = "" something always comes back.
         """
-        scheme, uri = _scheme(uri)
+        scheme, uri = self._resolved(uri)
         if scheme == "https":
             return self.https.get(uri, known)
         if known and self.fingerprint(uri) == known:
             return None
-        if scheme in OBJECT_STORES:
-            return _read_object(uri, scheme, self.max_bytes)
-        return _read_file(self._path(scheme, uri), self.max_bytes)
+        if scheme in FILES:
+            return _read_file(self._path(scheme, uri), self.max_bytes)
+        return _read_object(uri, scheme, self.max_bytes)
 
     def fingerprint(self, uri: str | None) -> str | None:
         """The fingerprint that `fetch` would give, without reading; None where only fetching tells (https).
 
         Raises NotFetched where a look is enough to know that there is nothing to fetch.
         """
-        scheme, uri = _scheme(uri)
+        scheme, uri = self._resolved(uri)
         if scheme == "https":
             return None
-        if scheme in OBJECT_STORES:
-            return _told(uri, scheme, lambda: _ukey(*_located(uri)))
-        return _look(self._path(scheme, uri))
+        if scheme in FILES:
+            return _look(self._path(scheme, uri))
+        return _told(uri, scheme, lambda: _ukey(*_located(uri)))
 
     def close(self) -> None:
         """Close the connections."""
         self.https.close()
 
+    def _resolved(self, uri: str | None) -> tuple[str, str]:
+        scheme, uri = _scheme(uri)
+        if scheme or isinstance(self.folder, Path):
+            return scheme, uri
+        return self.folder.protocol, _below(uri, self.folder)
+
     def _path(self, scheme: str, uri: str) -> Path:
-        return _absolute(uri) if scheme else _inside(uri, self.folder)
+        return _absolute(uri) if scheme else _inside(uri, cast(Path, self.folder))
 
 
 def _scheme(uri: str | None) -> tuple[str, str]:
@@ -121,6 +131,15 @@ def _inside(uri: str, folder: Path) -> Path:
     if not path.is_relative_to(os.path.normpath(folder)):
         raise NotFetched("outside_folder", f"{uri} leaves the folder of the items table")
     return path
+
+
+def _below(uri: str, folder: UPath) -> str:
+    """The object that a relative reference names, where the raw folder lies at a URL."""
+    start = folder.path.rstrip("/")
+    path = posixpath.normpath(posixpath.join(start, uri))
+    if not path.startswith(f"{start}/"):
+        raise NotFetched("outside_folder", f"{uri} leaves the folder of the items table")
+    return str(folder).rstrip("/") + path.removeprefix(start)
 
 
 def _absolute(uri: str) -> Path:

@@ -4,7 +4,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,7 +16,9 @@ from jobs.beam.whole_files import aside, write_pictures
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue, near_duplicates
 from jobs.logic.catalogue import ImageUse
+from jobs.paths import arrow_source
 from model import artifact
+from model.artifact import AnyPath
 
 ITEMS_SCHEMA: Final = pa.schema(
     [
@@ -66,7 +67,7 @@ class Shared:
     used: ImageUse
 
 
-def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: Path, shards: int, store: ImageStore) -> str:
+def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: AnyPath, shards: int, store: ImageStore) -> str:
     """Write (shard, [(image_id, where the store holds it)]) sorted by id, and its statistics; returns its path."""
     shard, wanted = group
     path = folder / f"images-{shard:05d}-of-{shards:05d}.parquet"
@@ -77,7 +78,7 @@ def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: Path, sha
     return str(path)
 
 
-def write_items(shards: list[ExaminedShard], path: Path, config: ImagesConfig) -> None:
+def write_items(shards: list[ExaminedShard], path: AnyPath, config: ImagesConfig) -> None:
     """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
     rows = (one for shard in shards for one in shard.rows)
     settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
@@ -125,7 +126,7 @@ def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> dict[str
     return found
 
 
-def write_rejected(rejected: list[tuple[Place, Raw, str]], path: Path) -> None:
+def write_rejected(rejected: list[tuple[Place, Raw, str]], path: AnyPath) -> None:
     """Write rejected.parquet in the order of the raw table: each row as JSON, and why it was rejected."""
     ordered = sorted(rejected, key=lambda one: one[0])
     _write([{"row": _as_json(row), "reason": reason} for _, row, reason in ordered], REJECTED_SCHEMA, path)
@@ -135,7 +136,7 @@ def _as_json(row: Raw) -> str:
     return json.dumps(row, default=str, ensure_ascii=False)
 
 
-def write_placeholders(shared: list[Shared], path: Path, store: ImageStore) -> None:
+def write_placeholders(shared: list[Shared], path: AnyPath, store: ImageStore) -> None:
     """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
     used = {one.image_id: one.used for one in shared}
     flat = [
@@ -145,16 +146,17 @@ def write_placeholders(shared: list[Shared], path: Path, store: ImageStore) -> N
     _write(flat, PLACEHOLDERS_SCHEMA, path)
 
 
-def write_count(rows: int, path: Path) -> None:
+def write_count(rows: int, path: AnyPath) -> None:
     """Write how many rows the items table gave: counted by the pipeline itself, exact whatever the runner retried."""
     _write_json({"items_read": rows}, path)
 
 
-def facts(folder: Path) -> dict[str, Any]:
+def facts(folder: AnyPath) -> dict[str, Any]:
     """Every count of the images artifact in `folder`, from its own tables. Raises RowsLost if they do not add up."""
     columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of"]
-    items = pq.read_table(folder / "items.parquet", columns=columns)
-    rejected = Counter(pq.read_table(folder / "rejected.parquet")["reason"].to_pylist())
+    where, files = arrow_source(folder)
+    items = pq.read_table(f"{where}/items.parquet", columns=columns, filesystem=files)
+    rejected = Counter(pq.read_table(f"{where}/rejected.parquet", filesystem=files)["reason"].to_pylist())
     statuses, reasons = Counter(items["status"].to_pylist()), Counter(items["reason"].to_pylist())
     near = items["near_duplicate_of"].drop_null()
     counted = {
@@ -166,7 +168,7 @@ def facts(folder: Path) -> dict[str, Any]:
         "duplicates": len(items["duplicate_of"].drop_null()),
         "near_duplicates": len(near),
         "near_duplicate_groups": len(near.unique()),
-        "placeholder_pictures": pq.read_metadata(folder / "placeholders.parquet").num_rows,
+        "placeholder_pictures": pq.read_metadata(f"{where}/placeholders.parquet", filesystem=files).num_rows,
         **{status: statuses[status] for status in catalogue.STATUSES if status != catalogue.OK},
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
     }
@@ -174,19 +176,20 @@ def facts(folder: Path) -> dict[str, Any]:
     return counted
 
 
-def _check(counted: Mapping[str, Any], folder: Path) -> None:
+def _check(counted: Mapping[str, Any], folder: AnyPath) -> None:
     read, accepted, rejected = counted["items_read"], counted["items_accepted"], sum(counted["items_rejected"].values())
     if read != accepted + rejected:
         raise RowsLost(f"{folder}: {read} rows were read, {accepted} accepted and {rejected} rejected")
-    held = sum(pq.read_metadata(path).num_rows for path in (folder / "shards").glob("*.parquet"))
+    shards = map(arrow_source, (folder / "shards").glob("*.parquet"))
+    held = sum(pq.read_metadata(where, filesystem=files).num_rows for where, files in shards)
     if held != counted["distinct_images"]:
         raise RowsLost(f"{folder}: {counted['distinct_images']} distinct images were found, the shards hold {held}")
 
 
-def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: Path) -> None:
+def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: AnyPath) -> None:
     with aside(path) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
 
 
-def _write_json(stats: Mapping[str, Any], path: Path) -> None:
+def _write_json(stats: Mapping[str, Any], path: AnyPath) -> None:
     artifact.write_whole(path.with_suffix(".json"), json.dumps(stats, sort_keys=True).encode())

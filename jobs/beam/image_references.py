@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
 import structlog
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
+from upath import UPath
 
 from jobs import coverage
 from jobs.beam import image_files, image_store, progress, running
@@ -32,10 +32,11 @@ from jobs.beam.image_transforms import (
     WriteTable,
 )
 from jobs.config import ImagesConfig
+from jobs.paths import path_option
 from jobs.sources import raw_layout
 from jobs.sources.raw import TableFiles, raw_digest, table_files
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
@@ -48,9 +49,9 @@ class Job:
     """What one run reads and writes: the table, the folder its references start from, the store, the artifact."""
 
     table: TableFiles
-    folder: Path
+    folder: AnyPath
     store: ImageStore
-    out: Path
+    out: AnyPath
     config: ImagesConfig
     retry_failed: bool = False
 
@@ -75,10 +76,10 @@ def wire(pipeline: Any, job: Job) -> None:
 
 def build(
     *,
-    raw: Path,
+    raw: AnyPath,
     raw_digest: str,
-    store: Path,
-    out: Path,
+    store: AnyPath,
+    out: AnyPath,
     config: ImagesConfig,
     retry_failed: bool = False,
     beam_args: Sequence[str] = (),
@@ -95,7 +96,7 @@ def build(
     options = running.options(beam_args)
     opened = image_store.open_store(store, config)
     opened.sweep()
-    with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
+    with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         folder = draft.path.absolute()
         started = time.monotonic()
         work = _run(
@@ -129,10 +130,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(**running.COMMAND)
 def image_references(
     context: typer.Context,
-    raw: Annotated[Path, typer.Option(help="The raw folder: holds the items table; image paths start here.")],
-    out: Annotated[Path, typer.Option(help="Where the images artifact is written.")],
+    raw: Annotated[UPath, path_option("The raw folder: holds the items table; image paths start here.")],
+    out: Annotated[UPath, path_option("Where the images artifact is written.")],
     store: Annotated[
-        Path | None, typer.Option(help="What earlier runs examined; default: the folder image_store beside the output.")
+        UPath | None, path_option("What earlier runs examined; default: the folder image_store beside the output.")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Open again what failed and may succeed, and nothing else.")

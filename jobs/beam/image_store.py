@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,7 +20,9 @@ from PIL import features
 
 from jobs.beam.whole_files import write_pictures
 from jobs.config import ImagesConfig
+from jobs.paths import arrow_source
 from model import artifact
+from model.artifact import AnyPath
 
 log = structlog.get_logger()
 
@@ -70,7 +71,7 @@ class StoreChanged(ValueError):
 class ImageStore:
     """The shards of one way of decoding, in a folder that every worker sees."""
 
-    folder: Path
+    folder: AnyPath
     shards: int
 
     def number(self, image_uri: str) -> int:
@@ -131,24 +132,25 @@ class ImageStore:
 
     def _read(self, number: int, columns: Collection[str]) -> Any:
         path = self._path(number)
+        where, files = arrow_source(path)
         try:
-            return pq.ParquetFile(path).read(list(columns))
+            return pq.ParquetFile(where, filesystem=files).read(list(columns))
         except FileNotFoundError:
             return None
         except pa.ArrowInvalid as error:  # a disk that lost power after the rename
             log.warning("store_shard_unreadable", path=str(path), error=str(error).partition("\n")[0])
             return None
 
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> AnyPath:
         return self.folder / f"references-{number:05d}-of-{self.shards:05d}.parquet"
 
 
-def absolute(image_uri: str, folder: Path) -> str:
+def absolute(image_uri: str, folder: AnyPath) -> str:
     """The reference as the store knows it: a relative path stands with the folder that it starts from."""
     return image_uri if "://" in image_uri else f"{folder}/{image_uri}"
 
 
-def open_store(folder: Path, config: ImagesConfig) -> ImageStore:
+def open_store(folder: AnyPath, config: ImagesConfig) -> ImageStore:
     """The shards in `folder` of images that were decoded as `config` and the libraries of this process decode them."""
     return ImageStore(folder.absolute() / decoding_key(config), config.store_shards)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -17,7 +16,9 @@ from jobs.beam.raw_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import ImageUse
+from jobs.paths import any_path
 from jobs.sources.raw import TableFiles
+from model.artifact import AnyPath
 
 ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
@@ -57,7 +58,7 @@ class KeepItems(beam.PTransform):  # type: ignore[misc]
 class ExamineReferences(beam.PTransform):  # type: ignore[misc]
     """What the reference of each item gives, by way of the store: each distinct reference is opened at most once."""
 
-    def __init__(self, store: ImageStore, folder: Path, config: ImagesConfig, retry_failed: bool) -> None:
+    def __init__(self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
         super().__init__()
         self.store = store
         self.work = ExamineShards(store, folder, config, retry_failed)
@@ -88,7 +89,7 @@ class FindPictures(beam.PTransform):  # type: ignore[misc]
 class WriteShards(beam.PTransform):  # type: ignore[misc]
     """Assemble each shard from its share of the store's shards, sorted; a shard without images is written too."""
 
-    def __init__(self, folder: Path, shards: int, store: ImageStore) -> None:
+    def __init__(self, folder: AnyPath, shards: int, store: ImageStore) -> None:
         super().__init__()
         self.shards, self.store = shards, store
         self.write = partial(image_files.write_shard, folder=folder, shards=shards, store=store)
@@ -102,7 +103,7 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
 class WriteCount(beam.PTransform):  # type: ignore[misc]
     """Count the elements, none or more, and write down how many they are."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         super().__init__()
         self.path = path
 
@@ -115,7 +116,7 @@ class WriteCount(beam.PTransform):  # type: ignore[misc]
 class WriteTable(beam.PTransform):  # type: ignore[misc]
     """Write all elements as one parquet file, sorted: small rows without pixels, so one worker holds them."""
 
-    def __init__(self, path: Path, write: Callable[[list[Any], Path], None]) -> None:
+    def __init__(self, path: AnyPath, write: Callable[[list[Any], AnyPath], None]) -> None:
         super().__init__()
         self.path, self.write = path, write
 
@@ -130,7 +131,7 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
 
 def _read_rows(file: tuple[int, str], form: str) -> Iterator[tuple[Place, Raw]]:
     number, path = file
-    for n, row in enumerate(raw_rows.rows(form, Path(path))):
+    for n, row in enumerate(raw_rows.rows(form, any_path(path))):
         ITEMS_READ.inc()
         progress.TALLY.add(read=1)
         yield (number, n), row
@@ -183,7 +184,7 @@ def _shard(image: tuple[str, Location], shards: int, store: ImageStore) -> tuple
     return store.number(image[1][0]) % shards, image
 
 
-def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], Path], None], path: Path) -> None:
+def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], AnyPath], None], path: AnyPath) -> None:
     write(group[1], path)
 
 

@@ -6,7 +6,6 @@ Run it as `python -m jobs.beam.item_statistics --sequences DIR --out DIR`, with 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
@@ -14,12 +13,14 @@ import pyarrow as pa
 import structlog
 import typer
 from apache_beam.io.parquetio import ReadFromParquet, WriteToParquet
+from upath import UPath
 
 from feature_repo.contract import EVENT_TIME, WINDOWS_DAYS, View
 from jobs.beam import running
 from jobs.logic.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after, smoothed_ctr
+from jobs.paths import path_option
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
@@ -97,7 +98,7 @@ def _per_day(counted: tuple[tuple[str, int], int], what: str) -> PerDay:
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, sequences: Path, out: Path, until: datetime) -> None:
+def wire(pipeline: Any, sequences: AnyPath, out: AnyPath, until: datetime) -> None:
     """Put the transforms together: read the tables of a sequences artifact, write the statistics under `out`."""
     for prefix, (key, view) in VIEWS.items():
         counted = [
@@ -121,7 +122,7 @@ def schema(key: str, view: View) -> pa.Schema:
     return pa.schema([(key, pa.string()), (EVENT_TIME, pa.timestamp("us", tz="UTC")), *features])
 
 
-def build(*, sequences: Path, out: Path, beam_args: Sequence[str] = ()) -> Manifest:
+def build(*, sequences: AnyPath, out: AnyPath, beam_args: Sequence[str] = ()) -> Manifest:
     """The statistics artifact: the folders item_statistics and user_statistics.
 
     sequences: a sequences artifact, of either engine.  Raises ArtifactMissing, ArtifactMismatch, UnknownOption.
@@ -129,7 +130,8 @@ def build(*, sequences: Path, out: Path, beam_args: Sequence[str] = ()) -> Manif
     options = running.options(beam_args)
     end = datetime.fromisoformat(artifact.read(sequences, kind="sequences").facts["splits"]["end"])
     until, inputs = midnight_after(end), {"sequences": artifact.digest(sequences)}
-    with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
+    running.require_writable(out)
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config={}) as draft:
         pipeline = beam.Pipeline(options=options)
         wire(pipeline, sequences.absolute(), draft.path.absolute(), until)
         running.wait(pipeline)
@@ -144,8 +146,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(**running.COMMAND)
 def item_statistics(
     context: typer.Context,
-    sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    sequences: Annotated[UPath, path_option("A sequences artifact.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
     build(sequences=sequences, out=out, beam_args=running.beam_args(context))

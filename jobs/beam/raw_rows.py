@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from io import StringIO
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from jobs.logic.catalogue import BAD_ENCODING
 from jobs.logic.events import WHITE_SPACE
 from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable
+from model.artifact import AnyPath
 
 COLUMNS: Final = tuple(column.name for column in ITEMS)  # what is read unless other columns are wanted
 BATCH_ROWS: Final = 4096
@@ -31,7 +31,7 @@ Place = tuple[int, int]  # a row's file and its number in that file: the order o
 _STRAY: Final = re.compile("[\udc80-\udcff]")  # how open_text gives a byte that is no UTF-8
 
 
-def rows(form: str, path: Path, columns: Sequence[str] = COLUMNS) -> Iterator[Raw]:
+def rows(form: str, path: AnyPath, columns: Sequence[str] = COLUMNS) -> Iterator[Raw]:
     """The rows of one file: {column: value} of these columns, or the line itself where it is no row.
 
     form: parquet | csv | jsonl. CSV values are text. Raises RawTableUnusable.
@@ -53,7 +53,7 @@ def _shown(text: str) -> str:
 # --- parquet --------------------------------------------------------------------------------------------------------
 
 
-def _parquet_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+def _parquet_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Row]:
     with raw_layout.open_parquet(path) as file:
         names = [name for name in wanted if name in file.schema_arrow.names]
         try:
@@ -119,7 +119,7 @@ class _Heard:
         return text
 
 
-def _csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
+def _csv_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Raw]:
     csv.field_size_limit(CELL)
     with raw_layout.open_text(path, newline="") as stream:
         lines = _Heard(stream)
@@ -155,14 +155,14 @@ def _is_open(line: str) -> bool:
     return False
 
 
-def _open_quote(path: Path, line: int, said: str) -> RawTableUnusable:
+def _open_quote(path: AnyPath, line: int, said: str) -> RawTableUnusable:
     return RawTableUnusable(f"{path}, after line {line}: {said}: look for an unclosed quote")
 
 
 # --- JSON lines -----------------------------------------------------------------------------------------------------
 
 
-def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Raw]:
+def _json_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Raw]:
     with raw_layout.open_text(path, newline=None) as stream:
         for line in stream:
             if line.strip(WHITE_SPACE):
@@ -203,7 +203,7 @@ def _java_number(value: float) -> str:
     return f"{'-' * sign}{first}.{''.join(others) or '0'}E{exponent}"
 
 
-_READERS: Final[Mapping[str, Callable[[Path, Sequence[str]], Iterator[Raw]]]] = {
+_READERS: Final[Mapping[str, Callable[[AnyPath, Sequence[str]], Iterator[Raw]]]] = {
     "parquet": _parquet_rows,
     "csv": _csv_rows,
     "jsonl": _json_rows,

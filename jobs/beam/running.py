@@ -6,15 +6,19 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import typer
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
 from jobs.beam import progress
 from jobs.beam.arguments import APART, part
+from jobs.paths import UrlUnusable
 from jobs.sources.raw import RawTableUnusable
+from model.artifact import AnyPath
 
 LOCAL_RUNNER: Final = "FnApiRunner"  # in this process; plain DirectRunner first tries to download another runner
 # How typer is told about a program that also takes Beam's options.
@@ -83,6 +87,19 @@ def _refusal(word: str, known: Sequence[str]) -> str:
 
 
 # --- the runner -----------------------------------------------------------------------------------------------------
+
+
+def require_writable(out: AnyPath) -> None:
+    """Raises UrlUnusable for a URL that Beam's own readers and writers do not know, or lack the driver of."""
+    if isinstance(out, Path):
+        return
+    try:
+        FileSystems.get_filesystem(str(out))
+    except ValueError:
+        raise UrlUnusable(
+            f"Beam cannot write to {out}: give a folder, s3:// (pip install 'courier[s3]'), "
+            "gs:// (pip install 'apache-beam[gcp]') or hdfs://"
+        ) from None
 
 
 def is_local(chosen: PipelineOptions) -> bool:

@@ -1,9 +1,7 @@
 """The facts in the manifest of the sequences artifact, counted by the pipeline itself: exact whatever was retried."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -13,6 +11,9 @@ from apache_beam.transforms import combiners
 
 from jobs.logic.events import EPOCH, MICROSECOND, TOO_MANY_CLICKS, Event, micros
 from jobs.logic.page_views import TimeSplit
+from jobs.paths import arrow_source
+from model import artifact
+from model.artifact import AnyPath
 
 FOLDER: Final = "facts"  # beside the tables while the pipeline runs; gone once the manifest holds them
 REJECTED: Final = "rejected"
@@ -21,7 +22,7 @@ REJECTED: Final = "rejected"
 class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Write the counts of a run as JSON lines [group, name, value]."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: AnyPath) -> None:
         super().__init__()
         self.prefix = str(out / FOLDER / "part")
 
@@ -81,14 +82,14 @@ def _split_facts(split: TimeSplit) -> list[tuple[str, str, int]]:
     return [("", "valid_start", micros(split.valid_start)), ("", "test_start", micros(split.test_start))]
 
 
-def collect(out: Path, max_clicks_per_day: int) -> dict[str, Any]:
+def collect(out: AnyPath, max_clicks_per_day: int) -> dict[str, Any]:
     """The facts of the tables in `out`, as the Spark job says them; their folder is removed."""
     found: dict[str, int] = {}
     refused: dict[str, int] = {}
-    for path in sorted((out / FOLDER).iterdir()):
+    for path in (out / FOLDER).iterdir():
         for group, name, value in map(json.loads, path.read_text().splitlines()):
             (refused if group == REJECTED else found)[name] = value
-    shutil.rmtree(out / FOLDER)
+    artifact.remove_folder(out / FOLDER)
     accepted = found["rows"] - sum(refused.values())
     ends = {"start": found["first"], "valid_start": found["valid_start"], "test_start": found["test_start"]}
     ends["end"] = found["last"] + 1
@@ -110,5 +111,6 @@ def collect(out: Path, max_clicks_per_day: int) -> dict[str, Any]:
     }
 
 
-def _rows(folder: Path) -> int:
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in folder.glob("*.parquet"))
+def _rows(folder: AnyPath) -> int:
+    parts = map(arrow_source, folder.glob("*.parquet"))
+    return sum(pq.read_metadata(where, filesystem=files).num_rows for where, files in parts)

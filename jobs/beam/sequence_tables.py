@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import apache_beam as beam
@@ -16,6 +15,7 @@ from jobs.logic.events import Event, micros
 from jobs.logic.histories import Snapshot
 from jobs.logic.page_views import PageView, TimeSplit, kept_on_page
 from jobs.logic.sequence_tables import PERIOD, TABLES, Table
+from model.artifact import AnyPath
 
 ARROW_TYPES: Final = {
     "text": pa.string(),
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 class WriteTable(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Write rows as the parquet parts of one of the tables."""
 
-    def __init__(self, name: str, out: Path) -> None:
+    def __init__(self, name: str, out: AnyPath) -> None:
         super().__init__()
         self.name, self.prefix = name, str(out / name / "part")
 

@@ -5,16 +5,23 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from upath import UPath
+
+from model.artifact import AnyPath
 
 SOURCE = "SOURCE.json"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
 GZIPPED = re.compile(r"(.+\.(?:csv|jsonl|ndjson|json))\.gz", re.IGNORECASE)  # parquet compresses itself
 TRUTH = "truth*.parquet"  # only the evaluator reads these; what it reads enters no stage before it
 EXPECTED = "parquet, CSV or JSON lines"
+# How stores name what tells one content of an object from another, the surest first; in a listing, so at no cost.
+VERSIONS: Final = ("ETag", "etag", "generation", "checksum", "mtime", "LastModified", "last_modified", "created")
 
 
 class RawTableUnusable(ValueError):
@@ -30,12 +37,12 @@ class TableFiles:
     """The files of one raw table, sorted, and their common format: `parquet`, `csv` or `jsonl`."""
 
     name: str
-    path: Path  # the file or the folder that is the table
+    path: AnyPath  # the file or the folder that is the table
     format: str
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
 
 
-def table_files(raw: Path, name: str) -> TableFiles:
+def table_files(raw: AnyPath, name: str) -> TableFiles:
     """The files of table `name`: `raw/name` or `raw/name.<format>`, either one file or a folder of files.
 
     Raises RawTableMissing where there is none, RawTableUnusable where there are two or their format is not clear.
@@ -47,20 +54,32 @@ def table_files(raw: Path, name: str) -> TableFiles:
     return TableFiles(name, path, _common_format(files), files)
 
 
-def format_of(file: Path) -> str | None:
+def require_folder(raw: AnyPath) -> None:
+    """Raises RawTableMissing where no raw folder can be seen at this path or URL."""
+    try:
+        found = raw.is_dir()
+    except Exception as error:  # every store's driver raises its own kinds
+        if isinstance(raw, Path):
+            raise
+        said = str(error).partition("\n")[0].rstrip(".")
+        raise RawTableMissing(f"{raw} cannot be looked into ({said}): check the address and the credentials") from None
+    if not found:
+        raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
+
+
+def format_of(file: AnyPath) -> str | None:
     """`parquet`, `csv` or `jsonl`, by the file's name; None where it says none of them."""
     return FORMATS.get(_plain(file).suffix.lower())
 
 
-def is_gzipped(file: Path) -> bool:
+def is_gzipped(file: AnyPath) -> bool:
     """Whether a CSV or JSON lines file is compressed, by its name, which is what Spark goes by too."""
     return GZIPPED.fullmatch(file.name) is not None
 
 
-def _table_path(raw: Path, name: str) -> Path:
-    if not raw.is_dir():
-        raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
-    there = sorted(raw.iterdir())
+def _table_path(raw: AnyPath, name: str) -> AnyPath:
+    require_folder(raw)
+    there: list[AnyPath] = sorted(raw.iterdir(), key=str)
     found = [path for path in there if path.name == name or _is_named(path, name)]
     if not found:
         known = f"add {name}.parquet, {name}.csv or {name}.jsonl"
@@ -71,24 +90,24 @@ def _table_path(raw: Path, name: str) -> Path:
     return _reachable(found[0])
 
 
-def _is_named(path: Path, name: str) -> bool:
+def _is_named(path: AnyPath, name: str) -> bool:
     plain = _plain(path)
     return plain.stem == name and plain.suffix.lower() in FORMATS
 
 
-def _plain(path: Path) -> Path:
+def _plain(path: AnyPath) -> AnyPath:
     """`a.csv` for `a.csv.gz`, and any other path as it is."""
     zipped = GZIPPED.fullmatch(path.name)
     return path.with_name(zipped[1]) if zipped else path
 
 
-def _rename(there: list[Path], name: str) -> str:
+def _rename(there: list[AnyPath], name: str) -> str:
     stems = {path.name.partition(".")[0].lower(): path.name for path in there}
     likely = difflib.get_close_matches(name, stems, n=1, cutoff=0.7)
     return f"if {stems[likely[0]]} is meant, save it under another name, or " if likely else ""
 
 
-def _reachable(path: Path) -> Path:
+def _reachable(path: AnyPath) -> AnyPath:
     if path.is_file() or path.is_dir():
         return path
     if path.is_symlink():
@@ -96,19 +115,22 @@ def _reachable(path: Path) -> Path:
     raise RawTableUnusable(f"{path} is neither a file nor a folder: take it away")
 
 
-def _files_within(folder: Path) -> tuple[Path, ...]:
+def _files_within(folder: AnyPath) -> tuple[AnyPath, ...]:
     """The data files below a folder, through links too. Raises RawTableUnusable for a link that loses or doubles data.
 
     OSError for a folder that may not be read: its files must not be missing in silence.
     """
-    found: list[Path] = []
+    # Writers leave markers, checksums and half-written files (_SUCCESS, .part-0.crc, _temporary/) beside the data.
+    if not isinstance(folder, Path):
+        names = [name for name, _ in _objects(folder) if not any(part[:1] in (".", "_") for part in name.split("/"))]
+        return tuple(folder / name for name in names)
+    found: list[AnyPath] = []
     seen: set[tuple[int, int]] = set()
     for path, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
         here, facts = Path(path), Path(path).stat()
         if (facts.st_dev, facts.st_ino) in seen:
             raise RawTableUnusable(f"{here} leads to a folder that is read already: take the link away")
         seen.add((facts.st_dev, facts.st_ino))
-        # Writers leave markers, checksums and half-written files (_SUCCESS, .part-0.crc, _temporary/) beside the data.
         folders[:] = [name for name in folders if name[0] not in "._"]
         found += [_reachable(here / name) for name in names if name[0] not in "._"]
     return tuple(sorted(found))
@@ -118,8 +140,8 @@ def _refuse(error: OSError) -> None:
     raise error
 
 
-def _common_format(files: tuple[Path, ...]) -> str:
-    formats: dict[str, Path] = {}
+def _common_format(files: tuple[AnyPath, ...]) -> str:
+    formats: dict[str, AnyPath] = {}
     for file in files:
         form = format_of(file)
         if form is None:
@@ -134,20 +156,54 @@ def _common_format(files: tuple[Path, ...]) -> str:
     return next(iter(formats))
 
 
-def raw_digest(raw: Path) -> str:
+def raw_digest(raw: AnyPath) -> str:
     """The identity of a raw folder: sha256 over the relative path, size and modification time of each of its files.
 
-    The truth files are left out. Raises RawTableMissing where there is no such folder.
+    Of an object in a store: over its ETag, or whatever else tells its content from another. The truth files are left
+    out. Raises RawTableMissing where there is no such folder.
     """
-    if not raw.is_dir():
-        raise RawTableMissing(f"{raw} is not a folder: give the folder that holds the tables events and items")
+    require_folder(raw)
+    return _digest((name, facts) for name, facts in _identities(raw) if not _is_truth(name))
+
+
+def truth_digest(raw: AnyPath) -> str:
+    """The identity of the truth files of a raw folder, for the evaluator: as raw_digest, over them alone."""
+    if isinstance(raw, Path):
+        return _digest((path.name, _facts(path)) for path in sorted(raw.glob(TRUTH)))
+    return _digest((name, facts) for name, facts in _identities(raw) if _is_truth(name))
+
+
+def _is_truth(name: str) -> bool:
+    return "/" not in name and fnmatchcase(name, TRUTH)
+
+
+def _digest(identities: Iterable[tuple[str, str]]) -> str:
     seen = hashlib.sha256()
-    # Through links, as the tables and the images are read; a link that leads back is not followed twice.
-    for path in sorted(_everything(raw, set())):
-        if not (path.parent == raw and path.match(TRUTH)):
-            facts = path.stat()
-            seen.update(f"{path.relative_to(raw).as_posix()}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    for name, facts in identities:
+        seen.update(f"{name}\0{facts}\n".encode())
     return seen.hexdigest()
+
+
+def _identities(raw: AnyPath) -> Iterator[tuple[str, str]]:
+    """Of each file of a raw folder, in order: its relative path, and what changes when its bytes do."""
+    if not isinstance(raw, Path):
+        yield from ((name, f"{info['size']}\0{_version(raw, name, info)}") for name, info in _objects(raw))
+        return
+    # Through links, as the tables and the images are read; a link that leads back is not followed twice.
+    yield from ((path.relative_to(raw).as_posix(), _facts(path)) for path in sorted(_everything(raw, set())))
+
+
+def file_version(file: AnyPath) -> str:
+    """What changes when the bytes of a raw file do."""
+    if isinstance(file, Path):
+        return _facts(file)
+    info = file.fs.info(file.path)
+    return f"{info['size']}\0{_version(file.parent, file.name, info)}"
+
+
+def _facts(path: Path) -> str:
+    facts = path.stat()
+    return f"{facts.st_size}\0{facts.st_mtime_ns}"
 
 
 def _everything(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
@@ -162,16 +218,19 @@ def _everything(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
             yield path
 
 
-def truth_digest(raw: Path) -> str:
-    """The identity of the truth files of a raw folder, for the evaluator: as raw_digest, over them alone."""
-    seen = hashlib.sha256()
-    for path in sorted(raw.glob(TRUTH)):
-        facts = path.stat()
-        seen.update(f"{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-    return seen.hexdigest()
+def _objects(folder: UPath) -> list[tuple[str, dict[str, Any]]]:
+    """What a store says of each object below a folder, sorted by its relative path."""
+    found = folder.fs.find(folder.path, detail=True)  # one request for a thousand of them
+    start = len(folder.path.rstrip("/")) + 1
+    return sorted((name[start:], info) for name, info in found.items() if info["type"] == "file")
 
 
-def source(raw: Path) -> dict[str, Any]:
+def _version(raw: UPath, name: str, info: Mapping[str, Any]) -> str:
+    said = next((info[key] for key in VERSIONS if info.get(key) is not None), None)
+    return str(raw.fs.ukey((raw / name).path) if said is None else said)
+
+
+def source(raw: AnyPath) -> dict[str, Any]:
     """What SOURCE.json says (name, sampled_negatives, description); empty where there is none.
 
     Raises RawTableUnusable where it is no JSON object.

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import EVENT_TYPES, EVENTS, ITEMS, Column
 from jobs.logic.events import LOCAL_MOMENT
+from jobs.paths import arrow_source
 from jobs.sources.raw import RawTableUnusable, TableFiles, is_gzipped
+from model.artifact import AnyPath
 
 COLUMNS: Final = {"events": EVENTS, "items": ITEMS}
 # Without these a table of columns is of no use; any other may be absent as a whole, as if it were null in every row.
@@ -43,7 +45,7 @@ def check(table: TableFiles) -> None:
         raise RawTableUnusable(f"{table.path} holds no rows: write one JSON object a line")
 
 
-def check_file(name: str, form: str, file: Path) -> None:
+def check_file(name: str, form: str, file: AnyPath) -> None:
     """As `check`, for one file of the table `name`. form: parquet | csv | jsonl."""
     if form == "parquet":
         parquet_kinds(file, name)
@@ -56,16 +58,21 @@ def check_file(name: str, form: str, file: Path) -> None:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def open_text(file: Path, newline: str | None) -> IO[str]:
+def open_text(file: AnyPath, newline: str | None) -> IO[str]:
     """A CSV or JSON lines file as text, unpacked and without its byte order mark; no UTF-8 is surrogates."""
-    opener = cast(Any, gzip.open if is_gzipped(file) else open)
-    return cast(IO[str], opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline))
+    return cast(IO[str], _open(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline))
 
 
-def _head(file: Path) -> bytes:
+def _open(file: AnyPath, mode: str, **text: Any) -> Any:
+    if not isinstance(file, Path):
+        return file.fs.open(file.path, mode, compression="gzip" if is_gzipped(file) else None, **text)
     opener = cast(Any, gzip.open if is_gzipped(file) else open)
+    return opener(file, mode, **text)
+
+
+def _head(file: AnyPath) -> bytes:
     try:
-        with opener(file, "rb") as stream:
+        with _open(file, "rb") as stream:
             return cast(bytes, stream.read(SAMPLED))
     except gzip.BadGzipFile:
         raise RawTableUnusable(f"{file} is not compressed with gzip: take .gz off its name") from None
@@ -73,12 +80,12 @@ def _head(file: Path) -> bytes:
         raise cut_short(file) from None
 
 
-def cut_short(file: Path) -> RawTableUnusable:
+def cut_short(file: AnyPath) -> RawTableUnusable:
     """What to say of a compressed file that does not unpack to its end."""
     return RawTableUnusable(f"{file} is cut short or damaged, as it does not unpack to its end: write it again")
 
 
-def _text_sample(file: Path) -> str:
+def _text_sample(file: AnyPath) -> str:
     head = _head(file)
     sample = head if len(head) < SAMPLED else head[: head.rfind(b"\n") + 1]  # whole lines
     for magic, said in DISGUISED.items():
@@ -95,7 +102,7 @@ def _text_sample(file: Path) -> str:
     return sample.decode("utf-8-sig", "surrogateescape")
 
 
-def _not_utf8(file: Path, line: int) -> RawTableUnusable:
+def _not_utf8(file: AnyPath, line: int) -> RawTableUnusable:
     return RawTableUnusable(f"{file} is not UTF-8 text (see line {line}; perhaps it is Latin-1): save it as UTF-8")
 
 
@@ -110,7 +117,7 @@ def _is_utf8(line: bytes) -> bool:
 # --- CSV ------------------------------------------------------------------------------------------------------------
 
 
-def csv_header(file: Path, name: str) -> tuple[str, ...]:
+def csv_header(file: AnyPath, name: str) -> tuple[str, ...]:
     """The columns of a CSV file of table `name`, in order. Raises RawTableUnusable."""
     sample = _text_sample(file)
     header = next((row for row in csv.reader(StringIO(sample, newline="")) if row), [])
@@ -122,7 +129,7 @@ def csv_header(file: Path, name: str) -> tuple[str, ...]:
     return tuple(header)
 
 
-def _refuse_other_forms(file: Path, header: Sequence[str], name: str) -> None:
+def _refuse_other_forms(file: AnyPath, header: Sequence[str], name: str) -> None:
     columns = [column.name for column in COLUMNS[name]]
     for separator, said in SEPARATORS.items():
         if len(header) == 1 and separator in header[0]:
@@ -140,7 +147,7 @@ def _is_value(cell: str) -> bool:
 # --- JSON lines -----------------------------------------------------------------------------------------------------
 
 
-def check_json_lines(file: Path, name: str) -> None:
+def check_json_lines(file: AnyPath, name: str) -> None:
     """Raises RawTableUnusable where a file is no JSON lines, or where no line of its first ones has a needed column."""
     sample = _text_sample(file).lstrip()
     lines = [line for line in sample.split("\n") if line.strip()]
@@ -179,7 +186,7 @@ def _keys(line: str) -> tuple[str, ...]:
 # --- parquet --------------------------------------------------------------------------------------------------------
 
 
-def parquet_kinds(file: Path, name: str) -> tuple[str, ...]:
+def parquet_kinds(file: AnyPath, name: str) -> tuple[str, ...]:
     """The type of each of the contract's columns in a parquet file of table `name`; ABSENT for one that it lacks.
 
     Raises RawTableUnusable.
@@ -191,10 +198,11 @@ def parquet_kinds(file: Path, name: str) -> tuple[str, ...]:
         return tuple(_kind(file, parquet, column) if column.name in present else ABSENT for column in COLUMNS[name])
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
+def open_parquet(file: AnyPath) -> pq.ParquetFile:
     """A parquet file, its footer read. Raises RawTableUnusable."""
+    source, files = arrow_source(file)
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(source, filesystem=files)
     except PermissionError as error:
         raise PermissionError(error.errno, "Permission denied", str(file)) from None
     except (pa.ArrowException, OSError) as error:
@@ -202,7 +210,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise RawTableUnusable(f"{file} is not a readable parquet file ({said}): write it again") from None
 
 
-def _kind(file: Path, parquet: pq.ParquetFile, column: Column) -> str:
+def _kind(file: AnyPath, parquet: pq.ParquetFile, column: Column) -> str:
     kind = parquet.schema_arrow.field(column.name).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_timestamp(kind) and column.kind == "timestamp":
@@ -253,7 +261,7 @@ def _unit(parquet: pq.ParquetFile, name: str) -> str:
 # --- columns --------------------------------------------------------------------------------------------------------
 
 
-def _require_once(file: Path, present: Sequence[str], name: str) -> None:
+def _require_once(file: AnyPath, present: Sequence[str], name: str) -> None:
     times = Counter(present)
     for column in (column.name for column in COLUMNS[name]):
         if times[column] > 1:
@@ -263,7 +271,7 @@ def _require_once(file: Path, present: Sequence[str], name: str) -> None:
             raise RawTableUnusable(f"{file} has the columns {' and '.join(sorted(alike))}, one for Spark: rename one")
 
 
-def _require(file: Path, present: Sequence[str], needed: Sequence[str]) -> None:
+def _require(file: AnyPath, present: Sequence[str], needed: Sequence[str]) -> None:
     missing = [name for name in needed if name not in present]
     if not missing:
         return

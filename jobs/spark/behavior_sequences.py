@@ -4,15 +4,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import structlog
 import typer
 from pyspark.sql import DataFrame, SparkSession
+from upath import UPath
 
 from jobs.config import SequencesConfig
 from jobs.logic.sequence_tables import PERIOD, TABLES
+from jobs.paths import path_option
 from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
 from jobs.spark.crowded_requests import judge
@@ -24,7 +25,7 @@ from jobs.spark.raw_tables import read_events, rejected
 from jobs.spark.sequence_facts import capped_users, count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -36,9 +37,9 @@ ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()} 
 
 def build(
     *,
-    raw: Path,
+    raw: AnyPath,
     raw_digest: str,
-    out: Path,
+    out: AnyPath,
     config: SequencesConfig,
     master: str | None = None,
     as_of: datetime | None = None,
@@ -70,13 +71,13 @@ def build(
             frame.unpersist()
 
 
-def session_for(raw: Path, master: str | None = None) -> SparkSession:
+def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
     """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
     size = sum(file.stat().st_size for file in table_files(raw, "events").files)
     return spark_session("courier sequences", master, large=size > LARGE_BYTES)
 
 
-def require_some(counted: Mapping[str, Any], raw: Path) -> None:
+def require_some(counted: Mapping[str, Any], raw: AnyPath) -> None:
     """Raises RawTableUnusable where no event is accepted."""
     if not counted["events_accepted"]:
         refused = counted["events_rejected"]
@@ -107,7 +108,7 @@ def write_sequences(
     shown: DataFrame,
     counted: Mapping[str, Any],
     *,
-    out: Path,
+    out: AnyPath,
     inputs: Mapping[str, str],
     config: SequencesConfig,
 ) -> Manifest:
@@ -124,7 +125,7 @@ def write_sequences(
     facts = dict(counted)
     first, last, attributed = (facts.pop(name) for name in ("first", "last", "attributed"))
     splits = time_splits(shown, facts["requests"], first, last, config.train_fraction, config.valid_fraction)
-    with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
             write_parts(frame, draft.path / name, by=by, then=then)
@@ -140,8 +141,8 @@ def write_sequences(
 @app.command()
 @with_config
 def sequences(
-    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
     config: SequencesConfig,
     master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
     as_of: Annotated[datetime | None, AS_OF] = None,

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import reduce
-from pathlib import Path
 from typing import Annotated, Final
 
 import structlog
 import typer
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
+from upath import UPath
 
 from feature_repo.contract import (
     EVENT_TIME,
@@ -18,10 +18,11 @@ from feature_repo.contract import (
     WINDOWS_DAYS,
 )
 from jobs.logic.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after
+from jobs.paths import path_option, spark_uri
 from jobs.spark.parquet_parts import write_parts
 from jobs.spark.session import spark_session
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -92,7 +93,7 @@ def _days(midnight: datetime) -> int:
     return (midnight - datetime(1970, 1, 1, tzinfo=midnight.tzinfo)) // timedelta(days=1)
 
 
-def write_statistics(sequences: Path, out: Path, master: str | None = None) -> dict[str, int]:
+def write_statistics(sequences: AnyPath, out: AnyPath, master: str | None = None) -> dict[str, int]:
     """Write the folders item_statistics and user_statistics under `out`; returns the rows of each.
 
     sequences: a sequences artifact.  master: where Spark runs, if not here.
@@ -101,9 +102,7 @@ def write_statistics(sequences: Path, out: Path, master: str | None = None) -> d
     manifest = artifact.read(sequences, kind="sequences")
     until = midnight_after(datetime.fromisoformat(manifest.facts["splits"]["end"]))
     spark = spark_session("courier statistics", master)
-    impressions, clicks = (
-        spark.read.parquet(f"file://{(sequences / name).absolute()}") for name in (IMPRESSIONS, CLICKS)
-    )
+    impressions, clicks = (spark.read.parquet(spark_uri(sequences / name)) for name in (IMPRESSIONS, CLICKS))
     rows: dict[str, int] = {}
     for prefix, (key, view) in VIEWS.items():
         frame = statistics(impressions, clicks, key=key, prefix=prefix, windows=WINDOWS_DAYS, until=until)
@@ -115,18 +114,18 @@ def write_statistics(sequences: Path, out: Path, master: str | None = None) -> d
     return rows
 
 
-def build(*, sequences: Path, out: Path, master: str | None = None) -> Manifest:
+def build(*, sequences: AnyPath, out: AnyPath, master: str | None = None) -> Manifest:
     """The statistics artifact: what write_statistics writes.  Raises ArtifactMissing, ArtifactMismatch, JavaMissing."""
     inputs = {"sequences": artifact.digest(sequences)}
-    with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config={}) as draft:
         draft.facts = {"rows": write_statistics(sequences, draft.path, master)}
     return artifact.read(out, kind=KIND)
 
 
 @app.command()
 def item_statistics(
-    sequences: Annotated[Path, typer.Option(help="A sequences artifact.")],
-    out: Annotated[Path, typer.Option(help="Where the artifact is written; an older one there is replaced.")],
+    sequences: Annotated[UPath, path_option("A sequences artifact.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
     master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""

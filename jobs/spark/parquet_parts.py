@@ -2,34 +2,36 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from jobs.paths import arrow_source, spark_uri
+from model.artifact import AnyPath
 
-def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
+
+def write_parts(frame: DataFrame, folder: AnyPath, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
     """Write the frame to `folder`: rows that agree in `by` in one part, each part sorted by `by` and `then`.
 
     `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts; empty ones go.
     """
     placed = _placed(frame, by).sortWithinPartitions(*by, *then)
-    placed.write.mode("errorifexists").parquet(_uri(folder))
+    placed.write.mode("errorifexists").parquet(spark_uri(folder))
     _settle_all(folder)
 
 
 def write_parts_apart(
-    frame: DataFrame, folder: Path, *, apart: str, by: Sequence[str], then: Sequence[str] = ()
+    frame: DataFrame, folder: AnyPath, *, apart: str, by: Sequence[str], then: Sequence[str] = ()
 ) -> None:
     """Write the rows of each value of the column `apart` to a folder of their own, `folder`/APART=VALUE.
 
     The column itself is left out. In each such folder lies what write_parts would write of its rows alone.
     """
     placed = _placed(frame, by).sortWithinPartitions(apart, *by, *then)
-    placed.write.mode("errorifexists").partitionBy(apart).parquet(_uri(folder))
-    for path in sorted(folder.glob(f"{apart}=*")):
+    placed.write.mode("errorifexists").partitionBy(apart).parquet(spark_uri(folder))
+    for path in folder.glob(f"{apart}=*"):
         _settle_all(path)
 
 
@@ -41,28 +43,25 @@ def _placed(frame: DataFrame, by: Sequence[str]) -> DataFrame:
     return frame.repartition(parts, F.struct(*by))
 
 
-def _uri(folder: Path) -> str:
-    return f"file://{folder.absolute()}"
-
-
-def _settle_all(folder: Path) -> None:
+def _settle_all(folder: AnyPath) -> None:
     with ThreadPoolExecutor() as pool:  # pyarrow works outside Python's lock
-        list(pool.map(_settle, sorted(folder.iterdir())))
+        list(pool.map(_settle, sorted(folder.iterdir(), key=str)))
 
 
-def _settle(part: Path) -> None:
+def _settle(part: AnyPath) -> None:
     """Put the same rows in the part's place under a name without Spark's random job id; remove what is no part."""
     if part.name[0] not in "._":  # Spark's checksums and its marker would no longer fit
         _write_again(part)
     part.unlink()
 
 
-def _write_again(part: Path) -> None:
+def _write_again(part: AnyPath) -> None:
     # Spark's footers list a column's encodings in the order of a hash set: another one in every Java process.
     settled = part.with_name("-".join(part.name.split("-")[:2]) + ".parquet")
-    with pq.ParquetFile(part) as source:
+    (there, files), (then, _) = arrow_source(part), arrow_source(settled)
+    with pq.ParquetFile(there, filesystem=files) as source:
         schema = pa.schema([_nullable(field) for field in source.schema_arrow])
-        with pq.ParquetWriter(settled, schema) as sink:
+        with pq.ParquetWriter(then, schema, filesystem=files) as sink:
             for group in range(source.num_row_groups):
                 sink.write_table(source.read_row_group(group).cast(schema))
 

@@ -3,9 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
@@ -13,8 +11,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from jobs.paths import from_spark, spark_uri
 from jobs.sources import raw_layout
 from jobs.sources.raw import RawTableUnusable, TableFiles
+from model.artifact import AnyPath
 
 CORRUPT: Final = "_corrupt_record"  # the line itself, where it is no row; else null
 UNREADABLE: Final = "_bad_encoding"  # whether bytes of the row are not UTF-8
@@ -40,12 +40,11 @@ def damage_named() -> Iterator[None]:
     try:
         yield
     except (Py4JJavaError, PySparkException) as error:
-        found = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*?(file:/\S+?)\.? ", str(error) + " ")
+        found = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*?([a-z][a-z0-9+.-]*:/\S+?)\.? ", str(error) + " ")
         if found is None:
             raise
-        file = unquote(re.sub("^file:/+", "/", found[1]))
         raise RawTableUnusable(
-            f"{file} is damaged or cut short, Spark cannot read it to its end: write it again"
+            f"{from_spark(found[1])} is damaged or cut short, Spark cannot read it to its end: write it again"
         ) from None
 
 
@@ -60,17 +59,18 @@ def _marked(part: DataFrame) -> DataFrame:
     return part.withColumns({UNREADABLE: unreadable, CORRUPT: F.make_valid_utf8(CORRUPT)})
 
 
-def _uris(files: Sequence[Path]) -> list[str]:
-    # Spark takes a path for a pattern; and on a cluster a bare path would be looked for in its own file system.
-    return ["file://" + re.sub(r"([\[\]{}*?\\])", r"\\\1", str(file.absolute())) for file in files]
+def _uris(files: Sequence[AnyPath]) -> list[str]:
+    return [re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_uri(file)) for file in files]  # Spark takes a path for a pattern
 
 
 def _file() -> Column:
     return F.col("_metadata.file_path").alias(FILE)
 
 
-def _grouped(files: Sequence[Path], layout: Callable[[Path], tuple[str, ...]]) -> dict[tuple[str, ...], list[Path]]:
-    groups: dict[tuple[str, ...], list[Path]] = {}
+def _grouped(
+    files: Sequence[AnyPath], layout: Callable[[AnyPath], tuple[str, ...]]
+) -> dict[tuple[str, ...], list[AnyPath]]:
+    groups: dict[tuple[str, ...], list[AnyPath]] = {}
     for file in files:
         groups.setdefault(layout(file), []).append(file)
     return groups

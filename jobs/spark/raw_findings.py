@@ -1,23 +1,22 @@
 """What raw tables show once they are read: rows that lead nowhere, the days they cover, examples of rejected rows."""
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import and_
-from pathlib import Path
 from typing import Final
-from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs.logic.events import CLICK, IMPRESSION
+from jobs.paths import from_spark
 from jobs.sources import raw_layout
 from jobs.sources.raw import table_files
 from jobs.spark.judged_events import PAGE_DAY
 from jobs.spark.raw_files import FILE, parts
 from jobs.spark.raw_tables import REASON, ROW, judged_alone
+from model.artifact import AnyPath
 
 SHOWN: Final = 1000  # characters of an example's row
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -41,7 +40,7 @@ class Example:
     row: str
 
 
-def rows_read(spark: SparkSession, raw: Path, table: str) -> int:
+def rows_read(spark: SparkSession, raw: AnyPath, table: str) -> int:
     """How many rows the files of a table hold, counted before any is judged."""
     return sum(part.count() for part in parts(spark, table_files(raw, table)))
 
@@ -78,7 +77,7 @@ def _iso(micros: int) -> str:
 
 
 def examples(
-    spark: SparkSession, raw: Path, table: str, judged: DataFrame, per_reason: int, as_of: datetime
+    spark: SparkSession, raw: AnyPath, table: str, judged: DataFrame, per_reason: int, as_of: datetime
 ) -> dict[str, list[Example]]:
     """For each reason up to `per_reason` different rejected rows, the smallest as JSON.
 
@@ -100,11 +99,5 @@ def examples(
     return shown
 
 
-def path_of(uri: str) -> Path:
-    """The file that Spark names so in FILE."""
-    return Path(unquote(re.sub("^file:/+", "/", uri)))
-
-
-def _within(raw: Path, uri: str) -> str:
-    path = path_of(uri)
-    return str(path.relative_to(raw.absolute())) if path.is_relative_to(raw.absolute()) else str(path)
+def _within(raw: AnyPath, uri: str) -> str:
+    return from_spark(uri).removeprefix(f"{str(raw.absolute()).rstrip('/')}/")

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
-from pathlib import Path
 from typing import Final
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
@@ -16,6 +15,7 @@ from jobs.logic import catalogue
 from jobs.logic import events as logic
 from jobs.sources.raw import TableFiles, table_files
 from jobs.spark.raw_files import CORRUPT, FILE, UNREADABLE, parts
+from model.artifact import AnyPath
 
 REASON: Final = "reason"
 AS_JSON: Final = {"ignoreNullFields": "false", "timestampFormat": "yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX"}
@@ -42,7 +42,7 @@ class Position:
     bad: Column
 
 
-def read_events(spark: SparkSession, raw: Path, as_of: datetime) -> DataFrame:
+def read_events(spark: SparkSession, raw: AnyPath, as_of: datetime) -> DataFrame:
     """The events table in the contract's columns, plus `reason` and `row`, both null for an acceptable event.
 
     Each is judged by itself: jobs.spark.judged_events goes on.  as_of: the clock that says which lie in the future.
@@ -51,7 +51,7 @@ def read_events(spark: SparkSession, raw: Path, as_of: datetime) -> DataFrame:
     return judged_alone(spark, raw, "events", as_of).drop(FILE)
 
 
-def read_items(spark: SparkSession, raw: Path) -> DataFrame:
+def read_items(spark: SparkSession, raw: AnyPath) -> DataFrame:
     """The items table in the contract's columns, plus `reason` and `row`, both null for an accepted item.
 
     Raises RawTableUnusable, RawTableMissing.
@@ -59,7 +59,7 @@ def read_items(spark: SparkSession, raw: Path) -> DataFrame:
     return _repeated(_judged(spark, table_files(raw, "items"), _judged_item).drop(FILE))
 
 
-def judged_alone(spark: SparkSession, raw: Path, table: str, as_of: datetime) -> DataFrame:
+def judged_alone(spark: SparkSession, raw: AnyPath, table: str, as_of: datetime) -> DataFrame:
     """As read_events and read_items, plus the `_file` of each row, and each row judged without regard to the others.
 
     table: events | items. Raises RawTableUnusable, RawTableMissing.

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.daily_log import Watermark, midnight
-from jobs.raw_days import UNDATED, FileDays, LeftOut, counted_file, left_out, read_index, rows_a_day, sentence
-from jobs.sources.raw import table_files
+from jobs.raw_days import UNDATED, FileDays, LeftOut, left_out, read_index, rows_a_day, sentence
+from jobs.sources.raw import file_version, table_files
 
 FIRST = date(2024, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -63,18 +63,18 @@ def test_no_cure_fills_the_years_between_the_log_and_an_event_of_a_wrong_clock()
 
 def test_rows_of_all_files_add_up_by_day_without_those_of_no_day() -> None:
     one, two = {"2024-03-02": 2, "2024-03-01": 1, UNDATED: 5}, {"2024-03-02": 4}
-    files = [FileDays(size=1, modified=1, rows=rows) for rows in (one, two)]
+    files = [FileDays(version="1", rows=rows) for rows in (one, two)]
     assert rows_a_day(files) == {DAYS[0]: 1, DAYS[1]: 6}
     assert [files[0].holds(DAYS[1], DAYS[5]), files[0].holds(DAYS[2], DAYS[9])] == [True, False]
 
 
-def test_a_file_that_has_changed_is_not_the_one_that_was_counted(tmp_path) -> None:
+def test_a_file_of_the_same_size_that_was_written_later_is_another_version(tmp_path) -> None:
     file = tmp_path / "events.csv"
     file.write_text("1")
-    counted = counted_file(file, {})
-    assert counted.is_of(file)
-    os.utime(file, ns=(0, counted.modified + 1))
-    assert not counted.is_of(file)
+    version = file_version(file)
+    assert file_version(file) == version
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert file_version(file) != version
 
 
 # --- raw files ------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_files_are_counted_once_and_again_only_when_they_change(spark, tmp_path,
     assert [len(files) for files in counted] == [5, 2]
     assert counted[1] == ["date=2024-03-02", "date=2024-03-06"]
     assert rows_a_day(again.values()) == dict(zip([*DAYS[:4], DAYS[5]], [40, 50, 40, 40, 60], strict=True))
-    assert set(read_index(workspace)) == {str(file) for file in again}
+    assert read_index(workspace) == again
 
 
 # --- the log --------------------------------------------------------------------------------------------------------

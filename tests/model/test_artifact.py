@@ -1,20 +1,27 @@
 """An artifact is whole or it is not there."""
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
+from upath import UPath
 
 from model import artifact
+from model.artifact import AnyPath
+
+WRITERS = {"alone": artifact.write, "together": artifact.write_together}
 
 
-def write_note(out: Path, text: str = "hello", kind: str = "note") -> None:
-    with artifact.write(out, kind=kind, inputs={"raw": "abc"}, config={"size": 3}) as draft:
+def write_note(out: AnyPath, text: str = "hello", kind: str = "note", how: str = "alone") -> None:
+    with WRITERS[how](out, kind=kind, inputs={"raw": "abc"}, config={"size": 3}) as draft:
         (draft.path / "note.txt").write_text(text)
         draft.facts["words"] = 1
 
@@ -91,3 +98,146 @@ def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / artifact.MANIFEST).write_text(json.dumps({"surprise": 1}))
     with pytest.raises(artifact.ArtifactMismatch, match="is not a manifest"):
         artifact.read(tmp_path, kind="note")
+
+
+# --- wherever it lies -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
+    """Where an artifact may lie: a folder of this machine, and stores in which nothing can be renamed."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket") / "shop" / "a"
+    return tmp_path / "a" if request.param == "folder" else UPath(f"memory://bucket-{uuid.uuid4().hex}/a")
+
+
+@pytest.mark.parametrize("how", WRITERS)
+def test_an_artifact_is_the_same_wherever_it_lies_and_however_it_came_there(place: AnyPath, how: str) -> None:
+    with WRITERS[how](place, kind="note", inputs={}, config={}) as draft:
+        write_deep(draft.path)
+        draft.facts["words"] = 1
+    manifest = artifact.read(place, kind="note")
+    assert manifest.facts == {"words": 1}
+    assert {name: facts["bytes"] for name, facts in manifest.files.items()} == {"note.txt": 5, "deep/er/old.txt": 3}
+    assert manifest.files["note.txt"]["sha256"] == hashlib.sha256(b"hello").hexdigest()
+    assert (place / "note.txt").read_text() == "hello"
+    assert artifact.digest(place) == hashlib.sha256((place / "manifest.json").read_bytes()).hexdigest()
+
+
+def write_deep(folder: AnyPath) -> None:
+    (folder / "deep" / "er").mkdir(parents=True, exist_ok=True)
+    (folder / "deep" / "er" / "old.txt").write_text("old")
+    (folder / "note.txt").write_text("hello")
+
+
+@pytest.mark.parametrize("how", WRITERS)
+def test_where_the_writer_failed_there_is_nothing(place: AnyPath, how: str) -> None:
+    def fail() -> None:
+        with WRITERS[how](place, kind="note", inputs={}, config={}) as draft:
+            write_deep(draft.path)
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        fail()
+    with pytest.raises(artifact.ArtifactMissing):
+        artifact.read(place, kind="note")
+    with pytest.raises(artifact.ArtifactMissing):
+        artifact.digest(place)
+    assert not place.is_dir() or not list(place.rglob("*"))
+
+
+@pytest.mark.parametrize("how", WRITERS)
+def test_a_replaced_artifact_keeps_no_file_of_the_old_one(place: AnyPath, how: str) -> None:
+    with WRITERS[how](place, kind="note", inputs={}, config={}) as draft:
+        write_deep(draft.path)
+    old = artifact.digest(place)
+    write_note(place, how=how)
+    assert artifact.digest(place) != old
+    assert set(artifact.read(place, kind="note").files) == {"note.txt"}
+    assert [path.name for path in place.rglob("*.txt")] == ["note.txt"]
+
+
+def test_a_file_that_is_gone_or_of_another_size_is_refused_wherever_it_lies(place: AnyPath) -> None:
+    write_note(place)
+    (place / "note.txt").write_text("longer than before")
+    with pytest.raises(artifact.ArtifactMismatch, match=r"note\.txt is missing or was changed"):
+        artifact.read(place, kind="note")
+    (place / "note.txt").unlink()
+    with pytest.raises(artifact.ArtifactMismatch, match=r"note\.txt is missing or was changed"):
+        artifact.read(place, kind="note")
+
+
+def test_what_is_swept_is_drafts_and_never_an_artifact(place: AnyPath) -> None:
+    write_note(place)
+    write_deep(place.parent / f".b-12345678{artifact.PARTIAL}")
+    assert artifact.sweep(place.parent) == 1
+    assert artifact.sweep(place.parent) == artifact.sweep(place / "nowhere") == 0
+    assert artifact.read(place, kind="note").facts == {"words": 1}
+
+
+@pytest.mark.parametrize("how", WRITERS)
+def test_on_a_store_the_old_manifest_goes_first_and_the_new_one_comes_last(monkeypatch, how: str) -> None:
+    place = UPath(f"memory://bucket-{uuid.uuid4().hex}/a")
+    with artifact.write(place, kind="note", inputs={}, config={}) as draft:
+        write_deep(draft.path)
+    store, seen = type(place.fs), []
+
+    def watched(deed: str) -> None:
+        real = getattr(store, deed)
+
+        def watch(fs: Any, path: Any, *more: Any, **options: Any) -> Any:
+            target = more[0] if deed == "put_file" else path
+            seen.append((deed, str(target).removeprefix(place.path + "/"), place.joinpath("manifest.json").exists()))
+            return real(fs, path, *more, **options)
+
+        monkeypatch.setattr(store, deed, watch)
+
+    for deed in ("rm", "put_file", "pipe_file", "_open"):
+        watched(deed)
+    write_note(place, "hello again", how=how)
+    changed = [(name, there) for deed, name, there in seen if not (deed == "_open" and name == "manifest.json")]
+    assert changed[0] == ("manifest.json", True)  # the old one goes while nothing else has changed
+    assert changed[-1] == ("manifest.json", False)  # the new one comes when all else has
+    assert {there for _, there in changed[1:]} == {False}
+    assert {name for name, _ in changed[1:-1]} >= {"note.txt", "deep"}
+    assert artifact.read(place, kind="note").files["note.txt"]["bytes"] == 11
+
+
+@pytest.mark.parametrize("how", WRITERS)
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_writer_killed_before_its_manifest_came_leaves_no_artifact_and_a_rerun_heals_it(
+    bucket: UPath, how: str, there_before: bool
+) -> None:
+    place = bucket / "a"
+    if there_before:
+        with artifact.write(place, kind="note", inputs={}, config={}) as draft:
+            write_deep(draft.path)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(place), how], env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in place.rglob("*.txt")] == ["note.txt"]  # which had come already
+    with pytest.raises(artifact.ArtifactMissing):
+        artifact.read(place, kind="note")
+    write_note(place, "hello again", how=how)
+    assert artifact.read(place, kind="note").files["note.txt"]["bytes"] == 11
+
+
+KILLED = """
+    import os, signal, sys
+    from model import artifact
+    from jobs.paths import any_path
+
+    def killing(real):
+        def send(*places, **options):
+            if any(str(place).endswith("manifest.json") for place in places):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*places, **options)
+        return send
+
+    write = {"alone": artifact.write, "together": artifact.write_together}[sys.argv[2]]
+    place = any_path(sys.argv[1])
+    with write(place, kind="note", inputs={}, config={}) as draft:
+        (draft.path / "note.txt").write_text("half")
+        place.fs.put_file, place.fs.pipe_file = map(killing, (place.fs.put_file, place.fs.pipe_file))
+"""

@@ -54,6 +54,12 @@ class Fetcher:
             sleep=sleep,
         )
 
+    @staticmethod
+    def is_near(uri: str) -> bool:
+        """Whether a reference is followed without a network, if at all."""
+        match = _SCHEME.match(uri)
+        return match is None or match[1].lower() not in ("https", *OBJECT_STORES)
+
     def fetch(self, uri: str | None) -> Fetched:
         """The bytes behind a reference, with a fingerprint that was taken before them. Raises NotFetched.
 

@@ -57,10 +57,12 @@ class KeepItems(beam.PTransform):  # type: ignore[misc]
 class ExamineReferences(beam.PTransform):  # type: ignore[misc]
     """What the reference of each item gives, by way of the store: each distinct reference is opened at most once."""
 
-    def __init__(self, store: ImageStore, folder: Path, config: ImagesConfig, retry_failed: bool) -> None:
+    def __init__(
+        self, store: ImageStore, folder: Path, config: ImagesConfig, retry_failed: bool, *, in_processes: bool = False
+    ) -> None:
         super().__init__()
         self.store = store
-        self.work = ExamineShards(store, folder, config, retry_failed)
+        self.work = ExamineShards(store, folder, config, retry_failed, in_processes=in_processes)
 
     def expand(self, items: Any) -> Any:
         """PCollection of Item -> PCollection of ExaminedShard. No pixels travel: they stay in the store."""

@@ -148,8 +148,10 @@ def _check_row(placed: tuple[Place, Raw]) -> Iterator[Any]:
 
 
 def _keep_first(group: tuple[str, Iterable[tuple[Place, dict[str, Any]]]]) -> Iterator[Any]:
-    described = [(catalogue.item(row), place, row) for place, row in group[1]]
-    (first, _, _), *others = sorted(described, key=lambda one: (catalogue.precedence(one[0]), one[1]))
+    described = [(catalogue.described(row), place, row) for place, row in group[1]]
+    if len(described) > 1:
+        described.sort(key=lambda one: (catalogue.precedence(one[0]), one[1]))
+    (first, _, _), *others = described
     yield first
     for _, place, row in others:
         yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)

@@ -1,33 +1,29 @@
 """Examine image references: look each up in the store, and open only what is new or has changed."""
 
-import hashlib
-import os
-import time
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from threading import Semaphore
-from typing import Final
+import threading
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
-from PIL import Image
+from apache_beam.transforms.window import GlobalWindows
 
 from jobs.beam import progress
-from jobs.beam.fetch import Fetcher, HttpsConfig, NotFetched
+from jobs.beam.fetch import Fetcher, HttpsConfig
 from jobs.beam.image_store import ImageStore, Outcome, absolute
+from jobs.beam.look import CORES, Look, Looker, Reference, look_at_files, start_processes
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import CatalogueRow, Item
 from model.artifact import AnyPath
-from model.courier import images
-from model.courier.images import ImageRefused
 
 KIND: Final = "images"
-LIMITS: Final = ("max_bytes", "max_pixels", "min_side", "max_side")
-CORES: Final = os.cpu_count() or 1
 WAITING: Final = 16  # threads that may wait for a disk or a network; no more than CORES of them decode at a time
+CHUNK: Final = 16  # files that one thread, or one process, looks at in turn
+MANY: Final = 256  # files after which processes are started: that takes a second of each
 NO_REFERENCE: Final = Outcome(uri="", reason="no_reference")
 
 
@@ -47,58 +43,109 @@ class ExaminedShard:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One look at a reference: the outcome, and what had to be done for it."""
+class Begun:
+    """A shard that is being looked at: its items, what it held before, and the looks on their way."""
 
-    outcome: Outcome
-    png: bytes | None = None  # where the image was decoded
-    opened: bool = False  # its bytes were read
-    microseconds: int = 0
+    number: int
+    items: list[Item]
+    known: dict[str, Outcome]
+    looking: list[Future[dict[str, Look]]]
 
 
 class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
-    """Bring one shard of the store up to date with the references of its items; each reference is opened once."""
+    """Bring the shards of the store up to date with the references of their items; each reference is opened once.
 
-    def __init__(self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+    While one shard is written the next is looked at already, so that no core waits for the last image of each.
+    in_processes: where files are many, open them in a process for each core.
+    """
+
+    def __init__(
+        self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool, *, in_processes: bool
+    ) -> None:
         super().__init__()
         self.store, self.folder, self.config, self.retry_failed = store, folder, config, retry_failed
+        self.in_processes = in_processes
         self.took = Metrics.distribution(KIND, "open_microseconds")
 
     def setup(self) -> None:
         """Start the threads and what fetches for them."""
-        self.pool = ThreadPoolExecutor(max(WAITING, CORES))
+        self.threads = ThreadPoolExecutor(max(WAITING, CORES))
+        self.processes: Executor | None = None
+        self.opened, self.counting = 0, threading.Lock()
         self.fetcher = Fetcher(self.folder, self.config.max_bytes, HttpsConfig(allowed_hosts=self.config.allowed_hosts))
-        self.look = Looker(self.fetcher, self.config, self.retry_failed)
+        self.looker = Looker(self.fetcher, self.config, self.retry_failed)
 
     def teardown(self) -> None:
         """End them."""
-        self.pool.shutdown()
+        self.threads.shutdown(cancel_futures=True)
+        if self.processes is not None:
+            self.processes.shutdown(cancel_futures=True)
         self.fetcher.close()
 
+    def start_bundle(self) -> None:
+        """No shard is begun yet."""
+        self.begun: deque[Begun] = deque()
+
     def process(self, group: tuple[int, Iterable[Item]]) -> Iterator[ExaminedShard]:
-        """(shard, its items) -> every item with its outcome."""
-        number, items = group[0], list(group[1])
+        """(shard, its items) -> every item of the shard before with its outcome."""
+        self.begun.append(self._begin(group[0], list(group[1])))
+        if len(self.begun) > 1:
+            yield self._finish(self.begun.popleft())
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """As `process`, of the last shard."""
+        while self.begun:
+            yield GlobalWindows.windowed_value(self._finish(self.begun.popleft()))
+
+    def _begin(self, number: int, items: list[Item]) -> Begun:
         known = self.store.known(number)
         uses = Counter(item.image_uri for item in items if item.image_uri is not None)
-        looks = self._look(known, uses)
-        outcomes = {look.outcome.uri: look.outcome for look in looks.values()}
-        if outcomes != known:
-            pngs = {look.outcome.uri: look.png for look in looks.values() if look.png is not None}
-            self.store.save(number, outcomes, pngs)
-            Metrics.counter(KIND, "shards_written").inc()
         progress.TALLY.add(done=len(items) - uses.total())
-        found = {reference: look.outcome for reference, look in looks.items()}
-        yield ExaminedShard(tuple(examined(item, found.get(item.image_uri or "", NO_REFERENCE)) for item in items))
+        references = [Reference(one, uri, known.get(uri)) for one in uses for uri in [absolute(one, self.folder)]]
+        looking = [self.threads.submit(self._look, chunk, uses) for chunk in self._chunks(references)]
+        return Begun(number, items, known, looking)
 
-    def _look(self, known: Mapping[str, Outcome], uses: Mapping[str, int]) -> dict[str, Look]:
+    def _chunks(self, references: Sequence[Reference]) -> list[Sequence[Reference]]:
+        """What one thread looks at in turn: of files some, of what comes over a network one."""
+        near = [one for one in references if self.fetcher.is_near(one.words)]
+        far = [[one] for one in references if not self.fetcher.is_near(one.words)]
+        return [*far, *(near[start : start + CHUNK] for start in range(0, len(near), CHUNK))]
+
+    def _look(self, references: Sequence[Reference], uses: Mapping[str, int]) -> dict[str, Look]:
         """image_uri -> what it gives now. uses: image_uri -> how many items name it."""
-        uris = [absolute(one, self.folder) for one in uses]
-        looks = {}
-        for one, look in zip(uses, self.pool.map(self.look, uses, uris, map(known.get, uris)), strict=True):
-            looks[one] = look
-            progress.TALLY.add(done=uses[one])
-        self._count(looks.values())
+        glances = [(one, self.looker.at_a_glance(one)) for one in references]
+        looks = {one.words: look for one, look in glances if look is not None}
+        unknown = [one for one, look in glances if look is None]
+        looks |= {one.words: look for one, look in zip(unknown, self._open(unknown), strict=True)}
+        progress.TALLY.add(done=sum(uses[one] for one in looks))
         return looks
+
+    def _open(self, references: Sequence[Reference]) -> Iterable[Look]:
+        if references and self.fetcher.is_near(references[0].words):
+            processes = self._processes_for(len(references))
+            if processes is not None:
+                return processes.submit(look_at_files, references).result()
+        return map(self.looker.open, references)
+
+    def _processes_for(self, more: int) -> Executor | None:
+        """The processes, once files enough were opened for them to pay; whoever comes by then starts them."""
+        with self.counting:
+            self.opened += more
+            if self.in_processes and self.processes is None and self.opened > MANY:
+                self.processes = start_processes(self.folder, self.config, self.retry_failed)
+            return self.processes
+
+    def _finish(self, begun: Begun) -> ExaminedShard:
+        """Wait for the looks at a shard, and save it where they differ from what it held."""
+        found = {words: look for looking in begun.looking for words, look in looking.result().items()}
+        outcomes = {look.outcome.uri: look.outcome for look in found.values()}
+        if outcomes != begun.known:
+            pngs = {look.outcome.uri: look.png for look in found.values() if look.png is not None}
+            self.store.save(begun.number, outcomes, pngs)
+            Metrics.counter(KIND, "shards_written").inc()
+        self._count(found.values())
+        gave = {words: look.outcome for words, look in found.items()} | {None: NO_REFERENCE}
+        return ExaminedShard(tuple(examined(item, gave[item.image_uri]) for item in begun.items))
 
     def _count(self, looks: Collection[Look]) -> None:
         opened = [look for look in looks if look.opened]
@@ -109,62 +156,6 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         Metrics.counter(KIND, "references").inc(len(looks))
         Metrics.counter(KIND, "opened").inc(len(opened))
         Metrics.counter(KIND, "decoded").inc(sum(look.png is not None for look in opened))
-
-
-class Looker:
-    """Looks at references, in any number of threads."""
-
-    def __init__(self, fetcher: Fetcher, config: ImagesConfig, retry_failed: bool) -> None:
-        self.fetcher, self.config, self.retry_failed = fetcher, config, retry_failed
-        self.decoding = Semaphore(CORES)  # bounds the memory too: one decoded image a core
-
-    def __call__(self, reference: str, uri: str, before: Outcome | None) -> Look:
-        """What the reference gives now; it is read only where the outcome before does not still stand.
-
-        uri: its absolute form.  before: what the store holds of it. With retry_failed nothing that the store holds is
-        looked at but the failures that may pass.
-        """
-        if self.retry_failed and before is not None and before.reason not in catalogue.RETRYABLE:
-            return Look(before)
-        started = time.monotonic()
-        try:
-            fetched = self.fetcher.fetch_if_changed(reference, (before and before.fingerprint) or "")
-        except NotFetched as refusal:
-            return Look(Outcome(uri=uri, reason=refusal.reason))
-        if fetched is None and before is not None:
-            return Look(before)
-        assert fetched is not None  # of what the store does not hold there is no fingerprint that could stand
-        outcome, png = self._examine(Outcome(uri=uri, fingerprint=fetched.fingerprint), fetched.data, before)
-        return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
-
-    def _examine(self, found: Outcome, data: bytes, before: Outcome | None) -> tuple[Outcome, bytes | None]:
-        digest = hashlib.sha256(data).hexdigest()
-        if before is not None and before.bytes_sha256 == digest:
-            return replace(before, fingerprint=found.fingerprint), None
-        found = replace(found, bytes_sha256=digest)
-        try:
-            with self.decoding:
-                return self._decode(found, data)
-        except ImageRefused as refusal:
-            # Of a file that is too large only a part was read.
-            whole = None if refusal.reason == "too_large" else digest
-            return replace(found, reason=refusal.reason, bytes_sha256=whole), None
-
-    def _decode(self, found: Outcome, data: bytes) -> tuple[Outcome, bytes]:
-        limits = {name: getattr(self.config, name) for name in LIMITS}
-        image, facts = images.open_image(data, **limits)
-        square = images.resize(image, self.config.size)
-        usable = replace(
-            found,
-            image_id=images.pixel_hash(image),
-            # The square holds all that the hash looks at; of the whole image it takes a third of the decoding again.
-            phash=images.perceptual_hash(Image.fromarray(square)),
-            width=facts.width,
-            height=facts.height,
-            mode=facts.mode,
-            frames=facts.frames,
-        )
-        return usable, images.to_png(square)
 
 
 def examined(item: Item, outcome: Outcome) -> Examined:

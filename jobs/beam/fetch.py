@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import ssl
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ class Fetcher:
         resolve: Resolve = resolve_name,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
+        self.folder = os.path.normpath(folder) if isinstance(folder, Path) else folder
+        self.max_bytes = max_bytes
         self.https = Https(
             https or HttpsConfig(),
             max_bytes,
@@ -57,6 +59,13 @@ class Fetcher:
             resolve=resolve,
             sleep=sleep,
         )
+
+    def is_near(self, uri: str) -> bool:
+        """Whether a reference is followed without a network, if at all."""
+        match = _SCHEME.match(uri)
+        if match is None:
+            return isinstance(self.folder, str)
+        return match[1].lower() not in ("https", *OBJECT_STORES)
 
     def fetch(self, uri: str | None) -> Fetched:
         """The bytes behind a reference, with a fingerprint that was taken before them. Raises NotFetched.
@@ -99,12 +108,12 @@ class Fetcher:
 
     def _resolved(self, uri: str | None) -> tuple[str, str]:
         scheme, uri = _scheme(uri)
-        if scheme or isinstance(self.folder, Path):
+        if scheme or isinstance(self.folder, str):
             return scheme, uri
         return self.folder.protocol, _below(uri, self.folder)
 
-    def _path(self, scheme: str, uri: str) -> Path:
-        return _absolute(uri) if scheme else _inside(uri, cast(Path, self.folder))
+    def _path(self, scheme: str, uri: str) -> str:
+        return _absolute(uri) if scheme else _inside(uri, cast(str, self.folder))
 
 
 def _scheme(uri: str | None) -> tuple[str, str]:
@@ -125,10 +134,11 @@ def _scheme(uri: str | None) -> tuple[str, str]:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _inside(uri: str, folder: Path) -> Path:
+def _inside(uri: str, folder: str) -> str:
     # By name, not by link: a folder of images that the owner of the raw folder linked into it is meant to be there.
-    path = Path(os.path.normpath(folder / uri))
-    if not path.is_relative_to(os.path.normpath(folder)):
+    # Text, for to build pathlib's paths takes longer than to look at the file.
+    path = os.path.normpath(os.path.join(folder, uri))  # noqa: PTH118
+    if not f"{path}/".startswith(folder.rstrip("/") + "/"):
         raise NotFetched("outside_folder", f"{uri} leaves the folder of the items table")
     return path
 
@@ -142,33 +152,33 @@ def _below(uri: str, folder: UPath) -> str:
     return str(folder).rstrip("/") + path.removeprefix(start)
 
 
-def _absolute(uri: str) -> Path:
+def _absolute(uri: str) -> str:
     try:
         parts = urlsplit(uri)
     except ValueError:
         raise NotFetched("bad_url", f"{uri} is not a URL") from None
     if parts.netloc not in ("", "localhost"):
         raise NotFetched("scheme_not_allowed", f"{uri} names a file on another machine")
-    return Path(url2pathname(parts.path))
+    return url2pathname(parts.path)
 
 
-def _look(path: Path) -> str:
+def _look(path: str) -> str:
     """The fingerprint of a regular file: any write changes its time of change, whatever is done to the other."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
         raise NotFetched("not_found", f"{path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise NotFetched("unreadable", f"{path} cannot be read: {_why(error)}") from None
-    if not path.is_file():  # a folder, or a pipe that would block for ever
+    if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would block for ever
         raise NotFetched("not_a_file", f"{path} is not a regular file")
     return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}"
 
 
-def _read_file(path: Path, max_bytes: int) -> Fetched:
+def _read_file(path: str, max_bytes: int) -> Fetched:
     fingerprint = _look(path)
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb") as stream:  # noqa: PTH123
             return Fetched(stream.read(max_bytes + 1), fingerprint)
     except OSError as error:
         raise NotFetched("unreadable", f"{path} cannot be read: {_why(error)}") from None

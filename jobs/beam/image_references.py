@@ -54,6 +54,7 @@ class Job:
     out: AnyPath
     config: ImagesConfig
     retry_failed: bool = False
+    in_processes: bool = False  # where the runner has no more than this process
 
 
 def wire(pipeline: Any, job: Job) -> None:
@@ -61,7 +62,7 @@ def wire(pipeline: Any, job: Job) -> None:
     config, out = job.config, job.out
     read = pipeline | "ReadItems" >> ReadItems(job.table)
     items, rejected = read | "KeepItems" >> KeepItems()
-    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed)
+    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, in_processes=job.in_processes)
     examined = items | "ExamineReferences" >> examine
     pictures = examined | "FindPictures" >> FindPictures(config.placeholder_items, config.placeholder_categories)
 
@@ -99,10 +100,16 @@ def build(
     with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         folder = draft.path.absolute()
         started = time.monotonic()
-        work = _run(
-            options,
-            Job(table=table, folder=raw.absolute(), store=opened, out=folder, config=config, retry_failed=retry_failed),
+        job = Job(
+            table=table,
+            folder=raw.absolute(),
+            store=opened,
+            out=folder,
+            config=config,
+            retry_failed=retry_failed,
+            in_processes=running.is_local(options),
         )
+        work = _run(options, job)
         took = time.monotonic() - started
         draft.facts.update(image_files.facts(draft.path), work={name: work.get(name, 0) for name in WORK})
         draft.facts.update(seconds=round(took, 2), images_per_second=round(draft.facts["items_accepted"] / took, 1))

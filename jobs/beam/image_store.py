@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from model.artifact import AnyPath
 
 log = structlog.get_logger()
 
-FORMAT: Final = 1  # raise it when a column changes its meaning: what was stored before is then examined anew
+FORMAT: Final = 2  # raise it when a column changes its meaning: what was stored before is then examined anew
 CODECS: Final = ("pil", "libjpeg_turbo", "zlib", "libtiff", "webp", "avif")  # another version may give other pixels
 
 
@@ -88,7 +88,7 @@ class ImageStore:
         usable = [uri for uri, one in outcomes.items() if not one.reason]
         kept = self._pngs(number) if any(uri not in pngs for uri in usable) else {}
         held = {uri: pngs[uri] if uri in pngs else kept[uri] for uri in usable}
-        rows = [asdict(one) | {"png": held.get(uri)} for uri, one in sorted(outcomes.items())]
+        rows = [vars(one) | {"png": held.get(uri)} for uri, one in sorted(outcomes.items())]
         stats = {
             "references": len(rows),
             "by_reason": dict(sorted(Counter(row["reason"] for row in rows if row["reason"]).items())),

@@ -58,10 +58,18 @@ class KeepItems(beam.PTransform):  # type: ignore[misc]
 class ExamineReferences(beam.PTransform):  # type: ignore[misc]
     """What the reference of each item gives, by way of the store: each distinct reference is opened at most once."""
 
-    def __init__(self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+    def __init__(
+        self,
+        store: ImageStore,
+        folder: AnyPath,
+        config: ImagesConfig,
+        retry_failed: bool,
+        *,
+        in_processes: bool = False,
+    ) -> None:
         super().__init__()
         self.store = store
-        self.work = ExamineShards(store, folder, config, retry_failed)
+        self.work = ExamineShards(store, folder, config, retry_failed, in_processes=in_processes)
 
     def expand(self, items: Any) -> Any:
         """PCollection of Item -> PCollection of ExaminedShard. No pixels travel: they stay in the store."""
@@ -147,8 +155,10 @@ def _check_row(placed: tuple[Place, Raw]) -> Iterator[Any]:
 
 
 def _keep_first(group: tuple[str, Iterable[tuple[Place, dict[str, Any]]]]) -> Iterator[Any]:
-    described = [(catalogue.item(row), place, row) for place, row in group[1]]
-    (first, _, _), *others = sorted(described, key=lambda one: (catalogue.precedence(one[0]), one[1]))
+    described = [(catalogue.described(row), place, row) for place, row in group[1]]
+    if len(described) > 1:
+        described.sort(key=lambda one: (catalogue.precedence(one[0]), one[1]))
+    (first, _, _), *others = described
     yield first
     for _, place, row in others:
         yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)

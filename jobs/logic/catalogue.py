@@ -132,6 +132,11 @@ def item(row: Mapping[str, Any]) -> Item:
     """The item that an acceptable row describes. Raises ValueError for a row that `reject_reason` names."""
     if reason := reject_reason(row):
         raise ValueError(f"item row {dict(row)} is unusable: {reason}")
+    return described(row)
+
+
+def described(row: Mapping[str, Any]) -> Item:
+    """As `item`, of a row that `reject_reason` was asked about already."""
     return Item(
         item_id=str(row["item_id"]),
         image_uri=text(row.get("image_uri")),

@@ -4,7 +4,6 @@ One road for the offline job, for training and for a picture uploaded to the sea
 same pixels everywhere.
 """
 
-import hashlib
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from blake3 import blake3
 from PIL import ExifTags, GifImagePlugin, Image, ImageOps, UnidentifiedImageError, features
 
 from model import artifact
@@ -112,9 +112,10 @@ def from_png(data: bytes) -> Pixels:
 
 def pixel_hash(image: Image.Image) -> str:
     """32 hex digits that two images share only if mode, size and every pixel agree."""
-    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height} ".encode())
+    # Of a photograph it takes a third of SHA-256's time, and nobody can make two images meet either.
+    digest = blake3(f"{image.mode} {image.width}x{image.height} ".encode())
     digest.update(image.tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest(length=16)
 
 
 def perceptual_hash(image: Image.Image) -> str:

@@ -1,0 +1,148 @@
+"""Look at image references: what each gives now, and whether it has to be read to know; in a thread or a process.
+
+Beam is not imported here, so that a process which only decodes starts quickly.
+"""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Final
+
+import loky
+from PIL import Image
+
+from jobs.beam.fetch import Fetcher, NotFetched
+from jobs.beam.image_store import Outcome
+from jobs.config import ImagesConfig
+from jobs.logic import catalogue
+from model.artifact import AnyPath
+from model.courier import images
+from model.courier.images import ImageRefused
+
+LIMITS: Final = ("max_bytes", "max_pixels", "min_side", "max_side")
+CORES: Final = os.cpu_count() or 1
+
+
+@dataclass(frozen=True)  # here and below no slots, which slow pickling down threefold
+class Reference:
+    """What is to be looked at: the words of the items table, their absolute form, and what the store holds of it."""
+
+    words: str
+    uri: str
+    before: Outcome | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at a reference: the outcome, and what had to be done for it."""
+
+    outcome: Outcome
+    png: bytes | None = None  # where the image was decoded
+    opened: bool = False  # its bytes were read
+    microseconds: int = 0
+
+
+class Looker:
+    """Looks at references, in any number of threads."""
+
+    def __init__(self, fetcher: Fetcher, config: ImagesConfig, retry_failed: bool) -> None:
+        self.fetcher, self.config, self.retry_failed = fetcher, config, retry_failed
+        self.decoding = threading.Semaphore(CORES)  # bounds the memory too: one decoded image a core
+
+    def __call__(self, reference: Reference) -> Look:
+        """What the reference gives now; it is read only where the outcome before does not still stand.
+
+        With retry_failed nothing that the store holds is looked at but the failures that may pass.
+        """
+        return self.at_a_glance(reference) or self.open(reference)
+
+    def at_a_glance(self, reference: Reference) -> Look | None:
+        """The look, where it takes neither the network nor a byte of the file."""
+        before = reference.before
+        if before is None:
+            return None
+        if self.retry_failed and before.reason not in catalogue.RETRYABLE:
+            return Look(before)
+        if before.fingerprint and self.fetcher.is_near(reference.words):
+            try:
+                stands = self.fetcher.fingerprint(reference.words) == before.fingerprint
+            except NotFetched as refusal:
+                return Look(Outcome(uri=reference.uri, reason=refusal.reason))
+            return Look(before) if stands else None
+        return None
+
+    def open(self, reference: Reference) -> Look:
+        """The look, by reading; or by asking a server that answers that nothing has changed."""
+        before, uri = reference.before, reference.uri
+        started = time.monotonic()
+        try:
+            fetched = self.fetcher.fetch_if_changed(reference.words, (before and before.fingerprint) or "")
+        except NotFetched as refusal:
+            return Look(Outcome(uri=uri, reason=refusal.reason))
+        if fetched is None and before is not None:
+            return Look(before)
+        assert fetched is not None  # of what the store does not hold there is no fingerprint that could stand
+        outcome, png = self._examine(Outcome(uri=uri, fingerprint=fetched.fingerprint), fetched.data, before)
+        return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
+
+    def _examine(self, found: Outcome, data: bytes, before: Outcome | None) -> tuple[Outcome, bytes | None]:
+        digest = hashlib.sha256(data).hexdigest()
+        if before is not None and before.bytes_sha256 == digest:
+            return replace(before, fingerprint=found.fingerprint), None
+        found = replace(found, bytes_sha256=digest)
+        try:
+            with self.decoding:
+                return self._decode(found, data)
+        except ImageRefused as refusal:
+            # Of a file that is too large only a part was read.
+            whole = None if refusal.reason == "too_large" else digest
+            return replace(found, reason=refusal.reason, bytes_sha256=whole), None
+
+    def _decode(self, found: Outcome, data: bytes) -> tuple[Outcome, bytes]:
+        limits = {name: getattr(self.config, name) for name in LIMITS}
+        image, facts = images.open_image(data, **limits)
+        square = images.resize(image, self.config.size)
+        usable = replace(
+            found,
+            image_id=images.pixel_hash(image),
+            # The square holds all that the hash looks at; of the whole image it takes a third of the decoding again.
+            phash=images.perceptual_hash(Image.fromarray(square)),
+            width=facts.width,
+            height=facts.height,
+            mode=facts.mode,
+            frames=facts.frames,
+        )
+        return usable, images.to_png(square)
+
+
+# --- in processes ---------------------------------------------------------------------------------------------------
+
+IDLE_SECONDS: Final = 20.0  # after which a process ends: with work again, or where its parent was killed
+
+_LOOKER: Looker  # of a process that does nothing but look
+
+
+def start_processes(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> Executor:
+    """One process a core that runs `look_at_files`; they start when there is work.
+
+    Loky's, for they are neither forked, while Beam's threads hold locks, nor do they run the main module again.
+    """
+    given = (folder, config, retry_failed)
+    executor: Executor = loky.ProcessPoolExecutor(CORES, timeout=IDLE_SECONDS, initializer=_begin, initargs=given)
+    return executor
+
+
+def look_at_files(references: Sequence[Reference]) -> list[Look]:
+    """Open these references, none of them far away, in a process of `start_processes`."""
+    return [_LOOKER.open(reference) for reference in references]
+
+
+def _begin(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+    global _LOOKER
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the process that waits for us ends us
+    _LOOKER = Looker(Fetcher(folder, config.max_bytes), config, retry_failed)

@@ -9,6 +9,7 @@ from jobs.logic import events as logic
 from jobs.logic.events import Event
 
 START = datetime(2024, 3, 1, 12, tzinfo=UTC)
+NOW = START + timedelta(days=30)
 SECOND = timedelta(seconds=1)
 
 
@@ -24,7 +25,7 @@ def test_crowded_requests_are_judged_as_all_others_are(spark, drawn_events, writ
 
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
     blank = Event(user_id="u", item_id="i", event_time=START, event_type="click", request_id=" ")
-    read = read_events(spark, write_events(tmp_path, [*events, blank]))
+    read = read_events(spark, write_events(tmp_path, [*events, blank]), NOW)
     sizes = Counter(one.request_id for one in events)
     crowded = crowded_requests(read, crowd)
     assert crowded == sorted(request for request, size in sizes.items() if size > crowd)
@@ -48,7 +49,7 @@ def test_no_task_gets_all_events_of_a_crowded_request(spark, write_events, tmp_p
     events = [
         Event(user_id=f"u{n % 7}", item_id=f"i{n % 50}", event_time=START + n * SECOND, **constant) for n in range(2000)
     ]
-    read = read_events(spark, write_events(tmp_path, events))
+    read = read_events(spark, write_events(tmp_path, events), NOW)
     before = spark.conf.get("spark.sql.adaptive.coalescePartitions.enabled")
     spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", "false")
     try:
@@ -72,7 +73,7 @@ def test_a_crowded_request_is_told(spark, write_events, tmp_path, capsys) -> Non
         Event(user_id="u", item_id="i", event_time=START + n * SECOND, event_type="click", request_id="undefined")
         for n in range(3)
     ]
-    read = read_events(spark, write_events(tmp_path, clicks))
+    read = read_events(spark, write_events(tmp_path, clicks), NOW)
     judge(read, 3)
     assert "crowded_requests" not in "".join(capsys.readouterr())
     judge(read, 2)

@@ -4,7 +4,7 @@ import json
 import os
 import random
 import re
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from jobs.sources.raw import file_version, table_files
 
 FIRST = date(2024, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
+NOW = datetime(2024, 4, 1, tzinfo=UTC)
 MARK = Watermark(first=DAYS[2], last=DAYS[4], config={}, sampled_negatives=False)
 HELD = dict.fromkeys(DAYS[2:5], 10)
 
@@ -141,13 +142,13 @@ def test_what_is_read_of_some_days_or_of_no_day_is_what_all_that_is_read_says_of
 
     raw = raw_folder(tmp_path / "raw", form)
     index, table = indexed(raw, tmp_path / "ws"), table_files(raw, "events")
-    everything = read_events(spark, raw)
+    everything = read_events(spark, raw, NOW)
     start, end = midnight(DAYS[1]), midnight(DAYS[3])
-    two_days = events_between(spark, files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), start, end)
+    two_days = events_between(spark, files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), start, end, NOW)
     expected = everything.filter((F.col("event_time") >= start) & (F.col("event_time") < end))
     assert sorted(map(str, two_days.collect())) == sorted(map(str, expected.collect()))
     assert two_days.count() == 80
-    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows))
+    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows), NOW)
     expected = everything.filter(F.col("event_time").isNull())
     assert sorted(map(str, undated.collect())) == sorted(map(str, expected.collect()))
     assert undated.count() == {"csv": 5, "jsonl": 5}.get(form, 3)
@@ -188,10 +189,10 @@ def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_t
     write(raw / "events" / "two", pa.concat_tables([*tables[3:], lost]), "us")
     index, table = indexed(raw, tmp_path / "ws"), table_files(raw, "events")
     files = files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[1]))
-    day = events_between(spark, files, midnight(DAYS[1]), midnight(DAYS[2]))
+    day = events_between(spark, files, midnight(DAYS[1]), midnight(DAYS[2]), NOW)
     assert re.search(r"PushedFilters: \[.*GreaterThanOrEqual\(event_time,2024-03-02", str(day._jdf.queryExecution()))
     assert scanned(day) == (1, 40)
-    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows))
+    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows), NOW)
     assert scanned(undated) == (1, 1)
 
 

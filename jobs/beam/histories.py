@@ -8,9 +8,9 @@ from typing import Any, Final
 import apache_beam as beam
 from apache_beam.coders import PickleCoder
 from apache_beam.pvalue import TaggedOutput
-from apache_beam.transforms import userstate, window
+from apache_beam.transforms import userstate
 
-from jobs.beam.settling import start_of
+from jobs.beam.settling import forever, start_of
 from jobs.logic.events import Event
 from jobs.logic.histories import AFTER_THE_CLICK, Snapshot
 from jobs.logic.page_views import PageView
@@ -34,7 +34,7 @@ class JoinHistories(beam.PTransform):  # type: ignore[misc]  # Beam ships no typ
     def expand(self, clicks_and_views: Any) -> Any:
         """(PCollection of distinct clicks, PCollection of PageView) -> outputs as above."""
         clicks, views = clicks_and_views
-        both = (clicks | "Clicks" >> _forever(), views | "Views" >> _forever())
+        both = (clicks | "Clicks" >> forever(), views | "Views" >> forever())
         return (
             both
             | "Both" >> beam.Flatten()
@@ -93,10 +93,6 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
                 history = (*((item_id, at) for item_id in items), *history)[: self.length]
                 yield TaggedOutput("snapshots", Snapshot(user_id, at + AFTER_THE_CLICK, history))
         newest.write(history)
-
-
-def _forever() -> Any:
-    return beam.WindowInto(window.GlobalWindows())
 
 
 def _of_user(one: Event | PageView) -> tuple[str, Any]:

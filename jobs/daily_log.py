@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from jobs.logic.events import DAY as DAY
 from model import artifact
 
-DAY: Final = timedelta(days=1)
 # A click labels page views of its own day and the day before; what becomes of it is settled by the day after it
 # (jobs.logic.events): so a day is settled two days later, and needs the two days before it.
 SETTLED_AFTER: Final = 2 * DAY

@@ -6,7 +6,7 @@ usage() {
   cat <<'TEXT'
 usage: run.sh [--runner NAME] [--wheel FILE] [--dry-run] [--beam-option=VALUE ...] JOB -- [JOB'S OPTIONS]
 
-  JOB            image_references, behavior_sequences, item_statistics or click_stream
+  JOB            image_references, behavior_sequences, sequence_stream, item_statistics or click_stream
   --runner NAME  FnApiRunner (default: this process), FlinkRunner, SparkRunner, PortableRunner, DataflowRunner
   --wheel FILE   courier-*.whl; default: the newest in dist/ beside the repository's infra/
   --dry-run      print the command, and run nothing

@@ -10,13 +10,11 @@ import apache_beam as beam
 from apache_beam.io import fileio
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
-from feature_repo.contract import EVENTS
-from jobs.beam import raw_rows
+from jobs.beam import event_rows
 from jobs.beam.raw_rows import Raw
 from jobs.sources import raw_layout
 from jobs.sources.raw import EXPECTED, RawTableMissing, RawTableUnusable, format_of
 
-COLUMNS: Final = tuple(column.name for column in EVENTS)
 UNREADABLE_FILE: Final = "unreadable_file"  # a reason of its own: the file's other rows are lost with it
 KAFKA: Final = re.compile(r"kafka://(?P<servers>[^/]+)/(?P<topic>[^/]+)/?")
 
@@ -110,6 +108,15 @@ class ReadKafka(beam.PTransform):  # type: ignore[misc]
         return records | "Decode" >> DecodeRecords()
 
 
+def kafka_source(topic: KafkaTopic, *, local: bool) -> ReadKafka:
+    """What reads a topic. local: whether the pipeline runs in this process. Raises KafkaUnavailable where it does."""
+    if local:
+        raise KafkaUnavailable(
+            f"kafka://{topic.servers} needs a runner that streams and runs Java: name it, as in --runner=FlinkRunner"
+        )
+    return ReadKafka(topic)
+
+
 class DecodeRecords(beam.PTransform):  # type: ignore[misc]
     """Kafka records as rows: the value is a JSON object, the key is not read."""
 
@@ -125,14 +132,14 @@ class _ReadPaths(beam.PTransform):  # type: ignore[misc]
 
 def _rows(path: str) -> Iterator[ReadRow]:
     try:
-        for row in raw_rows.rows(_form(Path(path)), Path(path), COLUMNS):
+        for row in event_rows.rows(path, _form(Path(path))):
             yield row, None
     except (RawTableUnusable, OSError) as error:  # a file that is gone again, or damaged in its middle
         yield str(error), UNREADABLE_FILE
 
 
 def _record_row(record: tuple[bytes, bytes]) -> ReadRow:
-    return raw_rows.json_row((record[1] or b"").decode(errors="replace"), COLUMNS), None
+    return event_rows.json_row((record[1] or b"").decode(errors="replace")), None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from jobs.beam import click_sources, progress, running
 from jobs.beam.click_histories import REFUSED_FILES, TALLY, VANISHED_FILES, Settings, open_once, report, wire
-from jobs.beam.click_sources import KafkaUnavailable, ReadFiles, ReadGrowingFolder, ReadKafka, Stamp
+from jobs.beam.click_sources import ReadFiles, ReadGrowingFolder, Stamp
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
 
 log = structlog.get_logger()
@@ -191,11 +191,8 @@ def stream(
 
 def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
     """Bring in a Kafka topic until the job is cancelled. Raises KafkaUnavailable."""
-    if running.is_local(options):
-        raise KafkaUnavailable(
-            f"kafka://{topic.servers} needs a runner that streams and runs Java: name it, as in --runner=FlinkRunner"
-        )
-    return run_elsewhere(ReadKafka(topic), settings, running.stream(options))
+    source = click_sources.kafka_source(topic, local=running.is_local(options))
+    return run_elsewhere(source, settings, running.stream(options))
 
 
 @app.command(**running.COMMAND)

@@ -33,7 +33,7 @@ class ReadEvents(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             begin
             | "Files" >> beam.Create(self.files)
             | "Spread" >> beam.Reshuffle()
-            | "Rows" >> beam.FlatMap(_rows, form=self.form)
+            | "Rows" >> beam.FlatMap(rows, form=self.form)
         )
 
 
@@ -68,10 +68,17 @@ def _judge(row: Raw, as_of: datetime | None) -> Iterator[Any]:
         yield TimestampedValue(one, one.event_time.timestamp())
 
 
-def _rows(path: str, form: str) -> Iterator[Raw]:
+def rows(path: str, form: str) -> Iterator[Raw]:
+    """The rows of one file of events as Spark reads them. form: parquet | csv | jsonl. Raises RawTableUnusable."""
     as_spark_reads = {"parquet": _as_it_is, "csv": _csv_cell, "jsonl": _json_cell}[form]
     for row in raw_rows.rows(form, any_path(path), COLUMNS):
         yield row if isinstance(row, str) else {name: as_spark_reads(value) for name, value in row.items()}
+
+
+def json_row(line: str) -> Raw:
+    """The row that a line of JSON says, as Spark reads it."""
+    row = raw_rows.json_row(line, COLUMNS)
+    return row if isinstance(row, str) else {name: _json_cell(value) for name, value in row.items()}
 
 
 def _as_it_is(value: Any) -> Any:

@@ -18,20 +18,21 @@ from apache_beam.pvalue import TaggedOutput
 from jobs.beam.settling import Settling
 from jobs.logic.events import (
     CLICK,
-    EARLY_CLICK,
     EPOCH,
-    FOREIGN_REQUEST,
     IMPRESSION,
     MICROSECOND,
     TOO_MANY_CLICKS,
     Event,
+    in_time,
     micros,
+    misplacement,
 )
 from jobs.logic.page_views import PageView, Shown
 
 # What is known of a request_id's days: when the first impression was shown that day, and to whom.
 Openings = dict[int, tuple[datetime, str]]
 Placed = tuple[Event, int | None]
+Told = tuple[Any, Iterable[tuple[bool, Any]]]  # a key, and whether each that was met says something of it or is a value
 # An event's page view may have been opened the day before; the openings of two days before and of the day after tell.
 JUDGED_BY_OPENING: Final = (-1, 0, 1, 2)
 
@@ -60,10 +61,39 @@ class AttributeToPageViews(beam.PTransform):  # type: ignore[misc]  # Beam ships
             | "UntilSettled" >> beam.WindowInto(self.day_is_settled)
         )
         return (
-            {"openings": openings, "events": of_day}
-            | "Meet" >> beam.CoGroupByKey()
+            (openings, of_day)
+            | "Meet" >> TellOfEach()
             | "Judge" >> beam.FlatMap(_judge).with_outputs("rejected", main="accepted")
         )
+
+
+class TellOfEach(beam.PTransform):  # type: ignore[misc]
+    """Bring the little that is known of each key to its many values: PCollection of Told, for `tell`.
+
+    Beam's own CoGroupByKey holds all values of a key in memory. Here they are gone through twice, as the runner keeps
+    them, and never held: one request_id that a site says on every page makes one group of each day's events, and a
+    bot another. Such a group is still one worker's: dealt out, every part of every key would have to be told.
+    """
+
+    def expand(self, known_and_values: Any) -> Any:
+        """(PCollection of (key, known), PCollection of (key, value)) -> PCollection of Told."""
+        known, values = known_and_values
+        both = (known | "Known" >> beam.MapTuple(_known), values | "Values" >> beam.MapTuple(_value))
+        return both | "Both" >> beam.Flatten() | "Together" >> beam.GroupByKey()
+
+
+def _known(key: Any, known: Any) -> tuple[Any, tuple[bool, Any]]:
+    return key, (True, known)
+
+
+def _value(key: Any, value: Any) -> tuple[Any, tuple[bool, Any]]:
+    return key, (False, value)
+
+
+def tell(told: Told) -> tuple[Any, list[Any], Iterator[Any]]:
+    """(key, all that is known of it, its values); these are read one by one from what can be read again."""
+    key, met = told
+    return key, [one for is_known, one in met if is_known], (one for is_known, one in met if not is_known)
 
 
 def _is_impression(one: Event) -> bool:
@@ -80,13 +110,13 @@ def _to_judged_days(found: tuple[tuple[str, int], tuple[datetime, str]]) -> Iter
         yield (request_id, day + later), (day, opening)
 
 
-def _judge(group: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[Any]:
-    (_, day), found = group
-    openings: Openings = dict(found["openings"])
+def _judge(told: Told) -> Iterator[Any]:
+    (_, day), known, events = tell(told)
+    openings: Openings = dict(known)
     request_day = _request_day(day, openings)
     opening = None if request_day is None else _opening_of(request_day, openings)
-    for one in found["events"]:
-        reason = opening and _misplacement(one, *opening)
+    for one in events:
+        reason = misplacement(one, opening)
         yield TaggedOutput("rejected", (one, reason)) if reason else (one, request_day)
 
 
@@ -100,12 +130,6 @@ def _opening_of(request_day: int, openings: Openings) -> tuple[datetime, str] | 
     day, those of the day after are left.
     """
     return openings.get(request_day + 1 if request_day - 1 in openings else request_day)
-
-
-def _misplacement(one: Event, began: datetime, owner: str) -> str | None:
-    if one.user_id != owner:
-        return FOREIGN_REQUEST
-    return EARLY_CLICK if one.event_type == CLICK and one.event_time < began else None
 
 
 # --- the bot cap ----------------------------------------------------------------------------------------------------
@@ -128,12 +152,12 @@ class CapClicks(beam.PTransform):  # type: ignore[misc]
         )
         last = (
             of_day
-            | "InTime" >> beam.MapTuple(lambda key, one: (key, _in_time(one[0])))
+            | "InTime" >> beam.MapTuple(lambda key, one: (key, in_time(one[0])))
             | "First" >> beam.CombinePerKey(LastOfTheFirst(self.most))
         )
         judged = (
-            {"last": last, "clicks": of_day}
-            | "Meet" >> beam.CoGroupByKey()
+            (last, of_day)
+            | "Meet" >> TellOfEach()
             | "Judge" >> beam.FlatMap(_cap).with_outputs("rejected", main="standing")
         )
         return (judged.standing, others) | "All" >> beam.Flatten(), judged.rejected
@@ -171,14 +195,10 @@ class LastOfTheFirst(beam.CombineFn):  # type: ignore[misc]
         return max(self.compact(first))
 
 
-def _in_time(click: Event) -> tuple[datetime, str, str]:
-    return click.event_time, click.item_id, click.request_id
-
-
-def _cap(group: tuple[tuple[str, int], dict[str, Iterable[Any]]]) -> Iterator[Any]:
-    [last] = group[1]["last"]
-    for placed in group[1]["clicks"]:
-        over = _in_time(placed[0]) > last
+def _cap(told: Told) -> Iterator[Any]:
+    _, [last], clicks = tell(told)
+    for placed in clicks:
+        over = in_time(placed[0]) > last
         yield TaggedOutput("rejected", (placed[0], TOO_MANY_CLICKS)) if over else placed
 
 

@@ -5,13 +5,12 @@ from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
-from apache_beam.transforms import window
 
 from jobs.beam import sequence_tables
 from jobs.beam.event_rows import JudgeEvents
 from jobs.beam.histories import JoinHistories
 from jobs.beam.page_views import AttributeToPageViews, BuildPageViews, CapClicks, Deduplicate
-from jobs.beam.settling import SetLateAside
+from jobs.beam.settling import SetLateAside, forever
 from jobs.config import SequencesConfig
 from jobs.logic.events import CLICK, CONVERSIONS
 
@@ -56,22 +55,18 @@ class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no ty
         longest = max(self.config.ctr_history, self.config.pretrain_history)
         walked = (clicks, pages.views) | "JoinHistories" >> JoinHistories(longest, self.lateness)
         refused = [
-            part | f"Refused{number}" >> _forever()
+            part | f"Refused{number}" >> forever()
             for number, part in enumerate((judged.rejected, placed.rejected, surplus))
         ]
         return Sequences(
-            events=events | "EventsForever" >> _forever(),
-            views=pages.views | "ViewsForever" >> _forever(),
+            events=events | "EventsForever" >> forever(),
+            views=pages.views | "ViewsForever" >> forever(),
             joined=walked.views,
             snapshots=walked.snapshots,
             rejected=refused | "Rejected" >> beam.Flatten(),
-            late=told.late | "LateForever" >> _forever(),
-            unmatched=pages.unmatched | "UnmatchedForever" >> _forever(),
+            late=told.late | "LateForever" >> forever(),
+            unmatched=pages.unmatched | "UnmatchedForever" >> forever(),
         )
-
-
-def _forever() -> Any:
-    return beam.WindowInto(window.GlobalWindows())
 
 
 def tables(made: Sequences, config: SequencesConfig, split: Any) -> dict[str, Any]:

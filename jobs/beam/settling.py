@@ -25,6 +25,11 @@ SHARDS: Final = 64  # a late event is known by what its group has seen: few grou
 FOR_EVER: Final = Duration(seconds=100 * 366 * DAY_SECONDS)
 
 
+def forever() -> Any:
+    """One window for all: what was settled goes on without a day."""
+    return beam.WindowInto(window.GlobalWindows())
+
+
 def start_of(day: int) -> Timestamp:
     """The first moment of a day, given as date.toordinal()."""
     return Timestamp((day - EPOCH_DAY) * DAY_SECONDS)

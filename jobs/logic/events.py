@@ -201,11 +201,12 @@ def out_of_place(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> dic
         if one.event_type == IMPRESSION:
             opening = (one.event_time, one.user_id)
             opened[pages[one]] = min(opened.get(pages[one], opening), opening)
-    found = {one: _misplacement(one, opened.get(pages[one])) for one in events if one in pages}
+    found = {one: misplacement(one, opened.get(pages[one])) for one in events if one in pages}
     return {one: reason for one, reason in found.items() if reason}
 
 
-def _misplacement(one: Event, opening: tuple[datetime, str] | None) -> str | None:
+def misplacement(one: Event, opening: tuple[datetime, str] | None) -> str | None:
+    """Why an event contradicts its page view, which began at a moment and belongs to a user; None opens none."""
     if opening is None:
         return None
     began, owner = opening
@@ -224,12 +225,13 @@ def over_the_cap(events: Iterable[Event], max_clicks_per_day: int) -> dict[Event
         of_day.setdefault((one.user_id, one.day), []).append(one)
     surplus: dict[Event, str] = {}
     for clicks in of_day.values():
-        allowed = sorted({_in_time(one) for one in clicks})[:max_clicks_per_day]
-        surplus |= dict.fromkeys((one for one in clicks if _in_time(one) not in allowed), TOO_MANY_CLICKS)
+        allowed = sorted({in_time(one) for one in clicks})[:max_clicks_per_day]
+        surplus |= dict.fromkeys((one for one in clicks if in_time(one) not in allowed), TOO_MANY_CLICKS)
     return surplus
 
 
-def _in_time(click: Event) -> tuple[datetime, str, str]:
+def in_time(click: Event) -> tuple[datetime, str, str]:
+    """What the clicks of a user and day are counted by, in its order."""
     return click.event_time, click.item_id, click.request_id
 
 

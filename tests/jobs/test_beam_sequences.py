@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import tracemalloc
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.testing.util import assert_that, equal_to
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contract import WINDOWS_DAYS
 from jobs import features
-from jobs.beam import behavior_sequences, item_statistics, running
+from jobs.beam import behavior_sequences, histories, item_statistics, running
+from jobs.beam import page_views as attribution
 from jobs.beam.histories import JoinHistories
 from jobs.beam.item_statistics import CountPerDay, StatisticsAtMidnights
 from jobs.beam.page_views import AttributeToPageViews, BuildPageViews, CapClicks, Deduplicate, LastOfTheFirst
@@ -129,6 +132,53 @@ def test_a_history_goes_on_over_days_that_settle_one_by_one_and_forgets_what_is_
     law.says(walked.views, [(view, tuple(history_before(clicks, view.request_time, 5)))])
     law.says(walked.snapshots, snapshots(clicks, 5))
     law.holds()
+
+
+class OneRequest:
+    """Everything of a request that a site says on every page, a click a second; made anew whenever it is read."""
+
+    def __init__(self, clicks: int) -> None:
+        self.clicks = clicks
+
+    def __iter__(self) -> Iterator[tuple[bool, Any]]:
+        day = AT.date().toordinal()
+        for number in range(self.clicks):
+            yield False, event(AT + number * SECOND, user_id="u" if number % 2 else "another")
+        yield True, (day, (AT, "u"))
+
+
+def test_a_group_of_any_size_is_judged_without_being_held() -> None:
+    def judged(clicks: int) -> tuple[int, int]:
+        """How many of the clicks are rejected, and the most bytes that were held meanwhile."""
+        tracemalloc.start()
+        group = (("r", AT.date().toordinal()), OneRequest(clicks))
+        rejected = sum(isinstance(one, TaggedOutput) for one in attribution._judge(group))
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return rejected, held
+
+    (few, little), (many, much) = judged(100), judged(4000)
+    assert (few, many) == (50, 2000)
+    assert much < 2 * little
+
+
+def looks_at_events(days: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often the walk through one user's days asks when something happened, or whether its day is settled."""
+    looks, at, settled_at = [], histories._at, histories.WalkInTime._settled_at
+    with monkeypatch.context() as counting:
+        counting.setattr(histories, "_at", lambda one: looks.append(one) or at(one))
+        counting.setattr(histories.WalkInTime, "_settled_at", lambda *of: looks.append(of) or settled_at(*of))
+        law = Law()
+        clicks = [event(AT + day * DAY, item_id=f"i{day}") for day in range(days)]
+        walked = (law.of(clicks), law.of([])) | JoinHistories(5, NOT_LATE)
+        law.says(walked.snapshots, snapshots(clicks, 5))
+        law.holds()
+    return len(looks)
+
+
+def test_a_user_with_four_times_the_days_costs_four_times_the_looks(monkeypatch) -> None:
+    few, many = (looks_at_events(days, monkeypatch) for days in (25, 100))
+    assert 0 < many <= 4.2 * few
 
 
 # --- what is combined in any order -----------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ VERBS = {
     "ctr": ("jobs.commands:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),
     "evaluate": ("jobs.commands:stage_main", "[stage]  what images add: the table, the page, the confidence intervals"),
     "release": ("jobs.commands:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
+    "releases": ("jobs.releases:releases_main", "every release, newest first, and the one that answers"),
+    "promote": ("jobs.releases:promote_main", "RELEASE  let this release answer"),
+    "rollback": ("jobs.releases:rollback_main", "let the release that answered before answer again"),
     "click-stream": (
         "jobs.beam.click_stream:main",
         "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",

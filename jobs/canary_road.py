@@ -108,7 +108,7 @@ def draw_sample(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Pa
 def plant(connection: "duckdb.DuckDBPyConnection") -> None:
     """The table `planted`: the canaries' events, each with the number of its probe."""
     day = "date_trunc('day', moment)"
-    own, other = "user_id", "'{c}-user-' || n"
+    own, other, sleeper = "user_id", "'{c}-user-' || n", "'{c}-sleeper-' || n"
     # Of each: whose, which item, when, what, in which page view (none: one of its own), where on the page.
     plants = [
         (own, "at", "moment", "impression", "request_id", 9999),  # the page view shows one more item ...
@@ -123,6 +123,15 @@ def plant(connection: "duckdb.DuckDBPyConnection") -> None:
         plants.append((other, "at", when, "impression", f"'{{c}}-{name}-' || n", 0))
         if name != "moment":
             plants.append((other, "at", when, "click", f"'{{c}}-{name}-' || n", None))
+    night, dawn = "'{c}-night-' || n", "'{c}-dawn-' || n"
+    plants += [
+        (sleeper, "eve", f"{day} - {MICRO}", "impression", night, 0),  # one page view, open over midnight ...
+        (sleeper, "morn", day, "impression", night, 1),
+        (sleeper, "morn", f"{day} + {MICRO}", "click", night, None),  # ... with a click of the next day,
+        (sleeper, "eve", f"{day} + INTERVAL 1 DAY", "click", night, None),  # ... and one a day too late for a label
+        (sleeper, "eve", day, "impression", dawn, 0),  # and what another one, at midnight, may know of all that
+        (sleeper, "morn", day, "impression", dawn, 1),
+    ]
     rows = [_planted(*one) for one in plants]
     connection.execute(
         f"""
@@ -157,17 +166,7 @@ def walk(
 
     cut: over what lies before dusk only, and the items known by then; else the features are filled in later, too.
     """
-    raw = workspace / "raw"
-    raw.mkdir(parents=True)
-    before = "event_time < (SELECT moment FROM dusk)" if cut else "TRUE"
-    columns = ", ".join(f'"{column.name}"' for column in EVENTS)
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TABLE events AS
-        SELECT {columns} FROM (FROM base UNION ALL BY NAME FROM planted) WHERE {before}
-                """
-    )
-    _copy(connection, "FROM events", raw / "events.parquet")
+    raw = write_events(connection, workspace / "raw", cut=cut)
     offered: dict[str, Any] = {"raw": raw, "raw_digest": CANARY, "config": config, "workspace": workspace}
     offered["master"] = None
     offered |= lend_items(connection, stages, workspace, cut=cut)
@@ -178,6 +177,17 @@ def walk(
     for name in ("materialize", "rows"):
         offered[name] = _build(name, offered, workspace / name / CANARY)
     return Walked(workspace=workspace, **{name: offered[name] for name in ("sequences", "features", "rows")})
+
+
+def write_events(connection: "duckdb.DuckDBPyConnection", raw: Path, *, cut: bool) -> Path:
+    """The sample and the plants as a raw folder, which is returned, and as the table `events`; cut: as in `walk`."""
+    raw.mkdir(parents=True)
+    before = "event_time < (SELECT moment FROM dusk)" if cut else "TRUE"
+    columns = ", ".join(f'"{column.name}"' for column in EVENTS)
+    query = f"SELECT {columns} FROM (FROM base UNION ALL BY NAME FROM planted) WHERE {before}"
+    connection.execute(f"CREATE OR REPLACE TABLE events AS {query}")
+    copy(connection, "FROM events", raw / "events.parquet")
+    return raw
 
 
 def _build(name: str, offered: Mapping[str, Any], out: Path) -> Path:
@@ -202,18 +212,18 @@ def lend_items(
         """
     )
     with _lent("images", stages, out) as draft:
-        _copy(connection, "FROM catalogue", draft.path / "items.parquet")
+        copy(connection, "FROM catalogue", draft.path / "items.parquet")
     for name in ("embed", "cluster"):
         lent = f"FROM {read_parquet(stages[name] / 'items.parquet')} SEMI JOIN catalogue USING (item_id)"
         connection.execute(f"CREATE OR REPLACE TABLE {name}_items AS SELECT * {lent} ORDER BY item_id")
     with _lent("cluster", stages, out) as draft:
-        _copy(connection, "FROM cluster_items", draft.path / "items.parquet")
+        copy(connection, "FROM cluster_items", draft.path / "items.parquet")
     with _lent("embed", stages, out) as draft:  # a vector an item, though items may share a picture
         taken = connection.sql('SELECT "row" FROM embed_items ORDER BY item_id').to_arrow_table().column(0)
         vectors = np.load(stages["embed"] / "vectors.npy", mmap_mode="r")
         np.save(draft.path / "vectors.npy", vectors[taken.to_numpy()])
         renumbered = 'SELECT * REPLACE ((row_number() OVER (ORDER BY item_id) - 1)::INTEGER AS "row") FROM embed_items'
-        _copy(connection, renumbered, draft.path / "items.parquet")
+        copy(connection, renumbered, draft.path / "items.parquet")
     return out
 
 
@@ -225,7 +235,8 @@ def _lent(name: str, stages: Mapping[str, Path], out: Mapping[str, Path]) -> Ite
         draft.facts = dict(facts)
 
 
-def _copy(connection: "duckdb.DuckDBPyConnection", query: str, path: Path) -> None:
+def copy(connection: "duckdb.DuckDBPyConnection", query: str, path: Path) -> None:
+    """Write what a query answers as a parquet file."""
     quoted = str(path).replace("'", "''")
     connection.execute(f"COPY ({query}) TO '{quoted}' (FORMAT parquet)")
 
@@ -249,7 +260,7 @@ def fill_in_later(connection: "duckdb.DuckDBPyConnection", features: Path, out: 
             if ITEM_KEY in view.keys:
                 rows.append(_filled_in(view, item, space, f"moment - {MICRO}", EARLY))
             # The newest knowledge lies first, in a file that sorts before the others: order must not matter.
-            _copy(connection, " UNION ALL ".join(rows), draft.path / view.name / "part-00000-filled-in-later.parquet")
+            copy(connection, " UNION ALL ".join(rows), draft.path / view.name / "part-00000-filled-in-later.parquet")
         draft.facts = {**built.facts, "rows": {view.name: checked_rows(draft.path, view) for view in VIEWS}}
     return out
 

@@ -4,7 +4,7 @@ Nothing here calls the code that made the artifacts, and all is compared exactly
 clicks, statistics counted anew from impressions and clicks, profiles joined anew as of the request.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from feature_repo.contract import (
 )
 from jobs.config import SequencesConfig
 from jobs.features import connect, read_parquet
+from jobs.logic.events import CONVERSIONS, EARLY_CLICK, FOREIGN_REQUEST, TOO_MANY_CLICKS
 from jobs.logic.leaks import Finding
 from model import artifact
 from model.ctr.rows import DEFAULTS, KIND_DEFAULTS
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     import duckdb
 
 AUDITED: Final = ("sequences", "images", "pretrain", "embed", "cluster", "features", "rows")
+# The tables of sequences that no other stage reads.
+ASIDE: Final = {
+    "conversions": "user_id TEXT, item_id TEXT, event_time TIMESTAMPTZ, event_type TEXT, request_id TEXT",
+    "rejected": '"table" TEXT, "row" TEXT, reason TEXT',
+}
+CONTRADICTIONS: Final = (FOREIGN_REQUEST, EARLY_CLICK, TOO_MANY_CLICKS)
 STATISTICS: Final = {"item": ITEM_STATISTICS, "user": USER_STATISTICS}
 REQUEST: Final = "'request ' || request_id || ' of ' || user_id || ' at ' || request_time"
 
@@ -87,6 +94,8 @@ def audit(stages: Mapping[str, Path]) -> Iterator[Finding]:
         laws = (
             *_period_laws(splits),
             *_label_laws(),
+            *_conversion_laws(),
+            *_rejected_laws(manifests["sequences"].facts.get("events_rejected", {})),
             *_history_laws(config),
             *_statistics_laws(),
             *_item_laws(str(manifests["features"].facts["space_id"]), str(manifests["features"].facts["as_of"])),
@@ -100,6 +109,11 @@ def audit(stages: Mapping[str, Path]) -> Iterator[Finding]:
 def open_tables(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Path]) -> None:
     """A view of each table: of sequences, of features (under the contract's names), `items`, `embedded`, and `rows`."""
     sources = {name: stages["sequences"] / name for name in ("impressions", "clicks", "page_views")}
+    for name, columns in ASIDE.items():
+        if any((stages["sequences"] / name).glob("*.parquet")):
+            sources[name] = stages["sequences"] / name
+        else:  # of a table without rows there is no file
+            connection.execute(f"CREATE TABLE {name} ({columns})")
     sources |= {view.name: stages["features"] / view.name for view in VIEWS}
     sources |= {"items": stages["images"] / "items.parquet", "embedded": stages["embed"] / "items.parquet"}
     sources = {name: path for name, path in sources.items() if path.exists()}
@@ -160,6 +174,75 @@ def _label_laws() -> Iterator[Law]:
                 FROM ({query}) AS labelled JOIN clicks ON {own} WHERE clicked = 1
             """,
         )
+
+
+# --- what is set aside ----------------------------------------------------------------------------------------------
+
+
+def _conversion_laws() -> Iterator[Law]:
+    what = "event_type || ' of ' || item_id || ' by ' || user_id || ' at ' || event_time"
+    yield Law(
+        check="conversions.kind",
+        law="a conversion is a cart or a purchase, and stands once",
+        rows="conversions",
+        broken=f"""
+            SELECT {what} AS example FROM conversions GROUP BY user_id, item_id, event_time, event_type, request_id
+            HAVING count(*) > 1 OR event_type NOT IN ({_texts(CONVERSIONS)})
+        """,
+    )
+    yield Law(
+        check="conversions.user",
+        law="a conversion is of a user who saw its request, where that was opened on its day or one beside it",
+        rows="conversions",
+        broken=f"""
+            SELECT {what} AS example
+            FROM conversions JOIN page_views AS shown ON shown.request_id = conversions.request_id
+                AND request_time::DATE BETWEEN event_time::DATE - 1 AND event_time::DATE + 1
+            GROUP BY conversions.user_id, item_id, event_time, event_type, conversions.request_id
+            HAVING NOT bool_or(shown.user_id = conversions.user_id)
+        """.replace("by ' || user_id", "by ' || conversions.user_id"),
+    )
+
+
+def _rejected_laws(counted: Mapping[str, int]) -> Iterator[Law]:
+    told = ", ".join(f"('{reason}', {count})" for reason, count in counted.items()) or "(NULL, 0)"
+    yield Law(
+        check="rejected.counted",
+        law="every rejected row is kept with its reason, as many as the manifest says",
+        rows="rejected",
+        broken=f"""
+            SELECT reason || ': ' || coalesce(kept, 0) || ' kept, ' || coalesce(told, 0) || ' counted' AS example
+            FROM (SELECT reason, count(*) AS kept FROM rejected GROUP BY reason)
+            FULL JOIN (FROM (VALUES {told}) AS counted(reason, told) WHERE reason IS NOT NULL) USING (reason)
+            WHERE kept IS DISTINCT FROM told
+        """,
+    )
+    rows = f"(SELECT {_as_event()}, reason FROM rejected WHERE reason IN ({_texts(CONTRADICTIONS)}))"
+    yield Law(
+        check="rejected.stands_nowhere",
+        law="an event that contradicts its page view, or is one too many, stands in no other table",
+        rows=rows,
+        broken=f"""
+            SELECT reason || ': ' || event_type || ' of ' || item_id || ' by ' || user_id AS example
+            FROM {rows} SEMI JOIN (
+                SELECT user_id, item_id, request_id, 'impression' AS event_type, shown_at AS event_time FROM impressions
+                UNION ALL SELECT user_id, item_id, request_id, 'click', event_time FROM clicks
+                UNION ALL SELECT user_id, item_id, request_id, event_type, event_time FROM conversions
+            ) USING (user_id, item_id, request_id, event_type, event_time)
+        """,
+    )
+
+
+def _as_event() -> str:
+    """SQL: the columns of a rejected row that say which event it was."""
+    names = ("user_id", "item_id", "request_id", "event_type", "event_time")
+    told = {name: f"json_extract_string(\"row\", '$.{name}')" for name in names}
+    told["event_time"] += "::TIMESTAMPTZ"
+    return ", ".join(f"{sql} AS {name}" for name, sql in told.items())
+
+
+def _texts(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
 
 
 # --- histories ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from jobs.canary_road import CANARY, CLICKS_A_DAY, EARLY, LATE, MICRO, Walked, d
 from jobs.config import SequencesConfig
 from jobs.features import connect, read_parquet
 from jobs.leak_audit import STATISTICS, Law, found, read_rows
+from jobs.log_canaries import grow_log
 from jobs.logic.leaks import Finding
 from jobs.logic.statistics import smoothed_ctr
 from jobs.materialize import quiet
@@ -57,7 +58,8 @@ def release_canaries(stages: Mapping[str, Path], scratch: Path, *, users: int) -
         whole = walk(connection, stages, scratch / "whole", config, cut=False)
         _open(connection, whole, "")
         _ask_as_of(connection, whole)
-        for law in (*_history_laws(), *_statistics_laws(), *_label_laws(), *_late_laws(), *_future_item_laws()):
+        laws = (_history_laws, _statistics_laws, _label_laws, _midnight_laws, _late_laws, _future_item_laws)
+        for law in (law for of_a_kind in laws for law in of_a_kind()):
             yield found(connection, law)
         before = walk(connection, stages, scratch / "before", config, cut=True)
         _open(connection, before, "_before")
@@ -65,6 +67,7 @@ def release_canaries(stages: Mapping[str, Path], scratch: Path, *, users: int) -
         _look_up_at_dusk(connection, before)
         for law in _online_laws():
             yield found(connection, law)
+        yield from grow_log(connection, scratch / "daily", whole=whole, before=before, config=config)
 
 
 def _open(connection: "duckdb.DuckDBPyConnection", walked: Walked, suffix: str) -> None:
@@ -78,7 +81,13 @@ def _open(connection: "duckdb.DuckDBPyConnection", walked: Walked, suffix: str) 
             CREATE VIEW probed AS SELECT n, probes.moment, rows.* FROM probes
             LEFT JOIN rows ON {shows} AND rows.request_id = probes.request_id AND rows.user_id = probes.user_id;
             CREATE VIEW probed_by_other AS SELECT n, probes.moment, rows.* FROM probes
-            LEFT JOIN rows ON {shows} AND rows.request_id = '{CANARY}-moment-' || n
+            LEFT JOIN rows ON {shows} AND rows.request_id = '{CANARY}-moment-' || n;
+            CREATE VIEW nights AS
+            SELECT n, date_trunc('day', probes.moment) AS moment, page, item, rows.*
+            FROM probes CROSS JOIN (VALUES ('night'), ('dawn')) AS pages(page)
+            CROSS JOIN (VALUES ('eve'), ('morn')) AS items(item) LEFT JOIN rows
+            ON rows.user_id = '{CANARY}-sleeper-' || n AND rows.request_id = '{CANARY}-' || page || '-' || n
+                AND rows.item_id = '{CANARY}-' || item || '-' || n
             """
         )
 
@@ -152,6 +161,44 @@ def _label_laws() -> Iterator[Law]:
         must_see=True,
     )
     yield _control("rows.label_sings", "a click in the page view's own moment is its label", "probed", "clicked = 1")
+
+
+def _midnight_laws() -> Iterator[Law]:
+    dawn, night = "(FROM nights WHERE page = 'dawn')", "(FROM nights WHERE page = 'night')"
+    sides = {prefix: [feature.name for feature in view.features] for prefix, view in STATISTICS.items()}
+    counts = {prefix: [name for name in names if "_ctr_" not in name] for prefix, names in sides.items()}
+    new = " OR ".join(f"{name} > 0" for name in counts["item"])
+    more = " OR ".join(f"{name} > {int('_impressions_' in name)}" for name in (*counts["item"], *counts["user"]))
+    seen = " AND ".join(f"{name} = 1" for names in counts.values() for name in names if "_impressions_" in name)
+    yield Law(
+        check="canary.rows.midnight_statistics",
+        law="of a page view that is open over midnight, midnight's statistics hold what was shown before it",
+        rows=dawn,
+        broken=f"""
+            SELECT request_id || ': ' || item_id || ' was shown before ' || moment AS example FROM {dawn}
+            WHERE (item = 'morn' AND ({new})) OR (item = 'eve' AND ({more}))
+        """,
+        must_see=True,
+    )
+    yield _control(
+        "rows.midnight_statistics_sing",
+        "what a page view that is open over midnight shows before it is counted at midnight",
+        "(FROM nights WHERE page = 'dawn' AND item = 'eve')",
+        seen,
+    )
+    yield Law(
+        check="canary.rows.label_ends",
+        law="no click labels a page view after the day that follows it",
+        rows=night,
+        broken=f"SELECT request_id || ': ' || item_id AS example FROM {night} WHERE item = 'eve' AND clicked = 1",
+        must_see=True,
+    )
+    yield _control(
+        "rows.midnight_label_sings",
+        "a click after midnight labels the page view that was opened before it",
+        "(FROM nights WHERE page = 'night' AND item = 'morn')",
+        f"clicked = 1 AND request_time = moment - {MICRO}",
+    )
 
 
 def _late_laws() -> Iterator[Law]:

@@ -159,7 +159,7 @@ def find(session: Session, release_id: str) -> Release:
     """The release of this id. Raises NoRelease."""
     row = session.get(ReleaseRow, release_id)
     if row is None:
-        raise NoRelease(f"the catalogue holds no release {release_id!r}")
+        raise NoRelease(f"the catalogue holds no release {release_id!r}: `courier releases` lists them")
     return _release(row)
 
 

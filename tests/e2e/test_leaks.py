@@ -1,12 +1,16 @@
-"""The canaries pass on the road, and each of three sabotaged roads fails the check that names its leak."""
+"""The canaries pass on the road, and each sabotaged road or log fails the check that names its leak."""
 
-from datetime import UTC, datetime
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
 
-from jobs.canary_road import BORROWED
+from jobs.canary_road import BORROWED, Walked, draw_sample, plant, write_events
+from jobs.config import SequencesConfig
+from jobs.features import connect
 from jobs.leak_canaries import release_canaries
+from jobs.log_canaries import grow_log
 
 USERS = 4
 
@@ -20,7 +24,10 @@ def lent(shop):
 def test_on_the_road_no_canary_is_seen_too_early_and_every_control_sings(lent, tmp_path):
     findings = list(release_canaries(lent, tmp_path, users=USERS))
     assert [one for one in findings if not one.holds] == []
-    assert {"canary.rows.history", "canary.rows.truncation", "canary.online"} <= {one.check for one in findings}
+    assert {
+        *("canary.rows.history", "canary.rows.truncation", "canary.online", "canary.rows.midnight_statistics"),
+        *("canary.daily_log.future", "canary.daily_log.late", "canary.daily_log.late_told"),
+    } <= {one.check for one in findings}
 
 
 def first_broken(lent, scratch):
@@ -79,3 +86,50 @@ def joined_by_the_latest(monkeypatch):
 def test_a_sabotaged_road_fails_the_check_that_names_its_leak(lent, tmp_path, monkeypatch, sabotage, check):
     sabotage(monkeypatch)
     assert first_broken(lent, tmp_path).check == check
+
+
+def reads_a_day_too_far(monkeypatch):
+    """A day is added with the events of the day after it, where they lie in the raw folder already."""
+    from jobs.spark import daily_log
+
+    def too_far(spark, table, start, end):
+        return honest(spark, table, start, end + timedelta(days=1))
+
+    honest = daily_log.events_between
+    monkeypatch.setattr(daily_log, "events_between", too_far)
+
+
+def takes_in_what_is_late(monkeypatch):
+    """A day is added with all that lies before it, and what was settled is written anew."""
+    from jobs import daily_log
+
+    monkeypatch.setattr(daily_log, "SETTLED_AFTER", timedelta(days=30))
+
+
+@pytest.fixture(scope="module")
+def built(lent, tmp_path_factory):
+    """The planted events, all and before dusk, each with sequences that were built from them at once."""
+    from jobs.spark.daily_log import build
+
+    def sequences_alone(name, cut):
+        workspace = root / name
+        raw, out = write_events(connection, workspace / "raw", cut=cut), workspace / "sequences"
+        build(raw=raw, raw_digest="", workspace=workspace, out=out, config=SequencesConfig())
+        return Walked(workspace=workspace, sequences=out, features=out, rows=out)
+
+    root = tmp_path_factory.mktemp("built")
+    with closing(connect()) as connection:
+        draw_sample(connection, lent, USERS)
+        plant(connection)
+        yield connection, {"whole": sequences_alone("whole", cut=False), "before": sequences_alone("before", cut=True)}
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "check"),
+    [(reads_a_day_too_far, "canary.daily_log.future"), (takes_in_what_is_late, "canary.daily_log.late")],
+)
+def test_a_sabotaged_log_fails_the_check_that_names_its_leak(built, tmp_path, monkeypatch, sabotage, check):
+    connection, walked = built
+    sabotage(monkeypatch)
+    findings = grow_log(connection, tmp_path, **walked, config=SequencesConfig())
+    assert next(one.check for one in findings if not one.holds) == check

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,6 +58,26 @@ def page_views(shop, splits: dict[str, datetime]) -> list[dict]:
     return rows
 
 
+def write_aside(shop, sequences: Path) -> None:
+    """A purchase of what was shown first, and two rejected rows: one unusable, one of another user's page."""
+    shown = shop.impressions[0]
+    bought = {name: shown[name] for name in ("user_id", "item_id", "request_id")} | {
+        "event_time": shown["request_time"] + timedelta(hours=1),
+        "event_type": "purchase",
+    }
+    names = ("user_id", "item_id", "event_type", "request_id")
+    schema = pa.schema([*((name, pa.string()) for name in names), ("event_time", TIME)])
+    foreign = bought | {"user_id": "u-other", "event_time": bought["event_time"].isoformat(), "position": None}
+    rows = [("null_user_id", {"user_id": None}), ("request_of_another_user", foreign)]
+    refused = [{"table": "events", "row": json.dumps(row), "reason": reason} for reason, row in rows]
+    for name, table in (
+        ("conversions", pa.Table.from_pylist([bought], schema)),
+        ("rejected", pa.Table.from_pylist(refused)),
+    ):
+        (sequences / name).mkdir()
+        pq.write_table(table, sequences / name / "part-0.parquet")
+
+
 @pytest.fixture(scope="module")
 def stages(loaded_shop, tmp_path_factory) -> dict[str, Path]:
     """The small shop's artifacts as the audit reads them, with rows that Feast joined; read-only."""
@@ -69,8 +89,9 @@ def stages(loaded_shop, tmp_path_factory) -> dict[str, Path]:
     draft = copied(shop.sequences, root / "draft")
     (draft / "page_views").mkdir()
     pq.write_table(pa.Table.from_pylist(views, schema=PAGE_VIEWS), draft / "page_views" / "part-0.parquet")
+    write_aside(shop, draft)
     out = {name: root / name / "k" for name in AUDITED}
-    sealed(draft, "sequences", out["sequences"])
+    sealed(draft, "sequences", out["sequences"], events_rejected={"null_user_id": 1, "request_of_another_user": 1})
     config = ClusterConfig(clusters=4, iterations=3)
     cluster.build(embed=shop.embed, sequences=out["sequences"], out=root / "fitted", config=config)
     fitted_on = artifact.read(root / "fitted", kind="cluster").facts["fitted_on"]
@@ -144,6 +165,22 @@ SABOTAGES = {
     "labels come from other page views": (
         ("rows", "test.parquet", "* REPLACE (1::TINYINT AS clicked)", ""),
         {"rows.label"},
+    ),
+    "a conversion is counted twice": (
+        ("sequences", "conversions", "unnest([user_id, user_id]) AS user_id, * EXCLUDE user_id", ""),
+        {"conversions.kind"},
+    ),
+    "a click is taken for a conversion": (
+        ("sequences", "conversions", "* REPLACE ('click' AS event_type)", ""),
+        {"conversions.kind"},
+    ),
+    "a conversion of another user's page stands": (
+        ("sequences", "conversions", "* REPLACE ('u-other' AS user_id)", ""),
+        {"conversions.user", "rejected.stands_nowhere"},
+    ),
+    "a rejected row is lost": (
+        ("sequences", "rejected", "*", "WHERE reason <> 'null_user_id'"),
+        {"rejected.counted"},
     ),
     "page views of the test period train": (
         ("sequences", "page_views", "* REPLACE ('train' AS period)", ""),

@@ -11,8 +11,10 @@ import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+from upath import UPath
 
 from jobs.daily_log import asked_days, read_watermark
+from jobs.paths import local_folder, path_argument
 from jobs.pipeline import (
     NAMES,
     StageError,
@@ -30,7 +32,9 @@ from model import artifact
 
 log = structlog.get_logger()
 
-Workspace = Annotated[Path, typer.Option(help="the folder that holds every artifact of the road")]
+Workspace = Annotated[
+    Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact of the road")
+]
 Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
 Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
 AllowedHosts = Annotated[
@@ -40,7 +44,8 @@ AllowedHosts = Annotated[
     ),
 ]
 DAYS = ["%Y-%m-%d"]
-RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
+RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
+LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
 
 
 def run(
@@ -123,7 +128,7 @@ def stage_main(argv: Sequence[str]) -> None:
         return
 
     def one(
-        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        raw: LastRaw = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
     ) -> None:
@@ -134,7 +139,7 @@ def stage_main(argv: Sequence[str]) -> None:
 
 
 def sequences(
-    raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+    raw: LastRaw = None,
     workspace: Workspace = Path("workspace"),
     preset: Remembered = None,
     day: Annotated[
@@ -172,7 +177,7 @@ def images_main(argv: Sequence[str]) -> None:
     """`courier images`."""
 
     def images(
-        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        raw: LastRaw = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
         retry_failed: Annotated[

@@ -29,7 +29,7 @@ from jobs.spark.raw_tables import REASON, ROW, read_events, rejected
 from jobs.spark.sequence_facts import count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ SCHEMAS: Final = {
 }
 
 
-def build(*, raw: Path, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
+def build(*, raw: AnyPath, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
     Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
@@ -68,7 +68,7 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 # --- adding days ----------------------------------------------------------------------------------------------------
 
 
-def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
+def add_days(*, raw: AnyPath, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
@@ -99,7 +99,7 @@ def add_days(*, raw: Path, workspace: Path, start: date, end: date, config: Sequ
     return done
 
 
-def refuse_to_leave_out(raw: Path, start: date, end: date) -> None:
+def refuse_to_leave_out(raw: AnyPath, start: date, end: date) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
     earlier = read_events(session_for(raw), raw).filter(F.col("event_time") < midnight(start))
     found = earlier.agg(F.min(day_of("event_time")).alias("first"), F.count("*").alias("events")).collect()[0]

@@ -1,13 +1,10 @@
 """Add days of raw events to the daily log without computing its past anew, and assemble sequences of its days."""
 
-import shutil
 import time
 from collections.abc import Hashable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import date, timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import structlog
@@ -18,6 +15,7 @@ from jobs import daily_log
 from jobs.config import SequencesConfig
 from jobs.daily_log import DailyLogError, Plan, Watermark, day_folder, midnight, state_folder, undated_folder
 from jobs.logic.events import TOO_MANY_CLICKS
+from jobs.paths import spark_uri
 from jobs.sources.raw import source
 from jobs.spark import behavior_sequences
 from jobs.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
@@ -49,7 +47,7 @@ SCHEMAS: Final = {
 }
 
 
-def build(*, raw: AnyPath, raw_digest: str, workspace: Path, out: Path, config: SequencesConfig) -> Manifest:
+def build(*, raw: AnyPath, raw_digest: str, workspace: AnyPath, out: AnyPath, config: SequencesConfig) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
     Raises DailyLogError, and what jobs.spark.behavior_sequences raises.
@@ -68,7 +66,7 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 # --- adding days ----------------------------------------------------------------------------------------------------
 
 
-def add_days(*, raw: AnyPath, workspace: Path, start: date, end: date, config: SequencesConfig) -> Watermark:
+def add_days(*, raw: AnyPath, workspace: AnyPath, start: date, end: date, config: SequencesConfig) -> Watermark:
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
@@ -111,7 +109,7 @@ def refuse_to_leave_out(raw: AnyPath, start: date, end: date) -> None:
         )
 
 
-def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+def _write_days(read: DataFrame, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> None:
     spark = read.sparkSession
     at, written = F.col("event_time"), F.col(DAY) >= _number(todo.write_from)
     known = read.filter((at >= midnight(todo.read_from)) & (at < midnight(todo.last + daily_log.DAY)))
@@ -131,13 +129,13 @@ def _write_days(read: DataFrame, workspace: Path, todo: Plan, config: SequencesC
         )
         folder = daily_log.log_folder(workspace)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".", suffix=artifact.PARTIAL) as scratch:
+        with artifact.scratch(folder) as scratch:
             for name, (by, then) in ORDER.items():
                 frame = _with_day(name, frames[name]).filter(written)
-                write_parts_apart(frame, Path(scratch) / name, apart=DAY, by=by, then=then)
+                write_parts_apart(frame, scratch / name, apart=DAY, by=by, then=then)
             daily_log.begin_writing(workspace, todo)
             for day in todo.days:
-                _write_day(Path(scratch), workspace, day, facts[day], config)
+                _write_day(scratch, workspace, day, facts[day], config)
         _write_states(kept, workspace, todo, config)
     finally:
         for frame in (kept, shown, crowded, together):
@@ -158,12 +156,14 @@ def _with_day(name: str, frame: DataFrame) -> DataFrame:
     return frame.withColumn(DAY, days[name])
 
 
-def _write_day(scratch: Path, workspace: Path, day: date, facts: Mapping[str, Any], config: SequencesConfig) -> None:
-    with artifact.write(day_folder(workspace, day), kind="day", inputs={}, config=lasting(config)) as draft:
+def _write_day(
+    scratch: AnyPath, workspace: AnyPath, day: date, facts: Mapping[str, Any], config: SequencesConfig
+) -> None:
+    with artifact.write_together(day_folder(workspace, day), kind="day", inputs={}, config=lasting(config)) as draft:
         for name in ORDER:
             written = scratch / name / f"{DAY}={_number(day)}"
             if written.is_dir():
-                shutil.move(written, draft.path / name)
+                artifact.move_folder(written, draft.path / name)
         draft.facts = dict(facts)
 
 
@@ -182,10 +182,10 @@ def _day_facts(own: DataFrame, shown: DataFrame, crowded: DataFrame, todo: Plan)
     return {day: facts_of(day) for day in todo.days}
 
 
-def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) -> None:
+def _write_undated(read: DataFrame, workspace: AnyPath, config: SequencesConfig) -> None:
     """Keep the rejected rows whose time is not known: they belong to no day, so they are read anew each time."""
     undated = read.filter(F.col("event_time").isNull()).withColumn("repeat", F.lit(False)).persist()
-    with artifact.write(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
+    with artifact.write_together(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
         by, then = ORDER["rejected"]
         write_parts(rejected(undated, "events"), draft.path / "rejected", by=by, then=then)
         [facts] = count_events(undated).values()
@@ -196,13 +196,13 @@ def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) ->
 # --- each user's last clicks at the end of a day --------------------------------------------------------------------
 
 
-def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesConfig) -> DataFrame:
+def _state(spark: SparkSession, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> DataFrame:
     """Each user's last snapshot before the first day to write."""
     before = todo.write_from - daily_log.DAY
     with suppress(artifact.ArtifactMissing, artifact.ArtifactMismatch):
         if before >= todo.first:
             artifact.read(state_folder(workspace, before), kind="state")
-            return spark.read.schema(STATE).parquet(f"file://{(state_folder(workspace, before) / 'state').absolute()}")
+            return spark.read.schema(STATE).parquet(spark_uri(state_folder(workspace, before) / "state"))
     earlier = Plan(first=todo.first, last=before, write_from=todo.first).days if before >= todo.first else []
     for day in earlier:
         daily_log.read_day(workspace, day, todo.last)
@@ -210,24 +210,26 @@ def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesCo
     return newest(snapshots(clicked, longest(config)))
 
 
-def _write_states(kept: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+def _write_states(kept: DataFrame, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> None:
     for day in sorted(daily_log.states_kept(todo.last).intersection(todo.days)):
         known = newest(kept.filter(F.col("event_time") < midnight(day + daily_log.DAY)))
-        with artifact.write(state_folder(workspace, day), kind="state", inputs={}, config=lasting(config)) as draft:
+        with artifact.write_together(
+            state_folder(workspace, day), kind="state", inputs={}, config=lasting(config)
+        ) as draft:
             write_parts(known, draft.path / "state", by=["user_id"])
 
 
-def _drop_states(workspace: Path, mark: Watermark) -> None:
+def _drop_states(workspace: AnyPath, mark: Watermark) -> None:
     kept = {day.isoformat() for day in daily_log.states_kept(mark.last)}
     for folder in (daily_log.log_folder(workspace) / "states").glob("*"):
         if folder.name not in kept:
-            shutil.rmtree(folder)
+            artifact.remove_folder(folder)
 
 
 # --- assembling -----------------------------------------------------------------------------------------------------
 
 
-def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig) -> Manifest:
+def assemble(workspace: AnyPath, mark: Watermark, *, out: AnyPath, config: SequencesConfig) -> Manifest:
     """The sequences artifact of all days of the log: what a build from the same raw events would write.
 
     Raises DailyLogError where the log was built with another config, or a day is missing.
@@ -251,9 +253,9 @@ def assemble(workspace: Path, mark: Watermark, *, out: Path, config: SequencesCo
     return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)
 
 
-def _read_table(spark: SparkSession, name: str, folders: list[Path]) -> DataFrame:
+def _read_table(spark: SparkSession, name: str, folders: list[AnyPath]) -> DataFrame:
     """A table of these days' artifacts."""
-    files = [f"file://{path.absolute()}" for folder in folders for path in sorted((folder / name).glob("*.parquet"))]
+    files = sorted(spark_uri(path) for folder in folders for path in (folder / name).glob("*.parquet"))
     if not files:
         return spark.createDataFrame([], SCHEMAS[name])
     return spark.read.schema(SCHEMAS[name]).parquet(*files)

@@ -10,6 +10,7 @@ import random
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,8 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.config import SequencesConfig
+from jobs.daily_log import read_watermark
 from jobs.paths import any_path
 from jobs.sources.raw import RawTableUnusable
 from model import artifact
@@ -61,7 +64,10 @@ def mount(spark, tmp_path) -> Iterator[Callable[[str], AnyPath]]:
     fsspec.register_implementation("viewfs", ViewFileSystem, clobber=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # upath knows no class of its own for viewfs
+        parts = spark.conf.get("spark.sql.shuffle.partitions")
+        spark.conf.set("spark.sql.shuffle.partitions", "2")  # few files: what is tested is where they lie
         yield lambda path: any_path(f"viewfs://{name}/store/{path}")
+        spark.conf.set("spark.sql.shuffle.partitions", parts)
 
 
 @pytest.fixture
@@ -128,6 +134,34 @@ def test_what_a_killed_job_left_at_a_url_is_no_artifact_and_is_replaced_by_the_n
     behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=behavior_sequences.DEFAULTS)
     assert b"PAR1" not in {path.read_bytes() for path in there.rglob("*.parquet")}
     assert hashes(there)
+
+
+def test_a_daily_log_at_a_url_is_that_of_a_folder_and_so_is_what_is_assembled_of_it(mount, raw, tmp_path) -> None:
+    from jobs.spark.daily_log import add_days, build
+
+    there, config = mount("workspace"), SequencesConfig()
+    days = [date(2024, 3, 1), date(2024, 3, 2), date(2024, 3, 3)]
+    add_days(raw=raw, workspace=tmp_path / "here", start=days[0], end=days[2], config=config)
+    add_days(raw=mount("raw"), workspace=there, start=days[0], end=days[1], config=config)
+    add_days(raw=mount("raw"), workspace=there, start=days[2], end=days[2], config=config)
+    assert logged(there) == logged(tmp_path / "here")
+    assert read_watermark(there) == read_watermark(tmp_path / "here")
+    assert not [path for path in (there / "days").rglob("*") if artifact.PARTIAL in str(path)]
+
+    arguments = {"raw": raw, "raw_digest": "r", "config": config}
+    build(**arguments, workspace=tmp_path / "here", out=tmp_path / "joined")
+    build(**arguments, workspace=there, out=mount("joined"))
+    assert hashes(mount("joined")) == hashes(tmp_path / "joined")
+
+
+def logged(workspace: AnyPath) -> dict[str, dict[str, str]]:
+    """What the manifests of a log say: its days, its states, its undated rows."""
+    found = {}
+    for path in (workspace / "days").rglob("manifest.json"):
+        name = str(path.parent).removeprefix(f"{workspace}/days/")
+        kind = {"undated": "undated", "states": "state"}.get(name.partition("/")[0], "day")
+        found[name] = hashes(path.parent, kind)
+    return found
 
 
 def test_tables_of_every_format_are_checked_at_a_url_and_rejected_rows_name_their_file(mount, tmp_path, capsys) -> None:

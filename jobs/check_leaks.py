@@ -13,6 +13,7 @@ from rich.table import Table
 
 from jobs.leak_audit import AUDITED, audit
 from jobs.logic.leaks import Finding, verdict
+from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, recall_road, states
 from jobs.sources.raw import raw_digest
 
@@ -56,7 +57,9 @@ def as_table(findings: Iterable[Finding]) -> Table:
 
 @app.command()
 def check_leaks(
-    workspace: Annotated[Path, typer.Argument(help="The workspace whose artifacts are checked.")] = Path("workspace"),
+    workspace: Annotated[
+        Path, typer.Argument(parser=local_folder, metavar="FOLDER", help="The workspace whose artifacts are checked.")
+    ] = Path("workspace"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     sample_users: Annotated[int, typer.Option(min=1, help="How many users the canaries are planted among.")] = (
         SAMPLE_USERS

@@ -12,9 +12,11 @@ import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+from upath import UPath
 
 from jobs.beam.arguments import part
 from jobs.daily_log import DAYS, asked_days, read_watermark
+from jobs.paths import local_folder, path_argument
 from jobs.pipeline import (
     NAMES,
     Road,
@@ -33,7 +35,9 @@ from model import artifact
 
 log = structlog.get_logger()
 
-Workspace = Annotated[Path, typer.Option(help="the folder that holds every artifact of the road")]
+Workspace = Annotated[
+    Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact of the road")
+]
 Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
 Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
 AllowedHosts = Annotated[
@@ -48,7 +52,8 @@ Master = Annotated[
         envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
     ),
 ]
-RawFolder = Annotated[Path, typer.Argument(help="the folder with the raw tables `events` and `items`")]
+RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
+LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
 
 
 def run(
@@ -157,7 +162,7 @@ def stage_main(argv: Sequence[str]) -> None:
         return
 
     def one(
-        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        raw: LastRaw = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
         master: Master = None,
@@ -169,7 +174,7 @@ def stage_main(argv: Sequence[str]) -> None:
 
 
 def sequences(
-    raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+    raw: LastRaw = None,
     workspace: Workspace = Path("workspace"),
     preset: Remembered = None,
     day: Annotated[
@@ -209,7 +214,7 @@ def images_main(argv: Sequence[str]) -> None:
     ours, beam_args = part(argv)
 
     def images(
-        raw: Annotated[Path | None, typer.Argument(help="default: the raw folder of the last run")] = None,
+        raw: LastRaw = None,
         workspace: Workspace = Path("workspace"),
         preset: Remembered = None,
         retry_failed: Annotated[

@@ -12,11 +12,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any, Final
 
 from jobs.logic.events import DAY as DAY
 from model import artifact
+from model.artifact import AnyPath
 
 # A click labels page views of its own day and the day before; what becomes of it is settled by the day after it
 # (jobs.logic.events): so a day is settled two days later, and needs the two days before it.
@@ -112,27 +112,27 @@ def midnight(day: date) -> datetime:
 # --- on disk --------------------------------------------------------------------------------------------------------
 
 
-def log_folder(workspace: Path) -> Path:
+def log_folder(workspace: AnyPath) -> AnyPath:
     """Where the log lies."""
     return workspace / "days"
 
 
-def day_folder(workspace: Path, day: date) -> Path:
+def day_folder(workspace: AnyPath, day: date) -> AnyPath:
     """Where the artifact of a day lies."""
     return log_folder(workspace) / day.isoformat()
 
 
-def undated_folder(workspace: Path) -> Path:
+def undated_folder(workspace: AnyPath) -> AnyPath:
     """Where the rejected rows lie whose time is not known, or is still to come."""
     return log_folder(workspace) / "undated"
 
 
-def state_folder(workspace: Path, day: date) -> Path:
+def state_folder(workspace: AnyPath, day: date) -> AnyPath:
     """Where the users' last clicks as of the end of a day lie."""
     return log_folder(workspace) / "states" / day.isoformat()
 
 
-def read_watermark(workspace: Path) -> Watermark | None:
+def read_watermark(workspace: AnyPath) -> Watermark | None:
     """The watermark, or None where no log has been begun."""
     try:
         said = json.loads((log_folder(workspace) / "watermark.json").read_text())
@@ -145,25 +145,25 @@ def read_watermark(workspace: Path) -> Watermark | None:
     )
 
 
-def write_watermark(workspace: Path, mark: Watermark) -> None:
+def write_watermark(workspace: AnyPath, mark: Watermark) -> None:
     """Say that the log holds these days."""
     said = asdict(mark) | {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     said["as_of"] = mark.as_of and mark.as_of.isoformat()
     artifact.write_whole(log_folder(workspace) / "watermark.json", (json.dumps(said, indent=1) + "\n").encode())
 
 
-def begin_writing(workspace: Path, todo: Plan) -> None:
+def begin_writing(workspace: AnyPath, todo: Plan) -> None:
     """Say that the days from `write_from` on are being replaced: until `end_writing` the log cannot be read."""
     said = json.dumps({"from": todo.write_from.isoformat(), "to": todo.last.isoformat()})
     artifact.write_whole(log_folder(workspace) / WRITING, said.encode())
 
 
-def end_writing(workspace: Path) -> None:
+def end_writing(workspace: AnyPath) -> None:
     """Say that all days are what the watermark says."""
     (log_folder(workspace) / WRITING).unlink(missing_ok=True)
 
 
-def refuse_cut_short(workspace: Path, rewritten_from: date | None = None) -> None:
+def refuse_cut_short(workspace: AnyPath, rewritten_from: date | None = None) -> None:
     """Raises DailyLogError where an adding of days was cut short, unless all that it touched is written again.
 
     rewritten_from: the first day that is about to be written; None for who only reads.
@@ -179,7 +179,7 @@ def refuse_cut_short(workspace: Path, rewritten_from: date | None = None) -> Non
         )
 
 
-def log_digest(workspace: Path) -> str | None:
+def log_digest(workspace: AnyPath) -> str | None:
     """The identity of what the log holds, whenever it was written; None where there is no log.
 
     Raises DailyLogError where a day is missing or is not what the watermark says.
@@ -192,7 +192,7 @@ def log_digest(workspace: Path) -> str | None:
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 
 
-def read_days(workspace: Path, mark: Watermark) -> dict[str, artifact.Manifest]:
+def read_days(workspace: AnyPath, mark: Watermark) -> dict[str, artifact.Manifest]:
     """The manifests of all days in order, and of the undated rows, by their folders' names.
 
     Raises DailyLogError where one is missing, damaged, or was written by an adding of days that never ended.
@@ -211,12 +211,12 @@ def read_days(workspace: Path, mark: Watermark) -> dict[str, artifact.Manifest]:
     return found | {folder.name: _whole(folder, "undated", mark.last, mark.last)}
 
 
-def read_day(workspace: Path, day: date, last: date) -> artifact.Manifest:
+def read_day(workspace: AnyPath, day: date, last: date) -> artifact.Manifest:
     """The manifest of a day of a log that ends with `last`. Raises DailyLogError where it is missing or damaged."""
     return _whole(day_folder(workspace, day), "day", day, last)
 
 
-def _whole(folder: Path, kind: str, day: date, last: date) -> artifact.Manifest:
+def _whole(folder: AnyPath, kind: str, day: date, last: date) -> artifact.Manifest:
     try:
         return artifact.read(folder, kind=kind)
     except (artifact.ArtifactMissing, artifact.ArtifactMismatch):

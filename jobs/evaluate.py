@@ -18,14 +18,16 @@ import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
+from upath import UPath
 
 from feature_repo.contract import PERIODS
 from jobs import report
 from jobs.config import EvaluateConfig
+from jobs.paths import arrow_source, path_option
 from jobs.sources.raw import raw_digest as digest_of
 from jobs.sources.raw import source
 from model import artifact
-from model.artifact import ArtifactMismatch, Manifest
+from model.artifact import AnyPath, ArtifactMismatch, Manifest
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
 from model.ctr.evaluate import (
     TRUE_STYLE,
@@ -56,7 +58,7 @@ def build(
     rows: Path,
     embed: Path,
     sequences: Path,
-    raw: Path,
+    raw: AnyPath,
     raw_digest: str,
     out: Path,
     config: EvaluateConfig,
@@ -75,7 +77,7 @@ def build(
         with progress_bar() as progress:
             if (raw / STYLES).is_file():
                 tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
-                styles = pq.read_table(raw / STYLES)
+                styles = _table(raw / STYLES)
                 variants += _true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
@@ -155,7 +157,7 @@ def _true_style(
 
 
 def _evaluation(
-    predictions: pa.Table, variants: list[Variant], raw: Path, config: EvaluateConfig, progress: Any
+    predictions: pa.Table, variants: list[Variant], raw: AnyPath, config: EvaluateConfig, progress: Any
 ) -> dict[str, Any]:
     begun = time.monotonic()
     test = TestRows.of(predictions)
@@ -169,13 +171,18 @@ def _evaluation(
     return {"schema": SCHEMA, "dataset": {}, "rows": rows, "oracle": _oracle(test, predictions, raw)}
 
 
-def _oracle(test: TestRows, predictions: pa.Table, raw: Path) -> dict[str, Any] | None:
+def _oracle(test: TestRows, predictions: pa.Table, raw: AnyPath) -> dict[str, Any] | None:
     if not (raw / PROBABILITIES).is_file():
         return None
-    return oracle(test, true_probabilities(predictions, pq.read_table(raw / PROBABILITIES)))
+    return oracle(test, true_probabilities(predictions, _table(raw / PROBABILITIES)))
 
 
-def _dataset(raw: Path, sequences: Manifest, rows: Path) -> dict[str, Any]:
+def _table(path: AnyPath) -> pa.Table:
+    where, files = arrow_source(path)
+    return pq.read_table(where, filesystem=files)
+
+
+def _dataset(raw: AnyPath, sequences: Manifest, rows: Path) -> dict[str, Any]:
     """What was measured on: the name, the periods, how many rows of each, and whether negatives were sampled."""
     about = source(raw)
     counts = {}
@@ -197,7 +204,7 @@ def command(
     rows: Annotated[Path, typer.Option(help="the rows artifact it was trained on")],
     embed: Annotated[Path, typer.Option(help="the embed artifact it was trained on")],
     sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
-    raw: Annotated[Path, typer.Option(help="the raw folder")],
+    raw: Annotated[UPath, path_option("the raw folder")],
     out: Annotated[Path, typer.Option(help="where the evaluation goes")],
     seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
 ) -> None:

@@ -61,6 +61,17 @@ def _require_driver(scheme: str, url: str) -> None:
         raise UrlUnusable(f"{url}: fsspec knows no {scheme}://: give a folder or a URL of s3, gs or abfs") from None
 
 
+def local_folder(text: str | Path) -> Path:
+    """The workspace that a command line names. Raises UrlUnusable for a URL: databases and locks need a real folder."""
+    found = _SCHEME.match(text) if isinstance(text, str) else None
+    if found is not None and found[1].lower() != "file":
+        raise UrlUnusable(
+            f"{text} cannot be a workspace, for SQLite files and locks lie in it: give a local folder as --workspace; "
+            "the raw folder may be a URL, and so may --out of the jobs in jobs.spark and jobs.beam"
+        )
+    return Path(any_path(text))  # type: ignore[arg-type]  # no URL
+
+
 def path_option(said: str, *names: str) -> Any:
     """A command's option that any_path parses: typer's own would take a slash of s3:// away."""
     return typer.Option(*names, parser=any_path, metavar="PATH|URL", help=said)

@@ -22,10 +22,11 @@ from rich.console import Console
 
 from jobs.daily_log import log_digest
 from jobs.materialize import is_loaded
+from jobs.paths import any_path
 from jobs.presets import PRESETS
 from jobs.sources.raw import raw_digest, truth_digest
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 console = Console(stderr=True)
 
@@ -100,7 +101,7 @@ class Road:
     """A workspace, the raw folder it is made from, and the configs of its stages."""
 
     workspace: Path
-    raw: Path
+    raw: AnyPath
     preset: str
     allowed_hosts: tuple[str, ...] = ()  # that https:// image references may name
     beam_args: tuple[str, ...] = ()  # where Beam runs: for this run alone, and no part of what is built
@@ -272,13 +273,18 @@ def locked(workspace: Path) -> Iterator[None]:
 def remember(road: Road) -> None:
     """Write down what the workspace's next run takes for granted."""
     said = json.dumps(
-        {"raw": str(road.raw.resolve()), "preset": road.preset, "allowed_hosts": road.allowed_hosts}, indent=1
+        {"raw": str(_settled(road.raw)), "preset": road.preset, "allowed_hosts": road.allowed_hosts}, indent=1
     )
     artifact.write_whole(road.workspace / "run.json", said.encode())
 
 
+def _settled(raw: AnyPath) -> AnyPath:
+    """A raw folder's path as it means the same to whoever stands in another folder."""
+    return raw.resolve() if isinstance(raw, Path) else raw
+
+
 def recall_road(
-    workspace: Path, raw: Path | None = None, preset: str | None = None, allowed_hosts: Sequence[str] = ()
+    workspace: Path, raw: AnyPath | None = None, preset: str | None = None, allowed_hosts: Sequence[str] = ()
 ) -> Road:
     """The road of a workspace: what is not given is taken from its last run. Raises StageError where there was none."""
     last: dict[str, Any] = {}
@@ -288,11 +294,11 @@ def recall_road(
         raise StageError(f"{workspace} has no run yet: say `courier run RAW --workspace {shlex.quote(str(workspace))}`")
     road = Road(
         workspace.resolve(),
-        (raw or Path(last["raw"])).resolve(),
+        _settled(raw or any_path(last["raw"])),
         preset or last.get("preset", "demo"),
         tuple(allowed_hosts or last.get("allowed_hosts", ())),
     )
-    if not road.raw.is_dir():
+    if isinstance(road.raw, Path) and not road.raw.is_dir():
         raise StageError(f"{road.raw} is not a folder with the raw tables `events` and `items`")
     return road
 

@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, Final
 
 from jobs import daily_log
 from jobs.daily_log import DAY, Plan, Watermark
 from model import artifact
+from model.artifact import AnyPath
 
 UNDATED: Final = "undated"  # in place of a day: rows whose time is not known
 # An event a year off the log stands in no gap: its clock was wrong, and no one wants all the days in between.
@@ -33,12 +33,12 @@ class FileDays:
         return any(first.isoformat() <= day <= last.isoformat() for day in self.rows if day != UNDATED)
 
 
-def index_file(workspace: Path) -> Path:
+def index_file(workspace: AnyPath) -> AnyPath:
     """Where the counts lie."""
     return daily_log.log_folder(workspace) / "raw_days.json"
 
 
-def read_index(workspace: Path) -> dict[str, FileDays]:
+def read_index(workspace: AnyPath) -> dict[str, FileDays]:
     """The counts of each file, by its path; empty where nothing has been counted."""
     try:
         said = json.loads(index_file(workspace).read_text())
@@ -47,7 +47,7 @@ def read_index(workspace: Path) -> dict[str, FileDays]:
     return {file: FileDays(**one) for file, one in said.items()}
 
 
-def write_index(workspace: Path, index: Mapping[str, FileDays]) -> None:
+def write_index(workspace: AnyPath, index: Mapping[str, FileDays]) -> None:
     """Keep the counts of each file."""
     index_file(workspace).parent.mkdir(parents=True, exist_ok=True)
     said = {file: asdict(one) for file, one in sorted(index.items())}
@@ -98,7 +98,7 @@ def left_out(mark: Watermark, read: Mapping[date, int], raw: Mapping[date, int])
     )
 
 
-def known_left_out(workspace: Path, mark: Watermark) -> LeftOut:
+def known_left_out(workspace: AnyPath, mark: Watermark) -> LeftOut:
     """What the log leaves out of the raw files as they were last counted. Raises DailyLogError as read_days does."""
     days = daily_log.read_days(workspace, mark)
     read = {date.fromisoformat(name): int(one.facts["events_read"]) for name, one in days.items() if name != UNDATED}

@@ -204,6 +204,29 @@ def sweep(folder: AnyPath) -> int:
     return len(left)
 
 
+@contextmanager
+def scratch(folder: AnyPath) -> Iterator[AnyPath]:
+    """A new hidden folder in `folder`, for whoever can write there, on any machine; gone when the block ends."""
+    aside = folder / f".{uuid.uuid4().hex[:8]}{PARTIAL}"
+    if isinstance(aside, Path):
+        aside.mkdir(parents=True)
+    try:
+        yield aside
+    finally:
+        if aside.is_dir():
+            remove_folder(aside)
+
+
+def move_folder(folder: AnyPath, to: AnyPath) -> None:
+    """Put a folder elsewhere in the same file system; a store must copy what lies in it, which it does by itself."""
+    if isinstance(folder, Path):
+        folder.rename(str(to))
+        return
+    for name in _sizes(folder):
+        folder.fs.cp_file((folder / name).path, (cast(UPath, to) / name).path)
+    remove_folder(folder)
+
+
 def remove_folder(folder: AnyPath) -> None:
     """Remove a folder and all that lies in it."""
     if isinstance(folder, Path):

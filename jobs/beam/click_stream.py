@@ -27,6 +27,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from jobs.beam import click_sources, progress, running
 from jobs.beam.click_histories import REFUSED_FILES, TALLY, VANISHED_FILES, Settings, open_once, report, wire
 from jobs.beam.click_sources import ReadFiles, ReadGrowingFolder, Stamp
+from jobs.paths import local_folder
 from jobs.sources.raw import RawTableMissing, RawTableUnusable
 
 log = structlog.get_logger()
@@ -198,7 +199,9 @@ def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: P
 @app.command(**running.COMMAND)
 def click_stream(
     context: typer.Context,
-    workspace: Annotated[Path, typer.Argument(help="The workspace whose online store is updated.")],
+    workspace: Annotated[
+        Path, typer.Argument(parser=local_folder, metavar="FOLDER", help="The workspace whose online store is updated.")
+    ],
     source: Annotated[str, typer.Option("--from", help="A file or a folder of events, or kafka://host:port/topic.")],
     following: Annotated[
         bool, typer.Option("--follow", help="Wait for new files in the folder, until Ctrl-C.")

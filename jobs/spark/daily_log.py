@@ -1,19 +1,18 @@
 """Add days of raw events to the daily log without computing its past anew, and assemble sequences of its days."""
 
-import shutil
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
 import structlog
 import typer
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from upath import UPath
 
 from jobs import daily_log
 from jobs.config import SequencesConfig
@@ -30,6 +29,7 @@ from jobs.daily_log import (
 )
 from jobs.logic.events import TOO_MANY_CLICKS, future_from
 from jobs.logic.sequence_tables import TABLES, Table
+from jobs.paths import path_option, spark_uri
 from jobs.pipeline import locked
 from jobs.raw_days import UNDATED, known_left_out, rows_a_day, sentence
 from jobs.sources.raw import source, table_files
@@ -45,7 +45,7 @@ from jobs.spark.raw_tables import REASON, ROW, events_between, rejected, undated
 from jobs.spark.sequence_facts import count_distinct, count_events, count_pages
 from jobs.spark.session import spark_session
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -67,10 +67,10 @@ def _spark_type(kind: str) -> str:
 
 def build(
     *,
-    raw: Path,
+    raw: AnyPath,
     raw_digest: str,
-    workspace: Path,
-    out: Path,
+    workspace: AnyPath,
+    out: AnyPath,
     config: SequencesConfig,
     master: str | None = None,
     as_of: datetime | None = None,
@@ -99,8 +99,8 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 
 def add_days(
     *,
-    raw: Path,
-    workspace: Path,
+    raw: AnyPath,
+    workspace: AnyPath,
     start: date,
     end: date,
     config: SequencesConfig,
@@ -146,7 +146,7 @@ def add_days(
     return done
 
 
-def refuse_to_leave_out(raw: Path, workspace: Path, start: date, end: date, master: str | None = None) -> None:
+def refuse_to_leave_out(raw: AnyPath, workspace: AnyPath, start: date, end: date, master: str | None = None) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
     raw_events = rows_a_day(indexed(raw, workspace, master).values())
     earlier = {day: rows for day, rows in raw_events.items() if day < start}
@@ -158,7 +158,7 @@ def refuse_to_leave_out(raw: Path, workspace: Path, start: date, end: date, mast
         )
 
 
-def _write_days(known: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+def _write_days(known: DataFrame, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> None:
     spark, written = known.sparkSession, F.col(DAY) >= _number(todo.write_from)
     together = judge(known).persist()
     crowded = crowds(together, config.max_clicks_per_day).persist()
@@ -176,13 +176,13 @@ def _write_days(known: DataFrame, workspace: Path, todo: Plan, config: Sequences
         )
         folder = daily_log.log_folder(workspace)
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".", suffix=artifact.PARTIAL) as scratch:
+        with artifact.scratch(folder) as scratch:
             for name, (by, then) in ORDER.items():
                 frame = _with_day(name, frames[name]).filter(written)
-                write_parts_apart(frame, Path(scratch) / name, apart=DAY, by=by, then=then)
+                write_parts_apart(frame, scratch / name, apart=DAY, by=by, then=then)
             daily_log.begin_writing(workspace, todo)
             for day in todo.days:
-                _write_day(Path(scratch), workspace, day, facts[day], config)
+                _write_day(scratch, workspace, day, facts[day], config)
         _write_states(kept, workspace, todo, config)
     finally:
         for frame in (kept, shown, crowded, together):
@@ -203,12 +203,14 @@ def _with_day(name: str, frame: DataFrame) -> DataFrame:
     return frame.withColumn(DAY, days[name])
 
 
-def _write_day(scratch: Path, workspace: Path, day: date, facts: Mapping[str, Any], config: SequencesConfig) -> None:
-    with artifact.write(day_folder(workspace, day), kind="day", inputs={}, config=lasting(config)) as draft:
+def _write_day(
+    scratch: AnyPath, workspace: AnyPath, day: date, facts: Mapping[str, Any], config: SequencesConfig
+) -> None:
+    with artifact.write_together(day_folder(workspace, day), kind="day", inputs={}, config=lasting(config)) as draft:
         for name in ORDER:
             written = scratch / name / f"{DAY}={_number(day)}"
             if written.is_dir():
-                shutil.move(written, draft.path / name)
+                artifact.move_folder(written, draft.path / name)
         draft.facts = dict(facts)
 
 
@@ -227,10 +229,10 @@ def _day_facts(own: DataFrame, shown: DataFrame, crowded: DataFrame, todo: Plan)
     return {day: facts_of(day) for day in todo.days}
 
 
-def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) -> None:
+def _write_undated(read: DataFrame, workspace: AnyPath, config: SequencesConfig) -> None:
     """Keep the rejected rows whose time is not known: they belong to no day, so they are read anew each time."""
     undated = read.withColumn("repeat", F.lit(False)).persist()
-    with artifact.write(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
+    with artifact.write_together(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
         by, then = ORDER["rejected"]
         write_parts(rejected(undated, "events"), draft.path / "rejected", by=by, then=then)
         [facts] = count_events(undated).values()
@@ -241,13 +243,13 @@ def _write_undated(read: DataFrame, workspace: Path, config: SequencesConfig) ->
 # --- each user's last clicks at the end of a day --------------------------------------------------------------------
 
 
-def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesConfig) -> DataFrame:
+def _state(spark: SparkSession, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> DataFrame:
     """Each user's last snapshot before the first day to write."""
     before = todo.write_from - daily_log.DAY
     with suppress(artifact.ArtifactMissing, artifact.ArtifactMismatch):
         if before >= todo.first:
             artifact.read(state_folder(workspace, before), kind="state")
-            return spark.read.schema(STATE).parquet(f"file://{(state_folder(workspace, before) / 'state').absolute()}")
+            return spark.read.schema(STATE).parquet(spark_uri(state_folder(workspace, before) / "state"))
     earlier = Plan(first=todo.first, last=before, write_from=todo.first).days if before >= todo.first else []
     for day in earlier:
         daily_log.read_day(workspace, day, todo.last)
@@ -255,25 +257,27 @@ def _state(spark: SparkSession, workspace: Path, todo: Plan, config: SequencesCo
     return newest(snapshots(clicked, longest(config)))
 
 
-def _write_states(kept: DataFrame, workspace: Path, todo: Plan, config: SequencesConfig) -> None:
+def _write_states(kept: DataFrame, workspace: AnyPath, todo: Plan, config: SequencesConfig) -> None:
     for day in sorted(daily_log.states_kept(todo.last).intersection(todo.days)):
         known = newest(kept.filter(F.col("event_time") < midnight(day + daily_log.DAY)))
-        with artifact.write(state_folder(workspace, day), kind="state", inputs={}, config=lasting(config)) as draft:
+        with artifact.write_together(
+            state_folder(workspace, day), kind="state", inputs={}, config=lasting(config)
+        ) as draft:
             write_parts(known, draft.path / "state", by=["user_id"])
 
 
-def _drop_states(workspace: Path, mark: Watermark) -> None:
+def _drop_states(workspace: AnyPath, mark: Watermark) -> None:
     kept = {day.isoformat() for day in daily_log.states_kept(mark.last)}
     for folder in (daily_log.log_folder(workspace) / "states").glob("*"):
         if folder.name not in kept:
-            shutil.rmtree(folder)
+            artifact.remove_folder(folder)
 
 
 # --- assembling -----------------------------------------------------------------------------------------------------
 
 
 def assemble(
-    workspace: Path, mark: Watermark, *, out: Path, config: SequencesConfig, master: str | None = None
+    workspace: AnyPath, mark: Watermark, *, out: AnyPath, config: SequencesConfig, master: str | None = None
 ) -> Manifest:
     """The sequences artifact of all days of the log: what a build from the same raw events would write.
 
@@ -301,9 +305,9 @@ def assemble(
     return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)
 
 
-def _read_table(spark: SparkSession, name: str, folders: list[Path]) -> DataFrame:
+def _read_table(spark: SparkSession, name: str, folders: list[AnyPath]) -> DataFrame:
     """A table of these days' artifacts."""
-    files = [f"file://{path.absolute()}" for folder in folders for path in sorted((folder / name).glob("*.parquet"))]
+    files = sorted(spark_uri(path) for folder in folders for path in (folder / name).glob("*.parquet"))
     if not files:
         return spark.createDataFrame([], schema(TABLES[name]))
     return spark.read.schema(schema(TABLES[name])).parquet(*files)
@@ -325,8 +329,8 @@ def _number(day: date) -> int:
 
 @app.command()
 def daily(
-    raw: Annotated[Path, typer.Option(help="The folder that holds the tables events and items.")],
-    workspace: Annotated[Path, typer.Option(help="The workspace whose daily log grows.")],
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    workspace: Annotated[UPath, path_option("The workspace whose daily log grows; at a URL, one run at a time.")],
     date_: Annotated[datetime | None, typer.Option("--date", formats=DAYS, help="Add this UTC day.")] = None,
     from_: Annotated[datetime | None, typer.Option("--from", formats=DAYS, help="Or the days from this ...")] = None,
     to: Annotated[datetime | None, typer.Option("--to", formats=DAYS, help="... to this, included.")] = None,
@@ -336,13 +340,21 @@ def daily(
     days = asked_days(date_, from_, to)
     if days is None:
         raise DailyLogError("give the day to add as --date, or several as --from and --to")
-    workspace.mkdir(parents=True, exist_ok=True)
-    with locked(workspace):
+    with _alone(workspace):
         mark = daily_log.read_watermark(workspace)
         if date_ is not None and mark is None:
             refuse_to_leave_out(raw, workspace, *days, master=master)
         config = replace(SequencesConfig(), **(mark.config if mark else {}))
         add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
+
+
+@contextmanager
+def _alone(workspace: AnyPath) -> Iterator[None]:
+    """Hold the workspace. No store of objects has locks: there, whoever submits the runs sees to it."""
+    if isinstance(workspace, Path):
+        workspace.mkdir(parents=True, exist_ok=True)
+    with locked(workspace) if isinstance(workspace, Path) else nullcontext():
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> None:

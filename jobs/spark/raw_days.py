@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -23,7 +22,7 @@ from model.artifact import AnyPath
 EPOCH: Final = date(1970, 1, 1)
 
 
-def indexed(raw: AnyPath, workspace: Path, master: str | None = None) -> dict[str, FileDays]:
+def indexed(raw: AnyPath, workspace: AnyPath, master: str | None = None) -> dict[str, FileDays]:
     """The rows of each day in each file of the raw table `events`, by path; what is new is counted, and all is kept.
 
     Raises RawTableMissing, RawTableUnusable, JavaMissing (only where there is something to count).
@@ -59,7 +58,7 @@ def files_of(table: TableFiles, index: Mapping[str, FileDays], wanted: Callable[
     return replace(table, files=chosen or (fullest,))
 
 
-def left_out_now(raw: AnyPath, workspace: Path, mark: Watermark, master: str | None = None) -> LeftOut:
+def left_out_now(raw: AnyPath, workspace: AnyPath, mark: Watermark, master: str | None = None) -> LeftOut:
     """What the log leaves out of the raw files as they are now."""
     indexed(raw, workspace, master)
     return known_left_out(workspace, mark)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import courier
 from jobs.beam import behavior_sequences, image_references, item_statistics
 from jobs.beam.fetch import Fetcher, NotFetched
 from jobs.paths import UrlUnusable, any_path
@@ -91,6 +92,32 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
     (bucket / "raw" / "a b" / "2.png").write_bytes(png(7))
     called(image_references.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
     assert artifact.read(there, kind="images").facts["work"]["opened"] == 1
+
+
+def test_the_road_starts_from_a_raw_folder_in_a_bucket_and_remembers_it(bucket, tmp_path, capsys) -> None:
+    raw = bucket / "raw"
+    (raw / "0.png").write_bytes(png(0))
+    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n")
+    at = ["--workspace", str(tmp_path / "ws"), "--preset", "tiny"]
+    courier.main(["images", str(raw), *at])
+    [first] = (tmp_path / "ws" / "images").iterdir()
+    assert artifact.read(first, kind="images").facts["images_ok"] == 1
+    courier.main(["images", *at])
+    assert "skipped: up to date" in capsys.readouterr().err
+    (raw / "0.png").write_bytes(png(1))
+    courier.main(["images", *at])
+    assert len(list((tmp_path / "ws" / "images").iterdir())) == 2
+
+
+@pytest.mark.parametrize("argv", [["status"], ["run", "raw"], ["images", "raw"], ["sequences"], ["check-leaks"]])
+def test_a_workspace_at_a_url_is_refused_in_one_sentence(argv, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    option = [] if argv == ["check-leaks"] else ["--workspace"]
+    with pytest.raises(SystemExit) as end:
+        courier.main([*argv, *option, "s3://bucket/workspace"])
+    assert str(end.value.code).startswith("courier: s3://bucket/workspace cannot be a workspace, for SQLite files")
+    assert "\n" not in str(end.value.code)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_image_job_killed_before_its_manifest_leaves_no_artifact_and_its_store_is_taken_up(bucket, tmp_path) -> None:

@@ -7,9 +7,11 @@ URLs: two programs that know nothing of each other see the same bytes, as with a
 import gzip
 import json
 import random
+import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +20,14 @@ import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from jobs.config import SequencesConfig
+from jobs.daily_log import read_watermark
 from jobs.paths import any_path
 from jobs.sources.raw import RawTableUnusable
 from model import artifact
 from model.artifact import AnyPath
+
+DAYS = [date(2024, 3, 1), date(2024, 3, 2), date(2024, 3, 3)]
 
 
 class ViewFileSystem(DirFileSystem):
@@ -54,7 +60,7 @@ class ViewFileSystem(DirFileSystem):
 def mount(spark, tmp_path) -> Iterator[Callable[[str], AnyPath]]:
     """A URL below which Spark and fsspec see the folder tmp_path/store, and nothing else does."""
     name, folder = uuid.uuid4().hex, tmp_path / "store"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     options = spark.sparkContext._jsc.hadoopConfiguration()
     options.set(f"fs.viewfs.mounttable.{name}.link./store", f"file://{folder}")
     ViewFileSystem.mounted[name] = str(folder)
@@ -64,9 +70,30 @@ def mount(spark, tmp_path) -> Iterator[Callable[[str], AnyPath]]:
         yield lambda path: any_path(f"viewfs://{name}/store/{path}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_files(spark) -> Iterator[None]:
+    """What is tested is where files lie, not how many they are."""
+    parts = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", "2")
+    yield
+    spark.conf.set("spark.sql.shuffle.partitions", parts)
+
+
+@pytest.fixture(scope="module")
+def here(few_files, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
+    """A folder of this machine: raw events of DAYS, and the sequences made of them."""
+    from jobs.spark import behavior_sequences
+
+    folder = tmp_path_factory.mktemp("here")
+    events = [one for one in drawn_events(n * 7_919_317_003 % 10**12 for n in range(400)) if one.day in DAYS]
+    write_events(folder / "raw", events)
+    called(behavior_sequences.main, "--raw", folder / "raw", "--out", folder / "sequences")
+    return folder
+
+
 @pytest.fixture
-def raw(drawn_events, write_events, tmp_path) -> Path:
-    return write_events(tmp_path / "store" / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(300)))
+def raw(here, tmp_path) -> Path:
+    return Path(shutil.copytree(here / "raw", tmp_path / "store" / "raw"))
 
 
 def hashes(out: AnyPath, kind: str = "sequences") -> dict[str, str]:
@@ -79,17 +106,17 @@ def called(main: Callable[[list[str]], None], *argv: object) -> None:
     assert end.value.code == 0
 
 
-def test_sequences_and_statistics_at_a_url_are_the_bytes_of_those_in_a_folder(mount, raw, tmp_path) -> None:
+@pytest.mark.usefixtures("raw")
+def test_sequences_and_statistics_at_a_url_are_the_bytes_of_those_in_a_folder(mount, here, tmp_path) -> None:
     from jobs.spark import behavior_sequences, item_statistics
 
     there = mount("deep/sequences")
-    called(behavior_sequences.main, "--raw", raw, "--out", tmp_path / "sequences")
     called(behavior_sequences.main, "--raw", mount("raw"), "--out", there)
-    assert hashes(there) == hashes(tmp_path / "sequences")
+    assert hashes(there) == hashes(here / "sequences")
     assert len(hashes(there)) > 6
-    assert artifact.read(there, kind="sequences").facts == artifact.read(tmp_path / "sequences", kind="sequences").facts
+    assert artifact.read(there, kind="sequences").facts == artifact.read(here / "sequences", kind="sequences").facts
 
-    called(item_statistics.main, "--sequences", tmp_path / "sequences", "--out", tmp_path / "statistics")
+    called(item_statistics.main, "--sequences", here / "sequences", "--out", tmp_path / "statistics")
     called(item_statistics.main, "--sequences", there, "--out", mount("statistics"))
     written = [
         {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.parquet")}
@@ -128,6 +155,20 @@ def test_what_a_killed_job_left_at_a_url_is_no_artifact_and_is_replaced_by_the_n
     behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=behavior_sequences.DEFAULTS)
     assert b"PAR1" not in {path.read_bytes() for path in there.rglob("*.parquet")}
     assert hashes(there)
+
+
+@pytest.mark.usefixtures("raw")
+def test_a_daily_log_at_a_url_grows_and_is_assembled_to_the_bytes_of_a_folder(mount, here) -> None:
+    from jobs.spark.daily_log import add_days, build
+
+    place, config = mount("workspace"), SequencesConfig()
+    add_days(raw=mount("raw"), workspace=place, start=DAYS[0], end=DAYS[1], config=config)
+    assert (place / "days" / "2024-03-02" / "manifest.json").exists()
+    add_days(raw=mount("raw"), workspace=place, start=DAYS[2], end=DAYS[2], config=config)
+    assert read_watermark(place).last == DAYS[2]
+    assert not [path for path in (place / "days").rglob("*") if artifact.PARTIAL in str(path)]
+    build(raw=mount("raw"), raw_digest="r", workspace=place, out=mount("joined"), config=config)
+    assert hashes(mount("joined")) == hashes(here / "sequences")
 
 
 def test_tables_of_every_format_are_checked_at_a_url_and_rejected_rows_name_their_file(mount, tmp_path, capsys) -> None:

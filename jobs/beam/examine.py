@@ -3,7 +3,7 @@
 import threading
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,7 +70,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def setup(self) -> None:
         """Start the threads and what fetches for them."""
         self.threads = ThreadPoolExecutor(max(WAITING, CORES))
-        self.processes: Executor | None = None
+        self.processes: Any = None
         self.opened, self.counting = 0, threading.Lock()
         self.fetcher = Fetcher(self.folder, self.config.max_bytes, HttpsConfig(allowed_hosts=self.config.allowed_hosts))
         self.looker = Looker(self.fetcher, self.config, self.retry_failed)
@@ -79,7 +79,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         """End them."""
         self.threads.shutdown(cancel_futures=True)
         if self.processes is not None:
-            self.processes.shutdown(cancel_futures=True)
+            self.processes.shutdown(kill_workers=True)
         self.fetcher.close()
 
     def start_bundle(self) -> None:
@@ -124,11 +124,12 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         if references and self.fetcher.is_near(references[0].words):
             processes = self._processes_for(len(references))
             if processes is not None:
-                return processes.submit(look_at_files, references).result()
+                opened: list[Look] = processes.submit(look_at_files, references).result()
+                return opened
         return map(self.looker.open, references)
 
-    def _processes_for(self, more: int) -> Executor | None:
-        """The processes, once files enough were opened for them to pay; whoever comes by then starts them."""
+    def _processes_for(self, more: int) -> Any:
+        """The processes, or None until files enough were opened for them to pay."""
         with self.counting:
             self.opened += more
             if self.in_processes and self.processes is None and self.opened > MANY:

@@ -18,32 +18,17 @@ PYTHON names the interpreter that has courier[jobs] (default python3). See infra
 TEXT
 }
 
-die() { echo "run.sh: $1" >&2; exit 2; }
-
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-runner=FnApiRunner wheel='' run=() options=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) usage; exit 0 ;;
-    --dry-run) run=(printf '%q '); shift ;;
-    --runner) runner=${2:?run.sh: --runner wants a name}; shift 2 ;;
-    --runner=*) runner=${1#*=}; shift ;;
-    --wheel) wheel=${2:?run.sh: --wheel wants a file}; shift 2 ;;
-    --wheel=*) wheel=${1#*=}; shift ;;
-    --*=*) options+=("$1"); shift ;;
-    --*) die "write $1 as $1=VALUE: only so is it clear where the job's name begins" ;;
-    *) break ;;
-  esac
-done
-job=${1:-}
-[ -n "$job" ] || { usage >&2; exit 2; }
+# shellcheck source=../options.sh
+. "$here/../options.sh"
+where=FnApiRunner what=''
+take_options --runner --wheel "$@"
+set -- "${rest[@]}"
+job=$1
 shift
 [ "${1:-}" != -- ] || shift
-if [ "$runner" != FnApiRunner ]; then  # in this process there is nobody to send a wheel to
-  if [ -z "$wheel" ]; then
-    wheel=$(ls -t "$here"/../../dist/courier-*.whl 2>/dev/null | head -1) || true
-  fi
-  [ -f "$wheel" ] || die "no wheel ${wheel:-in dist/}: run \`make package\`, or name one with --wheel"
-  options+=("--extra_package=$wheel")
+if [ "$where" != FnApiRunner ]; then  # in this process there is nobody to send a wheel to
+  newest_package 'courier-*.whl' --wheel
+  options+=("--extra_package=$what")
 fi
-"${run[@]}" "${PYTHON:-python3}" -m "jobs.beam.$job" "$@" "--runner=$runner" "${options[@]}"
+"${run[@]}" "${PYTHON:-python3}" -m "jobs.beam.$job" "$@" "--runner=$where" "${options[@]}"

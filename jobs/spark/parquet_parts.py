@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 
@@ -34,11 +34,15 @@ def write_parts_apart(
 
 
 def _placed(frame: DataFrame, by: Sequence[str]) -> DataFrame:
-    parts = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8")
-    # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
     # By a struct of the columns, whose hash is the same: by the columns themselves, Spark leaves the shuffle out after
     # an aggregation by them, and merges that one's partitions where they happen to be small.
-    return frame.repartition(parts, F.struct(*by))
+    return by_hash(frame, F.struct(*by))
+
+
+def by_hash(frame: DataFrame, key: str | Column) -> DataFrame:
+    """The rows in as many partitions as a table has parts, by the hash of the key: row by row as write_parts does."""
+    # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
+    return frame.repartition(int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8"), key)
 
 
 def _uri(folder: Path) -> str:

@@ -13,6 +13,7 @@ from jobs.spark.raw_tables import REASON, ROW, first_reason, reject_also
 PAGE_DAY: Final = "page_day"  # the request day, in days since 1970; null for an event without a page view
 REPEAT: Final = "repeat"  # whether another row is the same event, and stands for it
 DAY: Final = "day"
+FEW: Final = 100_000  # request ids that every task may hold
 IN_TIME: Final = ("event_time", "item_id", "request_id")  # the order in which a user's clicks of a day count
 
 
@@ -36,6 +37,25 @@ def judge_together(read: DataFrame, opened: DataFrame | None = None) -> DataFram
     )
     judged = found.withColumn(REPEAT, topmost > 1)
     return reject_also(judged, F.when(usable, reason), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
+
+
+def judge_apart(read: DataFrame, opened: DataFrame) -> DataFrame:
+    """Of what judge_together gives, the rows that are no accepted impressions: a tenth of the events.
+
+    opened: the openings of all acceptable impressions of `read`.
+    """
+    impression = F.col(REASON).isNull() & is_a(logic.IMPRESSION)
+    events = read.filter(~impression)
+    shared = opened.filter("shared").select("request_id").distinct()
+    if requests := shared.count():  # only impressions of requests shown to several users can be rejected
+        few = F.broadcast(shared) if requests <= FEW else shared
+        events = events.unionByName(read.filter(impression).join(few, on="request_id", how="left_semi"))
+    return judge_together(events, opened).filter(F.col(REASON).isNotNull() | ~is_a(logic.IMPRESSION))
+
+
+def in_place(shown: DataFrame, opened: DataFrame) -> DataFrame:
+    """Acceptable impressions, and events like them, with their page_day; without those that judge_apart rejects."""
+    return on_pages(shown, opened, how="inner").filter(F.col("user_id") == F.col("opened_by"))
 
 
 def openings(shown: DataFrame) -> DataFrame:

@@ -3,20 +3,27 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+# Spark packs nothing, for every part is written again.
+RAW: Final = {"compression": "uncompressed", "parquet.enable.dictionary": "false"}
 
-def write_parts(frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
+
+def write_parts(
+    frame: DataFrame, folder: Path, *, by: Sequence[str], then: Sequence[str] = (), placed: bool = False
+) -> None:
     """Write the frame to `folder`: rows that agree in `by` in one part, each part sorted by `by` and `then`.
 
     `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts; empty ones go.
+    placed: whether the rows lie so already: as of by_hash, and sorted.
     """
-    placed = _placed(frame, by).sortWithinPartitions(*by, *then)
-    placed.write.mode("errorifexists").parquet(_uri(folder))
+    rows = frame if placed else _placed(frame, by).sortWithinPartitions(*by, *then)
+    rows.write.mode("errorifexists").options(**RAW).parquet(_uri(folder))
     _settle_all(folder)
 
 
@@ -28,7 +35,7 @@ def write_parts_apart(
     The column itself is left out. In each such folder lies what write_parts would write of its rows alone.
     """
     placed = _placed(frame, by).sortWithinPartitions(apart, *by, *then)
-    placed.write.mode("errorifexists").partitionBy(apart).parquet(_uri(folder))
+    placed.write.mode("errorifexists").options(**RAW).partitionBy(apart).parquet(_uri(folder))
     for path in sorted(folder.glob(f"{apart}=*")):
         _settle_all(path)
 

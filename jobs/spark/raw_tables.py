@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Final
 
@@ -142,8 +143,8 @@ def _judged_item(part: DataFrame) -> DataFrame:
 
 def _is_bad_row(part: DataFrame) -> Column:
     # No text has a NUL: it stands in blocks that a crash left unwritten, and no database takes it.
-    texts = [name for name, kind in part.dtypes if kind == "string" and name != CORRUPT]
-    return F.col(CORRUPT).isNotNull() | F.concat_ws(",", *texts).contains("\0")
+    nul = (F.col(name).contains("\0") for name, kind in part.dtypes if kind == "string" and name != CORRUPT)
+    return reduce(Column.__or__, (F.coalesce(found, F.lit(False)) for found in nul), F.col(CORRUPT).isNotNull())
 
 
 def _text(part: DataFrame, name: str) -> Column:

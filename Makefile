@@ -39,7 +39,7 @@ package: setup
 	$(BIN)/python infra/packaging/package.py
 
 bench-sequences: setup
-	$(BIN)/python tests/bench/sequences.py --events 2000000 --events 20000000
+	$(BIN)/python tests/bench/sequences.py --events 2000000 --events 20000000 --write docs/benchmarks/sequences.md
 
 # Resolve anew and write down what was installed; run it to take newer versions of the dependencies.
 lock:

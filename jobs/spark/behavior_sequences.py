@@ -1,7 +1,7 @@
 """Turn raw events into behaviour sequences: impressions and page views with labels, and clicks strictly before them."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -9,20 +9,22 @@ from typing import Annotated, Any, Final
 import structlog
 import typer
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from upath import UPath
 
 from jobs.config import SequencesConfig
+from jobs.logic.events import CLICK, IMPRESSION
 from jobs.logic.sequence_tables import PERIOD, TABLES
 from jobs.paths import path_option
 from jobs.sequence_options import AS_OF, with_config
 from jobs.sources.raw import RawTableUnusable, raw_digest, source, table_files
-from jobs.spark.crowded_requests import judge
+from jobs.spark.crowded_requests import judge_apart
 from jobs.spark.histories import clicks, conversions, histories, snapshots
-from jobs.spark.judged_events import cap, crowds, standing
+from jobs.spark.judged_events import cap, crowds, in_place, is_a, openings, standing
 from jobs.spark.page_views import impressions, page_views, pages, period, time_splits
 from jobs.spark.parquet_parts import write_parts
-from jobs.spark.raw_tables import read_events, rejected
-from jobs.spark.sequence_facts import capped_users, count_distinct, count_events, count_pages
+from jobs.spark.raw_tables import REASON, ROW, read_events, rejected
+from jobs.spark.sequence_facts import capped_users, count_distinct, count_events, count_impressions, count_pages, merged
 from jobs.spark.session import spark_session
 from model import artifact
 from model.artifact import AnyPath, Manifest
@@ -33,6 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 KIND: Final = "sequences"
 LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
 ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()}  # of the parts of each table
+PLACED: Final = ("impressions", "page_views", "histories")  # as `build` makes them, in order already
 
 
 def build(
@@ -52,22 +55,30 @@ def build(
     """
     as_of = as_of or datetime.now(UTC)
     sampled = bool(source(raw).get("sampled_negatives", False))
-    together = judge(read_events(session_for(raw, master), raw, as_of)).persist()
-    crowded = crowds(together, config.max_clicks_per_day).persist()
-    judged = together if crowded.isEmpty() else cap(together, crowded)  # every later pass would pay for the join
-    shown = pages(standing(judged)).persist()
-    kept = snapshots(clicks(standing(judged)), longest(config)).persist()
+    read = read_events(session_for(raw, master), raw, as_of)
+    seen = read.filter(F.col(REASON).isNull() & is_a(IMPRESSION))
+    opened = openings(seen).persist()
+    apart = judge_apart(read, opened).persist()
+    crowded = crowds(apart, config.max_clicks_per_day).persist()
+    judged = apart if crowded.isEmpty() else cap(apart, crowded)  # every later pass would pay for the join
+    clicked = clicks(standing(judged))
+    labelled = seen.drop(REASON, ROW).unionByName(clicked.withColumn("event_type", F.lit(CLICK)), True)
+    shown = pages(in_place(labelled, opened)).persist()
+    kept = snapshots(clicked, longest(config)).persist()
     try:
-        [counted] = count_events(judged).values()
+        [others] = count_events(judged).values()
+        counted = merged(others, count_impressions(shown))
         require_some(counted, raw)
         counted |= next(iter(count_pages(shown).values()), {})
-        counted |= count_distinct(standing(judged)) | {"capped_users": capped_users(crowded)}
+        who = shown.select("user_id", F.explode("shown.item_id").alias("item_id"))
+        counted |= count_distinct(who.unionByName(standing(judged).select("user_id", "item_id")))
+        facts = counted | {"capped_users": capped_users(crowded), "sampled_negatives": sampled}
         frames = tables(judged, shown, kept, config)
         inputs = {"raw": raw_digest}
-        counted |= {"sampled_negatives": sampled, "as_of": as_of.isoformat()}
-        return write_sequences(frames, shown, counted, out=out, inputs=inputs, config=config)
+        facts |= {"as_of": as_of.isoformat()}
+        return write_sequences(frames, shown, facts, out=out, inputs=inputs, config=config, placed=PLACED)
     finally:
-        for frame in (kept, shown, crowded, together):
+        for frame in (kept, shown, crowded, apart, opened):
             frame.unpersist()
 
 
@@ -111,10 +122,12 @@ def write_sequences(
     out: AnyPath,
     inputs: Mapping[str, str],
     config: SequencesConfig,
+    placed: Collection[str] = (),
 ) -> Manifest:
     """Write the artifact of these tables, with the period of each page view.
 
     shown: a row per page view with its request_time.  counted: what jobs.spark.sequence_facts found.
+    placed: the tables whose rows lie already as they are to be written.
     Raises RawTableUnusable where there is no page view.
     """
     began = time.monotonic()
@@ -128,7 +141,7 @@ def write_sequences(
     with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
-            write_parts(frame, draft.path / name, by=by, then=then)
+            write_parts(frame, draft.path / name, by=by, then=then, placed=name in placed)
         draft.facts = facts | {"unmatched_clicks": facts["clicks"] - attributed, "splits": splits.facts()}
     counts = {name: facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
     log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))

@@ -9,33 +9,45 @@ from pyspark.sql import functions as F
 
 from feature_repo import contract
 from jobs.logic import events as logic
-from jobs.spark.judged_events import (
-    DAY,
-    PAGE_DAY,
-    REPEAT,
-    contradiction,
-    day_of,
-    first_openings,
-    judge_together,
-    on_page,
-)
+from jobs.spark.judged_events import DAY, PAGE_DAY, REPEAT, contradiction, is_a, judge_together, on_pages, openings
 from jobs.spark.raw_tables import REASON, reject_also
 
 log = structlog.get_logger()
 
 # A request with more events is judged apart. A task sorts a hundred thousand in a second; no page shows so many.
 CROWD: Final = 100_000
+FEW: Final = 100_000  # request ids that every task may hold
 FOUND: Final = 100  # crowded requests at most; Spark's sketch keeps a hundred times as many candidates
+
+
+def judge_apart(read: DataFrame, opened: DataFrame, crowd: int = CROWD) -> DataFrame:
+    """Of what judge_together gives, the rows that are no accepted impressions: a tenth of the events.
+
+    opened: the openings of all acceptable impressions of `read`.
+    """
+    impression = F.col(REASON).isNull() & is_a(logic.IMPRESSION)
+    events = read.filter(~impression)
+    shared = opened.filter("shared").select("request_id").distinct()
+    if requests := shared.count():  # only impressions of requests shown to several users can be rejected
+        few = F.broadcast(shared) if requests <= FEW else shared
+        events = events.unionByName(read.filter(impression).join(few, on="request_id", how="left_semi"))
+    judged = _judge(events, opened, crowded_requests(read, crowd))
+    return judged.filter(F.col(REASON).isNotNull() | ~is_a(logic.IMPRESSION))
 
 
 def judge(read: DataFrame, crowd: int = CROWD) -> DataFrame:
     """As judge_together, though some request_id has more than `crowd` events: they are told, and judged apart."""
-    crowded = crowded_requests(read, crowd)
+    return _judge(read, None, crowded_requests(read, crowd))
+
+
+def _judge(read: DataFrame, opened: DataFrame | None, crowded: Sequence[str]) -> DataFrame:
     if not crowded:
-        return judge_together(read)
-    log.warning("crowded_requests", requests=len(crowded), first=crowded[0][:80], more_events_than=crowd)
-    theirs = F.col(REASON).isNull() & F.col("request_id").isin(*crowded)
-    return judge_together(read.filter(~theirs)).unionByName(_judge_crowded(read.filter(theirs)))
+        return judge_together(read, opened)
+    usable = F.col(REASON).isNull()
+    known = openings(read.filter(usable & is_a(logic.IMPRESSION))) if opened is None else opened
+    theirs = usable & F.col("request_id").isin(*crowded)
+    apart = _judge_crowded(read.filter(theirs), known.filter(F.col("request_id").isin(*crowded)))
+    return judge_together(read.filter(~theirs), known).unionByName(apart)
 
 
 def crowded_requests(read: DataFrame, crowd: int = CROWD) -> Sequence[str]:
@@ -47,17 +59,16 @@ def crowded_requests(read: DataFrame, crowd: int = CROWD) -> Sequence[str]:
     named = F.ltrim(F.col("request_id"), F.lit(logic.WHITE_SPACE)) != ""  # the many without one never meet
     top = read.filter(named).agg(F.expr(f"approx_top_k(request_id, {FOUND}, {100 * FOUND})").alias("top"))
     [row] = top.select(F.filter("top", lambda one: one["count"] > crowd)["item"].alias("found")).collect()
-    return sorted(row["found"] or ())
+    found = sorted(row["found"] or ())
+    if found:
+        log.warning("crowded_requests", requests=len(found), first=found[0][:80], more_events_than=crowd)
+    return found
 
 
-def _judge_crowded(events: DataFrame) -> DataFrame:
+def _judge_crowded(events: DataFrame, opened: DataFrame) -> DataFrame:
     """judge_together for acceptable events of few requests: their page views are few, and go to the events."""
-    placed = events.withColumn(DAY, day_of("event_time"))
-    opening = F.when(F.col("event_type") == logic.IMPRESSION, F.struct("event_time", "user_id"))
-    days = placed.groupBy("request_id", DAY).agg(F.min(opening).alias("_first"))
-    pages = on_page(first_openings(days, F.col("_first"))).select("request_id", DAY, PAGE_DAY, "_opening")
-    found = placed.join(F.broadcast(pages), on=["request_id", DAY], how="left")
-    return reject_also(found.withColumn(REPEAT, _again()), contradiction(), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
+    found = on_pages(events, opened, how="left", few=True).withColumn(REPEAT, _again())
+    return reject_also(found, contradiction(), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 
 
 def _again() -> Column:

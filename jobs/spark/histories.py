@@ -5,6 +5,7 @@ from pyspark.sql import functions as F
 
 from jobs.logic.events import CLICK, CONVERSIONS
 from jobs.spark.judged_events import is_a
+from jobs.spark.parquet_parts import by_hash
 
 
 def clicks(events: DataFrame) -> DataFrame:
@@ -21,9 +22,10 @@ def conversions(events: DataFrame) -> DataFrame:
 def snapshots(clicked: DataFrame, length: int) -> DataFrame:
     """user_id, event_time, history: each user's last `length` clicks (at, item_id) up to and including that moment.
 
-    Newest first, equal times by item_id, an item clicked twice at one moment once; a row per user and distinct moment.
+    Newest first, equal times by item_id, an item clicked twice at one moment once; a row per user and distinct moment,
+    in each partition in the order of both.
     """
-    distinct = clicked.select("user_id", "event_time", "item_id").repartition("user_id").distinct()
+    distinct = by_hash(clicked.select("user_id", "event_time", "item_id"), "user_id").distinct()
     in_time = Window.partitionBy("user_id").orderBy("event_time", F.desc("item_id"))
     newest_last = F.collect_list(F.struct(F.col("event_time").alias("at"), "item_id"))
     rows = distinct.select(

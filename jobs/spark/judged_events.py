@@ -7,6 +7,7 @@ from pyspark.sql import functions as F
 
 from feature_repo import contract
 from jobs.logic import events as logic
+from jobs.spark.parquet_parts import by_hash
 from jobs.spark.raw_tables import REASON, ROW, first_reason, reject_also
 
 PAGE_DAY: Final = "page_day"  # the request day, in days since 1970; null for an event without a page view
@@ -15,59 +16,81 @@ DAY: Final = "day"
 IN_TIME: Final = ("event_time", "item_id", "request_id")  # the order in which a user's clicks of a day count
 
 
-def judge_together(read: DataFrame) -> DataFrame:
+def judge_together(read: DataFrame, opened: DataFrame | None = None) -> DataFrame:
     """`read` with page_day and repeat, and with those rejected too that contradict their page view.
 
-    read: raw_tables.read_events, judged one by one.  A rejected event has its own `row` for a request_id: one window
-    over all requests, one shuffle, one sort; and the many that share a null request do not meet in one task.
+    read: raw_tables.read_events, judged one by one.  opened: the openings of their impressions, where known already.
+    A rejected event has its own `row` for a request_id: so the many that share a null request do not meet in one task.
     """
     usable = F.col(REASON).isNull()
-    placed = read.withColumns(
-        {"request_id": F.when(usable, F.col("request_id")).otherwise(F.col(ROW)), DAY: day_of("event_time")}
-    )
-    # Else the first window is placed by all its keys and the second by request_id again: two shuffles, two sorts.
-    placed = placed.repartition("request_id")
+    known = openings(read.filter(usable & is_a(logic.IMPRESSION))) if opened is None else opened
+    own = F.when(usable, F.col("request_id")).otherwise(F.col(ROW))
+    found = on_pages(read.withColumn("request_id", own), known, how="left")
     same = Window.partitionBy("request_id", DAY, "user_id", "item_id", "event_type", "event_time", REASON)
     topmost = F.row_number().over(same.orderBy(F.asc_nulls_last("position")))
-    # Repeats are left out not for their sake: only so does Spark sort once, by the window that found them.
-    counts = usable & is_a(logic.IMPRESSION) & ~F.col(REPEAT)
-    opening = F.when(counts, F.struct("event_time", "user_id"))
-    found = on_page(first_openings(placed.withColumn(REPEAT, topmost > 1), opening))
-    return reject_also(found, F.when(usable, contradiction()), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
+    judged = found.withColumn(REPEAT, topmost > 1)
+    return reject_also(judged, F.when(usable, contradiction()), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 
 
 def contradiction() -> Column:
-    """Why an event on its page view, as `on_page` finds it, is rejected; null where it is not."""
+    """Why an event, as `on_pages` finds it, is rejected beside its page view; null where it is not."""
     return first_reason(
         {
-            logic.FOREIGN_REQUEST: F.col("user_id") != F.col("_opening.user_id"),
-            logic.EARLY_CLICK: is_a(logic.CLICK) & (F.col("event_time") < F.col("_opening.event_time")),
+            logic.FOREIGN_REQUEST: F.col("user_id") != F.col("opened_by"),
+            logic.EARLY_CLICK: is_a(logic.CLICK) & (F.col("event_time") < F.col("opened_at")),
         }
     )
 
 
-def first_openings(placed: DataFrame, opening: Column) -> DataFrame:
-    """`placed` with the smallest `opening` of the request two days before, the day before, on the day and after it."""
-    days = Window.partitionBy("request_id").orderBy(DAY)
-    return placed.withColumns(
-        {
-            name: F.min(opening).over(days.rangeBetween(days_later, days_later))
-            for name, days_later in (("_two_before", -2), ("_before", -1), ("_same", 0), ("_after", 1))
-        }
+def in_place(shown: DataFrame, opened: DataFrame) -> DataFrame:
+    """Acceptable impressions, and events like them, with their page_day; without those that judge_apart rejects."""
+    return on_pages(shown, opened, how="inner").filter(F.col("user_id") == F.col("opened_by"))
+
+
+def openings(shown: DataFrame) -> DataFrame:
+    """The page views of acceptable impressions: page_day, since, until, opened_at, opened_by, shared of a request_id.
+
+    A row for each day on which a request was shown: its impressions make a page view of that day, or belong to that of
+    the day before.  since, until: the days, both included, whose events belong to the page view of page_day; no event
+    belongs to two.  opened_at, opened_by: when that page view began and whose it is; null where the request's
+    impressions of the day belong to the day before, and none come the day after.  shared: whether it was shown to
+    others besides, on that day or the next.
+    """
+    first = shown.groupBy("request_id", day_of("event_time").alias(DAY), "user_id").agg(F.min("event_time").alias("at"))
+    days = by_hash(first, "request_id").groupBy("request_id", DAY)
+    of_day = days.agg(F.min(F.struct("at", "user_id")).alias("first"), F.count("*").alias("users"))
+    day, in_time = F.col(DAY), Window.partitionBy("request_id").orderBy(DAY)
+    before, users_then = F.lag(DAY).over(in_time), F.lead("users").over(in_time)
+    then = F.when(F.lead(DAY).over(in_time) == day + 1, F.lead("first").over(in_time))
+    begun = of_day.select(
+        "*", before.alias("_before"), then.alias("_then"), F.when(then.isNotNull(), users_then).alias("_users_then")
+    )
+    goes_on, late = F.col("_before") == day - 1, F.col("_before") == day - 2
+    opening = F.when(goes_on, F.col("_then")).otherwise(F.col("first"))
+    others = (F.col("users") > 1) | (F.col("_users_then") > 1) | (F.col("_then.user_id") != F.col("first.user_id"))
+    return begun.select(
+        "request_id",
+        day.alias(PAGE_DAY),
+        F.when(goes_on, day + 1).when(late, day).otherwise(day - 1).alias("since"),
+        (day + 1).alias("until"),
+        opening["at"].alias("opened_at"),
+        opening["user_id"].alias("opened_by"),
+        F.coalesce(others, F.lit(False)).alias("shared"),
     )
 
 
-def on_page(shown: DataFrame) -> DataFrame:
-    """`shown` with page_day and `_opening`: when the event's page view began, and whose it is."""
-    before, same, after = (F.col(name).isNotNull() for name in ("_before", "_same", "_after"))
-    # Impressions of the day before belong themselves to the page view of the day before that, if there is one.
-    of_the_day_before = F.when(F.col("_two_before").isNull(), F.col("_before")).otherwise(F.col("_same"))
-    return shown.withColumns(
-        {
-            PAGE_DAY: F.when(before, F.col(DAY) - 1).when(same, F.col(DAY)).when(after, F.col(DAY) + 1),
-            "_opening": F.when(before, of_the_day_before).when(same, F.col("_same")).otherwise(F.col("_after")),
-        }
-    )
+def on_pages(events: DataFrame, opened: DataFrame, how: str, *, few: bool = False) -> DataFrame:
+    """Events with their day, and with page_day, opened_at and opened_by of the page view they belong to.
+
+    how: `left` keeps, `inner` leaves out the events without one.  opened: as of `openings`.
+    few: whether they are so few that they go to the events, wherever these lie.
+    """
+    pages = opened.select(F.col("request_id").alias("_request"), PAGE_DAY, "since", "until", "opened_at", "opened_by")
+    dated = events.withColumn(DAY, day_of("event_time"))
+    belongs = (F.col("request_id") == F.col("_request")) & F.col(DAY).between(F.col("since"), F.col("until"))
+    placed = dated if few else by_hash(dated, "request_id")
+    joined = placed.join(F.broadcast(pages) if few else pages.hint("shuffle_hash"), on=belongs, how=how)
+    return joined.drop("_request", "since", "until")
 
 
 def crowds(judged: DataFrame, max_clicks_per_day: int) -> DataFrame:

@@ -10,35 +10,45 @@ from pyspark.sql import functions as F
 from jobs.logic.events import CLICK, IMPRESSION
 from jobs.logic.page_views import TEST, TRAIN, VALID, cut
 from jobs.spark.judged_events import PAGE_DAY, is_a
+from jobs.spark.parquet_parts import by_hash
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def pages(events: DataFrame) -> DataFrame:
-    """request_id, user_id, request_time, shown: array of (position, item_id, clicked, shown_at), attributed.
+    """request_id, user_id, request_time, shown, attributed, rows, moments, last: a row per page view.
 
-    shown: from the top down.  events: standing, with page_day.  attributed: how many clicks label this page view.
-    A request_id that comes again days later has two rows here, of different request_time.
+    shown: array of (position, item_id, clicked, shown_at), from the top down.  attributed: how many clicks label it.
+    rows, moments: its impressions, with repeats and without.  last: when the last of them was.
+    events: accepted, with page_day; repeats count once.  A request_id that comes again days later has two rows here,
+    of different request_time; the rows of each partition are in the order of both.
     """
     seen, hit = is_a(IMPRESSION), is_a(CLICK)
+    page = ("request_id", PAGE_DAY, "user_id")
     known = events.filter((seen | hit) & F.col(PAGE_DAY).isNotNull())
-    met = known.groupBy("request_id", PAGE_DAY, "user_id", "item_id").agg(
+    once = known.groupBy(*page, "item_id", "event_type", "event_time").agg(
+        F.min("position").alias("position"), F.count("*").alias("rows")
+    )
+    met = once.groupBy(*page, "item_id").agg(
         F.min(F.when(seen, F.col("position"))).alias("position"),
         F.min(F.when(seen, F.col("event_time"))).alias("shown_at"),
+        F.max(F.when(seen, F.col("event_time"))).alias("last"),
+        F.sum(F.when(seen, F.col("rows"))).alias("rows"),
+        F.count_if(seen).alias("moments"),
         F.count_if(hit).alias("clicks"),
     )
     one = F.struct("position", "item_id", (F.col("clicks") > 0).cast("tinyint").alias("clicked"), "shown_at")
-    # sort_array and not array_sort, which compares by a function that Spark interprets.
-    return (
-        met.filter(F.col("shown_at").isNotNull())
-        .groupBy("request_id", PAGE_DAY, "user_id")
-        .agg(
-            F.min("shown_at").alias("request_time"),
-            F.sort_array(F.collect_list(one)).alias("shown"),
-            F.sum("clicks").alias("attributed"),
-        )
-        .select("request_id", "user_id", "request_time", "shown", "attributed")
+    # Sorted, they are gathered page by page; by a hash table of arrays Spark gave up after 128 pages and sorted anyway.
+    in_order = met.filter(F.col("shown_at").isNotNull()).sortWithinPartitions(*page)
+    gathered = in_order.groupBy(*page).agg(
+        F.min("shown_at").alias("request_time"),
+        # sort_array and not array_sort, which compares by a function that Spark interprets.
+        F.sort_array(F.collect_list(one)).alias("shown"),
+        F.sum("clicks").alias("attributed"),
+        *(F.sum(name).alias(name) for name in ("rows", "moments")),
+        F.max("last").alias("last"),
     )
+    return gathered.drop(PAGE_DAY)
 
 
 def impressions(shown: DataFrame) -> DataFrame:
@@ -52,17 +62,21 @@ def page_views(shown: DataFrame, kept: DataFrame, size: int, history: int) -> Da
 
     kept: jobs.spark.histories.snapshots of at least `history` clicks.
     """
-    asked = shown.withColumn("picked", _picked(size)).withColumnRenamed("request_time", "at")
+    asked = shown.select("request_id", "user_id", F.col("request_time").alias("at"))
     newest = F.slice(F.col("history.item_id"), 1, history).alias("newest")
     both = asked.unionByName(kept.select("user_id", F.col("event_time").alias("at"), newest), allowMissingColumns=True)
     # At equal times the page view (request_id not null) comes before the snapshot: a history is strictly earlier.
     past = Window.partitionBy("user_id").orderBy("at", F.col("request_id").isNull())
     past = past.rowsBetween(Window.unboundedPreceding, Window.currentRow)
     joined = both.withColumn("newest", F.last("newest", ignorenulls=True).over(past))
-    return joined.filter(F.col("request_id").isNotNull()).select(
+    found = joined.filter(F.col("request_id").isNotNull() & F.col("newest").isNotNull())
+    # Only keys went to the users and come back with histories; what was shown stays where it lies, in its order.
+    back = by_hash(found.select("request_id", F.col("at").alias("request_time"), "newest"), "request_id")
+    whole = shown.join(back.hint("shuffle_hash"), on=["request_id", "request_time"], how="left")
+    return whole.withColumn("picked", _picked(size)).select(
         "request_id",
         "user_id",
-        F.col("at").alias("request_time"),
+        "request_time",
         F.col("picked.item_id").alias("item_ids"),
         F.col("picked.clicked").alias("labels"),
         F.coalesce("newest", F.array().cast("array<string>")).alias("history_item_ids"),

@@ -2,23 +2,30 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from jobs.paths import arrow_source, spark_uri
 from model.artifact import AnyPath
 
+# Spark packs nothing, for every part is written again.
+RAW: Final = {"compression": "uncompressed", "parquet.enable.dictionary": "false"}
 
-def write_parts(frame: DataFrame, folder: AnyPath, *, by: Sequence[str], then: Sequence[str] = ()) -> None:
+
+def write_parts(
+    frame: DataFrame, folder: AnyPath, *, by: Sequence[str], then: Sequence[str] = (), placed: bool = False
+) -> None:
     """Write the frame to `folder`: rows that agree in `by` in one part, each part sorted by `by` and `then`.
 
     `by` and `then` together must order the rows fully. There are spark.sql.shuffle.partitions parts; empty ones go.
+    placed: whether the rows lie so already: as of by_hash, and sorted.
     """
-    placed = _placed(frame, by).sortWithinPartitions(*by, *then)
-    placed.write.mode("errorifexists").parquet(spark_uri(folder))
+    rows = frame if placed else _placed(frame, by).sortWithinPartitions(*by, *then)
+    rows.write.mode("errorifexists").options(**RAW).parquet(spark_uri(folder))
     _settle_all(folder)
 
 
@@ -30,17 +37,21 @@ def write_parts_apart(
     The column itself is left out. In each such folder lies what write_parts would write of its rows alone.
     """
     placed = _placed(frame, by).sortWithinPartitions(apart, *by, *then)
-    placed.write.mode("errorifexists").partitionBy(apart).parquet(spark_uri(folder))
+    placed.write.mode("errorifexists").options(**RAW).partitionBy(apart).parquet(spark_uri(folder))
     for path in folder.glob(f"{apart}=*"):
         _settle_all(path)
 
 
 def _placed(frame: DataFrame, by: Sequence[str]) -> DataFrame:
-    parts = int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8")
-    # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
     # By a struct of the columns, whose hash is the same: by the columns themselves, Spark leaves the shuffle out after
     # an aggregation by them, and merges that one's partitions where they happen to be small.
-    return frame.repartition(parts, F.struct(*by))
+    return by_hash(frame, F.struct(*by))
+
+
+def by_hash(frame: DataFrame, key: str | Column) -> DataFrame:
+    """The rows in as many partitions as a table has parts, by the hash of the key: row by row as write_parts does."""
+    # By hash, not by range: ranges come from a sample, and a sample from the order in which rows happened to arrive.
+    return frame.repartition(int(frame.sparkSession.conf.get("spark.sql.shuffle.partitions") or "8"), key)
 
 
 def _settle_all(folder: AnyPath) -> None:

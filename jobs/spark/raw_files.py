@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Final
 
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
@@ -54,8 +55,8 @@ def _names(table: TableFiles) -> list[str]:
 
 def _marked(part: DataFrame) -> DataFrame:
     texts = [name for name, kind in part.dtypes if kind == "string" and name not in (CORRUPT, FILE)]
-    # The comma keeps half a character of one cell from being completed by the next one.
-    unreadable = F.col(UNREADABLE) | ~F.is_valid_utf8(F.concat_ws(",", *texts)) if texts else F.col(UNREADABLE)
+    bad = (F.coalesce(~F.is_valid_utf8(name), F.lit(False)) for name in texts)  # apart: joining them cost more
+    unreadable = reduce(Column.__or__, bad, F.col(UNREADABLE))
     return part.withColumns({UNREADABLE: unreadable, CORRUPT: F.make_valid_utf8(CORRUPT)})
 
 

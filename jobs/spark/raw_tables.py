@@ -179,8 +179,8 @@ def _narrowed(part: DataFrame, only: Callable[[Column], Column] | None) -> DataF
 
 def _is_bad_row(part: DataFrame) -> Column:
     # No text has a NUL: it stands in blocks that a crash left unwritten, and no database takes it.
-    texts = [name for name, kind in part.dtypes if kind == "string" and name != CORRUPT]
-    return F.col(CORRUPT).isNotNull() | F.concat_ws(",", *texts).contains("\0")
+    nul = (F.col(name).contains("\0") for name, kind in part.dtypes if kind == "string" and name != CORRUPT)
+    return reduce(Column.__or__, (F.coalesce(found, F.lit(False)) for found in nul), F.col(CORRUPT).isNotNull())
 
 
 def _text(part: DataFrame, name: str) -> Column:

@@ -55,6 +55,33 @@ def count_pages(shown: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[s
     return {tuple(row[name] for name in by): {name: int(row[name]) for name in names} for row in counts.collect()}
 
 
+def count_impressions(shown: DataFrame) -> dict[str, Any]:
+    """Of the accepted impressions that jobs.spark.page_views.pages gathered, what count_events says of other events."""
+    at = F.unix_micros("request_time"), F.unix_micros("last")
+    counts = shown.agg(
+        *(F.coalesce(F.sum(name), F.lit(0)).alias(name) for name in ("rows", "moments")),
+        F.min(at[0]).alias("first"),
+        F.max(at[1]).alias("last"),
+    ).collect()[0]
+    return {
+        "events_read": int(counts["rows"]),
+        "events_accepted": int(counts["rows"]),
+        "duplicates": int(counts["rows"]) - int(counts["moments"]),
+        "first": counts["first"],
+        "last": counts["last"],
+    }
+
+
+def merged(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The facts of `some` events, with those of `others` that count_impressions counted."""
+    sums = {name: some[name] + others[name] for name in ("events_read", "events_accepted", "duplicates")}
+    ends = {
+        name: pick((one[name] for one in (some, others) if one[name] is not None), default=None)
+        for name, pick in (("first", min), ("last", max))
+    }
+    return some | sums | ends
+
+
 def count_distinct(events: DataFrame) -> dict[str, int]:
     """How many users and items stand in these events."""
     counts = events.agg(*(F.countDistinct(key).alias(name) for name, key in (("users", USER_KEY), ("items", ITEM_KEY))))

@@ -1,12 +1,16 @@
 """The sequences job against polars and duckdb: the same events, the same tables, one after the other on this machine.
 
-    python tests/bench/sequences.py --events 2_000_000 --events 20_000_000 --folder DIR
+    python tests/bench/sequences.py --events 2000000 --events 20000000 --folder DIR --write docs/benchmarks/sequences.md
 
-Each engine runs in a process of its own on two threads. Events already drawn in DIR are used again.
+Each engine runs in a process of its own on two threads. Events already drawn in DIR are used again. The floor is what
+Spark takes to read the events, shuffle and sort them by request and by user, and write them twice: no less is left of
+the job with every rule taken out.
 """
 
 import json
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +19,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from typing import Annotated
@@ -28,7 +33,10 @@ from rich.table import Table
 from jobs.config import SequencesConfig
 
 THREADS = 2
-ENGINES = ("spark", "duckdb", "polars")
+RIVALS = ("duckdb", "polars")
+FLOOR = "floor"
+ENGINES = ("spark", *RIVALS, FLOOR)
+NAMES = {FLOOR: "bare Spark: read, two shuffles, write"}
 # What must be equal, in types that all three write alike: moments as microseconds since 1970.
 COMPARED = {
     "impressions": "request_id, user_id, item_id, epoch_us(request_time), epoch_us(shown_at), position::int, "
@@ -64,7 +72,7 @@ class Run:
 def build(engine: str, raw: Path, out: Path) -> dict[str, float]:
     """Make the tables of `raw` under `out`; returns the seconds of work, and those of the session's start."""
     began = time.monotonic()
-    work = {"spark": _spark, "duckdb": _duckdb, "polars": _polars}[engine](raw, out)
+    work = {"spark": _spark, "duckdb": _duckdb, "polars": _polars, FLOOR: _floor}[engine](raw, out)
     started = time.monotonic()
     work()
     return {"seconds": time.monotonic() - started, "start": started - began}
@@ -76,6 +84,21 @@ def _spark(raw: Path, out: Path) -> Callable[[], object]:
 
     spark_session("bench", master=f"local[{THREADS}]", large=True)
     return lambda: build_sequences(raw=raw, raw_digest="", out=out, config=SequencesConfig())
+
+
+def _floor(raw: Path, out: Path) -> Callable[[], object]:
+    from jobs.spark.parquet_parts import write_parts
+    from jobs.spark.session import spark_session
+
+    spark = spark_session("bench", master=f"local[{THREADS}]", large=True)
+    out.mkdir()
+
+    def work() -> None:
+        for key in ("request_id", "user_id"):
+            events = spark.read.parquet(f"file://{raw.absolute()}/events")
+            write_parts(events, out / key, by=[key], then=["event_time", "position", "item_id"])
+
+    return work
 
 
 def _duckdb(raw: Path, out: Path) -> Callable[[], object]:
@@ -110,7 +133,7 @@ def measured(events: int, engine: str, raw: Path, out: Path) -> Run:
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     took = json.loads(said.splitlines()[-1])
-    return Run(events=events, engine=engine, peak=peak, cpu=cpu, tables=_tables(out), **took)
+    return Run(events=events, engine=engine, peak=peak, cpu=cpu, tables={} if engine == FLOOR else _tables(out), **took)
 
 
 def _watch(process: psutil.Process, ended: Event) -> tuple[int, float]:
@@ -141,26 +164,66 @@ def _tables(out: Path) -> dict[str, tuple[int, int]]:
 # --- telling it -----------------------------------------------------------------------------------------------------
 
 
-def report(runs: list[Run]) -> Table:
-    """The table of all runs; `ratio` is to the faster of polars and duckdb on the same events."""
-    table = Table("events", "engine", "seconds", "events/s", "ratio", "CPU s", "peak MiB", "session s", "growth")
-    first = min(run.events for run in runs)
-    for run in runs:
-        of_size = {other.engine: other for other in runs if other.events == run.events}
-        rivals = [other.seconds for name, other in of_size.items() if name != "spark"]
-        [small] = [other for other in runs if other.events == first and other.engine == run.engine]
-        table.add_row(
+PAGE = """# The sequences job against polars and duckdb
+
+{facts}.
+
+{table}
+
+Seconds without the start of Spark's session; ratio: to the faster of polars and duckdb; memory: the resident peak of
+the process tree; growth: to the same engine's smallest run. The tables of Spark, polars and duckdb are equal.
+"""
+COLUMNS = ("events", "engine", "seconds", "events/s", "ratio", "CPU s", "peak MiB", "session s", "growth")
+
+
+def rows(runs: list[Run]) -> list[tuple[str, ...]]:
+    """COLUMNS of all runs; `ratio` is to the faster of polars and duckdb on the same events."""
+    return [
+        (
             f"{run.events:,}",
-            run.engine,
+            NAMES.get(run.engine, run.engine),
             f"{run.seconds:.1f}",
             f"{run.rate:,.0f}",
-            f"{run.seconds / min(rivals):.2f}" if rivals else "",
+            _ratio(run, [other.seconds for other in runs if other.events == run.events and other.engine in RIVALS]),
             f"{run.cpu:.1f}",
             f"{run.peak >> 20:,}",
-            f"{run.start:.1f}" if run.engine == "spark" else "",
-            f"{run.seconds / small.seconds:.1f}" if run.events != first else "",
+            f"{run.start:.1f}" if run.engine not in RIVALS else "",
+            _growth(run, runs),
         )
+        for run in runs
+    ]
+
+
+def _ratio(run: Run, rivals: list[float]) -> str:
+    return f"{run.seconds / min(rivals):.2f}" if rivals else ""
+
+
+def _growth(run: Run, runs: list[Run]) -> str:
+    small = min((other for other in runs if other.engine == run.engine), key=lambda other: other.events)
+    return f"{run.seconds / small.seconds:.1f}" if run.events != small.events else ""
+
+
+def report(runs: list[Run]) -> Table:
+    """The table of all runs, for the terminal."""
+    table = Table(*COLUMNS)
+    for cells in rows(runs):
+        table.add_row(*cells)
     return table
+
+
+def page(runs: list[Run], seed: int) -> str:
+    """The table of all runs as markdown, with the command, commit, seed and machine it was measured with."""
+    lines = [" | ".join(cells) for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows(runs))]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB"
+    facts = (
+        f"`python {shlex.join(sys.argv)}`",
+        f"commit {commit.stdout.strip()}",
+        f"seed {seed}",
+        f"{datetime.now(UTC):%Y-%m-%d}",
+        f"{machine}, {THREADS} threads",
+    )
+    return PAGE.format(facts=", ".join(facts), table="\n".join(f"| {line} |" for line in lines))
 
 
 def unequal(runs: list[Run]) -> list[str]:
@@ -168,7 +231,7 @@ def unequal(runs: list[Run]) -> list[str]:
     return [
         f"{name} of {events:,} events: " + ", ".join(f"{run.engine} {run.tables[name]}" for run in of_size)
         for events in sorted({run.events for run in runs})
-        for of_size in [[run for run in runs if run.events == events]]
+        for of_size in [[run for run in runs if run.events == events and run.tables]]
         for name in COMPARED
         if len({run.tables[name] for run in of_size}) > 1
     ]
@@ -176,10 +239,13 @@ def unequal(runs: list[Run]) -> list[str]:
 
 def bench(
     events: Annotated[list[int], typer.Option(help="How many events; may be said several times.")] = (2_000_000,),
-    engines: Annotated[list[str], typer.Option("--only", help="spark, duckdb, polars; may be said twice.")] = ENGINES,
+    engines: Annotated[
+        list[str], typer.Option("--only", help=f"One of {', '.join(ENGINES)}; may be said twice.")
+    ] = ENGINES,
     folder: Annotated[Path, typer.Option(help="Where events and tables are kept.")] = Path("workspace/bench"),
     seed: Annotated[int, typer.Option()] = 0,
     bot: Annotated[float, typer.Option(help="The share of all clicks that one user makes.")] = 0.0,
+    write: Annotated[Path | None, typer.Option(help="A page of markdown to write the table to.")] = None,
     engine: Annotated[str, typer.Option(hidden=True)] = "",
     raw: Annotated[Path, typer.Option(hidden=True)] = Path(),
     out: Annotated[Path, typer.Option(hidden=True)] = Path(),
@@ -203,9 +269,11 @@ def bench(
     Console(width=120).print(report(runs))
     if differences := unequal(runs):
         sys.exit("\n".join(["the engines disagree:", *differences]))
-    console.print(
-        "all tables are equal: " + ", ".join(f"{name} {rows:,}" for name, (rows, _) in runs[-1].tables.items())
-    )
+    tables = next((run.tables for run in reversed(runs) if run.tables), {})
+    console.print("all tables are equal: " + ", ".join(f"{name} {count:,}" for name, (count, _) in tables.items()))
+    if write is not None:
+        write.parent.mkdir(parents=True, exist_ok=True)
+        write.write_text(page(runs, seed))
 
 
 if __name__ == "__main__":

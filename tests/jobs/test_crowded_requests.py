@@ -30,7 +30,7 @@ def test_crowded_requests_are_judged_as_all_others_are(spark, drawn_events, writ
     crowded = crowded_requests(read, crowd)
     assert crowded == sorted(request for request, size in sizes.items() if size > crowd)
     assert 0 < len(crowded) <= len(sizes)
-    found = judge(read, crowd)
+    found = judge(read, crowd=crowd)
     assert found.columns == judge_together(read).columns
     assert rows(found) == rows(judge_together(read))
     fates = logic.out_of_place(events, logic.page_keys(events))
@@ -53,7 +53,7 @@ def test_no_task_gets_all_events_of_a_crowded_request(spark, write_events, tmp_p
     before = spark.conf.get("spark.sql.adaptive.coalescePartitions.enabled")
     spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", "false")
     try:
-        judged = {crowd: judge(read, crowd) for crowd in (1000, 2000)}
+        judged = {crowd: judge(read, crowd=crowd) for crowd in (1000, 2000)}
         task, once = F.spark_partition_id(), F.count_if(~F.col("repeat")).alias("events")
         most = {
             crowd: max(row["events"] for row in frame.groupBy(task).agg(once).collect())
@@ -74,9 +74,9 @@ def test_a_crowded_request_is_told(spark, write_events, tmp_path, capsys) -> Non
         for n in range(3)
     ]
     read = read_events(spark, write_events(tmp_path, clicks), NOW)
-    judge(read, 3)
+    judge(read, crowd=3)
     assert "crowded_requests" not in "".join(capsys.readouterr())
-    judge(read, 2)
+    judge(read, crowd=2)
     said = "".join(capsys.readouterr())
     assert "crowded_requests" in said
     assert "undefined" in said

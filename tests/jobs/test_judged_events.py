@@ -1,6 +1,7 @@
 """Events seen together are judged as plain Python judges them: page views, contradictions, repeats, the cap."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -84,3 +85,36 @@ def test_each_task_passes_on_no_more_of_a_bots_clicks_than_may_stand(spark, writ
     raw = write_events(tmp_path, [event(at=MIDNIGHT + n * SECOND) for n in range(5)])
     plan = crowds(judge_together(read_events(spark, raw, NOW)), 2000)._jdf.queryExecution().executedPlan().toString()
     assert "WindowGroupLimit" in plan
+
+
+def told(judged) -> Counter[tuple[Any, ...]]:
+    from pyspark.sql import functions as F
+
+    rows = judged.withColumn("at", F.unix_micros("event_time")).collect()
+    return Counter((*identity(row.asDict()), row["page_day"], row["repeat"], row["reason"], row["row"]) for row in rows)
+
+
+@pytest.mark.parametrize("few", [0, 100_000])
+@pytest.mark.parametrize("whose", ["several users' requests", "each request one user's"])
+def test_all_but_accepted_impressions_are_judged_apart_as_they_are_together(
+    spark, drawn_events, write_events, tmp_path, monkeypatch, few, whose
+) -> None:
+    from pyspark.sql import functions as F
+
+    from jobs.spark import judged_events
+    from jobs.spark.judged_events import in_place, judge_apart, judge_together, openings
+    from jobs.spark.raw_tables import read_events
+
+    monkeypatch.setattr(judged_events, "FEW", few)
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
+    if whose == "each request one user's":
+        events = [replace(one, user_id=f"u{one.request_id}") for one in events]
+    read = read_events(spark, write_events(tmp_path, events)).persist()
+    opened = openings(read.filter("event_type = 'impression'")).persist()
+    assert bool(opened.filter("shared").count()) == (whose == "several users' requests")
+    together = judge_together(read).persist()
+    accepted = F.col("reason").isNull() & (F.col("event_type") == "impression")
+    assert told(judge_apart(read, opened)) == told(together.filter(~accepted))
+    names = ["user_id", "item_id", "event_time", "request_id", "position", "page_day"]
+    placed, expected = in_place(read.filter("event_type = 'impression'"), opened), together.filter(accepted)
+    assert Counter(placed.select(names).collect()) == Counter(expected.select(names).collect())

@@ -9,7 +9,14 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from jobs.beam import behavior_sequences, click_stream, image_references, item_statistics, running
+from jobs.beam import (
+    behavior_sequences,
+    click_stream,
+    image_references,
+    item_statistics,
+    running,
+    sequence_stream,
+)
 from jobs.beam.running import UnknownOption
 
 
@@ -55,6 +62,7 @@ PROGRAMS = {
     item_statistics: ["--sequences", "s", "--out", "o"],
     image_references: ["--raw", "r", "--out", "o"],
     click_stream: ["workspace", "--from", "s"],
+    sequence_stream: ["--from", "s", "--out", "o"],
 }
 
 

@@ -17,6 +17,7 @@ from urllib.request import url2pathname
 import fsspec
 
 from jobs.beam.fetched import Fetched, NotFetched
+from jobs.beam.hosts import Hosts
 from jobs.beam.https import Https, HttpsConfig, Resolve, resolve_name
 
 __all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched"]
@@ -24,12 +25,13 @@ __all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched"]
 T = TypeVar("T")
 
 OBJECT_STORES: Final = ("s3", "gs")
+FAR: Final = ("https", *OBJECT_STORES)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class Fetcher:
-    """Follows references for any number of threads; one a worker, for it keeps connections and bounds.
+    """Follows references for any number of threads; `hosts` may be shared with others.
 
     Relative paths start at `folder`. private_networks: only for tests against a server on this machine.
     """
@@ -40,6 +42,7 @@ class Fetcher:
         max_bytes: int,
         https: HttpsConfig | None = None,
         *,
+        hosts: Hosts | None = None,
         private_networks: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         resolve: Resolve = resolve_name,
@@ -49,6 +52,7 @@ class Fetcher:
         self.https = Https(
             https or HttpsConfig(),
             max_bytes,
+            hosts=hosts,
             private_networks=private_networks,
             ssl_context=ssl_context,
             resolve=resolve,
@@ -59,7 +63,7 @@ class Fetcher:
     def is_near(uri: str) -> bool:
         """Whether a reference is followed without a network, if at all."""
         match = _SCHEME.match(uri)
-        return match is None or match[1].lower() not in ("https", *OBJECT_STORES)
+        return match is None or match[1].lower() not in FAR
 
     def fetch(self, uri: str | None) -> Fetched:
         """The bytes behind a reference, with a fingerprint that was taken before them. Raises NotFetched.

@@ -38,6 +38,7 @@ STATUS_OF: Final = {
     "unreadable": MISSING,  # it is there, but the disk or the store would not give it
     "access_denied": MISSING,
     "timed_out": MISSING,
+    "host_down": MISSING,  # it had given no answer many times in a row, and was not asked
     "host_unavailable": MISSING,  # no address, no connection, or no whole answer
     "server_error": MISSING,  # HTTP status 500 and above
     "rate_limited": MISSING,  # HTTP status 429
@@ -69,6 +70,9 @@ RETRYABLE: Final = frozenset(
     {reason for reason, status in STATUS_OF.items() if status == MISSING and reason != "no_reference"}
     | {"scheme_unavailable"}
 )
+# Those that tell nothing of a picture that was there before: it is kept as it was, and counted as stale. That it is not
+# found is an answer.
+OUTAGES: Final = RETRYABLE - {"not_found"}
 
 PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
 

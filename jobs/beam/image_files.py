@@ -39,6 +39,7 @@ ITEMS_SCHEMA: Final = pa.schema(
         ("frames", pa.int32()),
         ("phash", pa.string()),
         ("near_duplicate_of", pa.string()),
+        ("stale", pa.string()),  # why the picture could not be looked at again: it is as it was before
     ]
 )
 REJECTED_SCHEMA: Final = pa.schema([("row", pa.string()), ("reason", pa.string())])
@@ -51,6 +52,7 @@ PLACEHOLDERS_SCHEMA: Final = pa.schema(
     ]
 )
 READ: Final = "read.json"
+NEAR: Final = "near_duplicates.json"
 
 
 class RowsLost(RuntimeError):
@@ -81,7 +83,7 @@ def write_items(shards: list[ExaminedShard], path: Path, config: ImagesConfig) -
     """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
     rows = (one for shard in shards for one in shard.rows)
     settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
-    near = near_duplicates_of(settled, config.near_distance)
+    near, not_compared = near_duplicates_of(settled, config.near_distance)
     flat = [
         {
             **vars(one.outcome),
@@ -91,6 +93,7 @@ def write_items(shards: list[ExaminedShard], path: Path, config: ImagesConfig) -
         }
         for one in settled
     ]
+    _write_json({"not_compared": not_compared}, path.with_name(NEAR))
     _write(flat, ITEMS_SCHEMA, path)
 
 
@@ -108,21 +111,23 @@ def settle(rows: Sequence[Examined], config: ImagesConfig) -> list[Examined]:
     ]
 
 
-def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> dict[str, str]:
+def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> tuple[dict[str, str], int]:
     """item_id -> the smallest item_id that shows a near-duplicate of its picture, for every item but that one.
+
+    The second is how many pairs of pictures were not compared: jobs.logic.near_duplicates.
 
     rows: settled, sorted by item_id. Where a picture has no other near it, the items that show it are not in here:
     they are plain duplicates.
     """
     hashes = {one.row.image_id: str(one.outcome.phash) for one in rows if one.row.image_id is not None}
-    group_of = near_duplicates.groups(hashes, near_distance)
+    search = near_duplicates.search(hashes, near_distance)
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for one in rows:
-        group, item_id = group_of.get(one.row.image_id or ""), one.row.item.item_id
+        group, item_id = search.group_of.get(one.row.image_id or ""), one.row.item.item_id
         if group is not None and first.setdefault(group, item_id) != item_id:
             found[item_id] = first[group]
-    return found
+    return found, search.not_compared
 
 
 def write_rejected(rejected: list[tuple[Place, Raw, str]], path: Path) -> None:
@@ -152,7 +157,7 @@ def write_count(rows: int, path: Path) -> None:
 
 def facts(folder: Path) -> dict[str, Any]:
     """Every count of the images artifact in `folder`, from its own tables. Raises RowsLost if they do not add up."""
-    columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of"]
+    columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of", "stale"]
     items = pq.read_table(folder / "items.parquet", columns=columns)
     rejected = Counter(pq.read_table(folder / "rejected.parquet")["reason"].to_pylist())
     statuses, reasons = Counter(items["status"].to_pylist()), Counter(items["reason"].to_pylist())
@@ -168,6 +173,8 @@ def facts(folder: Path) -> dict[str, Any]:
         "near_duplicate_groups": len(near.unique()),
         "placeholder_pictures": pq.read_metadata(folder / "placeholders.parquet").num_rows,
         **{status: statuses[status] for status in catalogue.STATUSES if status != catalogue.OK},
+        "stale": dict(sorted(Counter(items["stale"].drop_null().to_pylist()).items())),
+        **json.loads((folder / NEAR).read_text()),
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
     }
     _check(counted, folder)

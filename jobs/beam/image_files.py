@@ -49,6 +49,7 @@ PLACEHOLDERS_SCHEMA: Final = pa.schema(
         ("image", pa.binary()),
         ("items", pa.int64()),
         ("categories", pa.list_(pa.string())),
+        ("first_item_id", pa.string()),
     ]
 )
 READ: Final = "read.json"
@@ -144,8 +145,9 @@ def write_placeholders(shared: list[Shared], path: Path, store: ImageStore) -> N
     """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
     used = {one.image_id: one.used for one in shared}
     flat = [
-        {**row, "items": used[row["image_id"]].items, "categories": sorted(used[row["image_id"]].categories)}
+        {**row, **vars(use), "categories": sorted(use.categories)}
         for row in store.gather((one.image_id, one.location) for one in shared).to_pylist()
+        for use in [used[row["image_id"]]]
     ]
     _write(flat, PLACEHOLDERS_SCHEMA, path)
 

@@ -1,9 +1,10 @@
 """How much of a catalogue has a usable picture, as JSON and as one self-contained page; made from an images artifact.
 
 Read in its folder: items.parquet, rejected.parquet, shards/*.parquet (image_id, image), and where they are there
-placeholders.parquet (image_id, image, items: int, categories: list) and read.json (items_read). The facts of pictures
-(width, height, mode, frames) are columns of items.parquet that an older artifact lacks, and so is near_duplicate_of:
-the first item of a group of near-duplicates, null for that item itself.
+placeholders.parquet (image_id, image, items: int, categories: list, first_item_id), read.json (items_read) and
+near_duplicates.json (not_compared). The facts of pictures (width, height, mode, frames) are columns of items.parquet
+that an older artifact lacks, and so are near_duplicate_of: the first item of a group of near-duplicates, null for that
+item itself; and stale: why a picture that is kept could not be looked at again.
 """
 
 import base64
@@ -30,11 +31,12 @@ GROUPS: Final = 20
 GALLERY: Final = 12  # usable pictures
 LINES: Final = 1000  # categories and sources in the JSON ...
 SHOWN_LINES: Final = 40  # ... and on the page
+SHOWN_REASONS: Final = 20  # categories on the page, by reason
 CHARACTERS: Final = 160  # of a reference or a row
 THUMBNAIL: Final = 96  # pixels
 
 COLUMNS: Final = ("item_id", "image_uri", "image_id", "status", "reason", "category", "title", "duplicate_of")
-FACTS: Final = ("width", "height", "mode", "frames", "near_duplicate_of")
+FACTS: Final = ("width", "height", "mode", "frames", "near_duplicate_of", "stale")
 # A scheme and a host; whoever stands before an @ is nobody's business.
 SOURCE: Final = r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#]*@)?(?P<host>[^/?#]*)"
 SECRETS: Final = ((r"://[^/?#\s\"]*@", "://...@"), (r"\?[^\s\"]*", "?..."))  # names, and signatures in queries
@@ -64,18 +66,21 @@ def coverage(folder: AnyPath) -> dict[str, Any]:
     """Every figure and every example of the report, pictures by their id. Raises CoverageWrong."""
     items, rejected = _items(folder), _table(folder / "rejected.parquet")
     failed = items.filter(pc.not_equal(items["reason"], ""))
+    shown = _first_items(folder)
     return {
         "rows": _rows(folder, len(items), len(rejected)),
         "by_status": dict.fromkeys(catalogue.STATUSES, 0) | _counts(items, "status"),
         "by_reason": _counts(failed, "reason"),
+        "stale_by_reason": _stale(items),
         "rejected_by_reason": _counts(rejected, "reason"),
         "by_category": _lines(items, "category"),
+        "reasons_by_category": _lines(failed, "category", "reason"),
         "by_source": _lines(items.append_column("source", _sources(items["image_uri"])), "source"),
-        "pictures": _picture_facts(items),
+        "pictures": _picture_facts(items) | _not_compared(folder),
         "gallery": _gallery(folder, items),
         "near_duplicate_groups": _near_groups(items),
         "placeholders": _placeholders(folder),
-        "examples": {reason: _examples(failed, reason) for reason in _counts(failed, "reason")},
+        "examples": {reason: _examples(failed, reason, shown) for reason in _counts(failed, "reason")},
         "rejected_examples": {reason: _raw_rows(rejected, reason) for reason in _counts(rejected, "reason")},
     }
 
@@ -89,11 +94,13 @@ def render(found: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
         **found,
         statuses=catalogue.STATUSES,
         status_of=catalogue.STATUS_OF,
+        sentences=catalogue.SENTENCES,
         usable=f"{100 * statuses[catalogue.OK] / total:.1f}" if total else None,
         most=max(found["by_reason"].values(), default=1),
         thumbnails=thumbnails,
         tables={"Category": found["by_category"], "Source": found["by_source"]},
         shown=SHOWN_LINES,
+        shown_reasons=SHOWN_REASONS,
     )
 
 
@@ -128,17 +135,29 @@ def _counts(table: pa.Table, name: str) -> dict[str, int]:
     return dict(zip(counted[name].to_pylist(), counted["count_all"].to_pylist(), strict=True))
 
 
-def _lines(items: pa.Table, name: str) -> dict[str, Any]:
-    """For each of the LINES most frequent values: how many items, and how many of each status; null comes as None."""
-    keyed = pa.table({"key": items[name], "status": items["status"]})
+def _lines(items: pa.Table, name: str, cell: str = "status") -> dict[str, Any]:
+    """For each of the LINES most frequent values: how many items, and how many of each cell; null comes as None."""
+    keyed = pa.table({"key": items[name], "cell": items[cell]})
     totals = keyed.group_by("key").aggregate([([], "count_all")])
     totals = totals.sort_by([("count_all", "descending"), ("key", "ascending")]).slice(0, LINES)
     kept = keyed.filter(pc.is_in(keyed["key"], value_set=totals["key"].combine_chunks()))
-    cells = kept.group_by(["key", "status"]).aggregate([([], "count_all")]).to_pylist()
+    cells = kept.group_by(["key", "cell"]).aggregate([([], "count_all")]).to_pylist()
     lines = {row["key"]: {"name": row["key"], "items": row["count_all"]} for row in totals.to_pylist()}
-    for cell in cells:
-        lines[cell["key"]][cell["status"]] = cell["count_all"]
+    for row in cells:
+        lines[row["key"]][row["cell"]] = row["count_all"]
     return {"values": pc.count_distinct(keyed["key"], mode="all").as_py(), "lines": list(lines.values())}
+
+
+def _stale(items: pa.Table) -> dict[str, int]:
+    if "stale" not in items.column_names:
+        return {}
+    return _counts(items.filter(pc.is_valid(items["stale"])), "stale")
+
+
+def _not_compared(folder: AnyPath) -> dict[str, int]:
+    """Pairs of pictures that the search for near-duplicates left out."""
+    path = folder / "near_duplicates.json"
+    return {"near_not_compared": json.loads(path.read_text())["not_compared"]} if path.exists() else {}
 
 
 def _sources(uris: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -175,9 +194,27 @@ def _spread(pixels: pa.ChunkedArray) -> dict[str, float]:
 # --- examples -------------------------------------------------------------------------------------------------------
 
 
-def _examples(failed: pa.Table, reason: str) -> list[Row]:
-    rows = failed.filter(pc.equal(failed["reason"], reason)).slice(0, EXAMPLES)
-    return [{"item_id": row["item_id"], "image_uri": _safe(row["image_uri"])} for row in rows.to_pylist()]
+def _examples(failed: pa.Table, reason: str, shown: Mapping[str, str]) -> list[Row]:
+    """Some items of a reason: with an image_id where there is a picture of it, and those first."""
+    rows = failed.filter(pc.equal(failed["reason"], reason))
+    first = pc.is_in(rows["item_id"], value_set=pa.array(shown, pa.string()))
+    rows = pa.concat_tables([rows.filter(first), rows.filter(pc.invert(first))]).slice(0, EXAMPLES)
+    return [
+        {"item_id": row["item_id"], "image_uri": _safe(row["image_uri"])}
+        | ({"image_id": shown[row["item_id"]]} if row["item_id"] in shown else {})
+        for row in rows.to_pylist()
+    ]
+
+
+def _first_items(folder: AnyPath) -> dict[str, str]:
+    """item_id -> image_id: of each "no image" picture the first item that shows it."""
+    path = folder / "placeholders.parquet"
+    if not path.exists():
+        return {}
+    table = _table(path)
+    if "first_item_id" not in table.column_names:
+        return {}
+    return dict(zip(table["first_item_id"].to_pylist(), table["image_id"].to_pylist(), strict=True))
 
 
 def _raw_rows(rejected: pa.Table, reason: str) -> list[str | None]:
@@ -255,6 +292,7 @@ def _placeholders(folder: AnyPath) -> list[Row]:
 def _wanted(found: Mapping[str, Any]) -> list[str]:
     rows: list[Row] = [*found["gallery"], *found["placeholders"]]
     rows += [row for group in found["near_duplicate_groups"] for row in group["examples"]]
+    rows += [row for examples in found["examples"].values() for row in examples if "image_id" in row]
     return sorted({row["image_id"] for row in rows if row["image_id"]})
 
 

@@ -95,14 +95,47 @@ rejected. The usable pictures are {{ number(pictures.distinct) }} distinct ones;
 <summary><strong>{{ number(count) }}</strong> <span class="bar"><span class="{{ status_of[reason] }}"
  style="width:{{ "%.3f" | format(100 * count / most) }}%"></span></span>{{ reason }}
 <span class="note">({{ status_of[reason] }})</span></summary>
+<p class="note">{{ sentences[reason] }}</p>
 <ul>
 {% for example in examples[reason] %}
-<li>{{ example.item_id }}: {% if example.image_uri is none %}names no image
+<li>{% if example.image_id %}{{ picture(example.image_id, example.item_id) }}{% endif %}
+{{ example.item_id }}: {% if example.image_uri is none %}names no image
 {%- else %}<code>{{ example.image_uri }}</code>{% endif %}</li>
 {% endfor %}
 </ul>
 </details>
 {% endfor %}
+{% endif %}
+
+{% if reasons_by_category.lines %}
+<h2>Why, by category</h2>
+<div class="wide" role="region" aria-label="Reasons by category" tabindex="0">
+<table>
+<thead><tr><th scope="col">Category</th><th scope="col">not usable</th>
+{% for reason in by_reason %}<th scope="col">{{ reason }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in reasons_by_category.lines[:shown_reasons] %}
+<tr><th scope="row" title="{{ line.name or '' }}">{{ line.name if line.name is not none else "(none)" }}</th>
+<td>{{ number(line["items"]) }}</td>
+{% for reason in by_reason %}<td>{{ number(line[reason]) if line[reason] }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if reasons_by_category["values"] > shown_reasons %}
+<p class="note">The {{ shown_reasons }} categories of {{ number(reasons_by_category["values"]) }} that lack the most;
+more of them stand in coverage.json.</p>
+{% endif %}
+{% endif %}
+
+{% if stale_by_reason %}
+<h2>Pictures kept from before</h2>
+<p class="note">They could not be looked at again, and count as usable as they were.</p>
+<ul>
+{% for reason, count in stale_by_reason.items() %}
+<li>{{ number(count) }} {{ reason }}: {{ sentences[reason] }}</li>
+{% endfor %}
+</ul>
 {% endif %}
 
 {% if rejected_by_reason %}
@@ -132,6 +165,10 @@ categories</li>
 
 {% if near_duplicate_groups %}
 <h2>Pictures that are nearly the same</h2>
+{% if pictures.near_not_compared %}
+<p class="note">{{ number(pictures.near_not_compared) }} pairs of pictures with crowded hashes were not compared: some
+groups may be larger.</p>
+{% endif %}
 {% if pictures.near_groups > near_duplicate_groups | length %}
 <p class="note">The {{ near_duplicate_groups | length }} largest of {{ number(pictures.near_groups) }} groups.</p>
 {% endif %}

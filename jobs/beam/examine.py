@@ -10,9 +10,11 @@ from typing import Any, Final
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.shared import Shared
 
 from jobs.beam import progress
 from jobs.beam.fetch import Fetcher, HttpsConfig
+from jobs.beam.hosts import Hosts
 from jobs.beam.image_store import ImageStore, Outcome, absolute
 from jobs.beam.look import CORES, Look, Looker, Reference, look_at_files, start_processes
 from jobs.config import ImagesConfig
@@ -65,6 +67,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         super().__init__()
         self.store, self.folder, self.config, self.retry_failed = store, folder, config, retry_failed
         self.in_processes = in_processes
+        self.hosts = Shared()  # by every copy of this in a process
         self.took = Metrics.distribution(KIND, "open_microseconds")
 
     def setup(self) -> None:
@@ -72,7 +75,9 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         self.threads = ThreadPoolExecutor(max(WAITING, CORES))
         self.processes: Any = None
         self.opened, self.counting = 0, threading.Lock()
-        self.fetcher = Fetcher(self.folder, self.config.max_bytes, HttpsConfig(allowed_hosts=self.config.allowed_hosts))
+        https = HttpsConfig(allowed_hosts=self.config.allowed_hosts)
+        hosts = self.hosts.acquire(lambda: Hosts(https.per_host, https.down_after))
+        self.fetcher = Fetcher(self.folder, self.config.max_bytes, https, hosts=hosts)
         self.looker = Looker(self.fetcher, self.config, self.retry_failed)
 
     def teardown(self) -> None:
@@ -140,6 +145,8 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         """Wait for the looks at a shard, and save it where they differ from what it held."""
         found = {words: look for looking in begun.looking for words, look in looking.result().items()}
         outcomes = {look.outcome.uri: look.outcome for look in found.values()}
+        if self.retry_failed:  # which is about what is held already
+            outcomes = begun.known | outcomes
         if outcomes != begun.known:
             pngs = {look.outcome.uri: look.png for look in found.values() if look.png is not None}
             self.store.save(begun.number, outcomes, pngs)

@@ -19,21 +19,23 @@ import fsspec
 from upath import UPath
 
 from jobs.beam.fetched import Fetched, NotFetched
+from jobs.beam.hosts import Hosts
 from jobs.beam.https import Https, HttpsConfig, Resolve, resolve_name
 from model.artifact import AnyPath
 
-__all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched"]
+__all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched", "is_far"]
 
 T = TypeVar("T")
 
 FILES: Final = ("", "file")
 OBJECT_STORES: Final = ("s3", "gs")
+FAR: Final = ("https", *OBJECT_STORES)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class Fetcher:
-    """Follows references for any number of threads; one a worker, for it keeps connections and bounds.
+    """Follows references for any number of threads; `hosts` may be shared with others.
 
     Relative paths start at `folder`. private_networks: only for tests against a server on this machine.
     """
@@ -44,6 +46,7 @@ class Fetcher:
         max_bytes: int,
         https: HttpsConfig | None = None,
         *,
+        hosts: Hosts | None = None,
         private_networks: bool = False,
         ssl_context: ssl.SSLContext | None = None,
         resolve: Resolve = resolve_name,
@@ -54,6 +57,7 @@ class Fetcher:
         self.https = Https(
             https or HttpsConfig(),
             max_bytes,
+            hosts=hosts,
             private_networks=private_networks,
             ssl_context=ssl_context,
             resolve=resolve,
@@ -62,10 +66,7 @@ class Fetcher:
 
     def is_near(self, uri: str) -> bool:
         """Whether a reference is followed without a network, if at all."""
-        match = _SCHEME.match(uri)
-        if match is None:
-            return isinstance(self.folder, str)
-        return match[1].lower() not in ("https", *OBJECT_STORES)
+        return not is_far(uri) and (isinstance(self.folder, str) or _SCHEME.match(uri) is not None)
 
     def fetch(self, uri: str | None) -> Fetched:
         """The bytes behind a reference, with a fingerprint that was taken before them. Raises NotFetched.
@@ -114,6 +115,12 @@ class Fetcher:
 
     def _path(self, scheme: str, uri: str) -> str:
         return _absolute(uri) if scheme else _inside(uri, cast(str, self.folder))
+
+
+def is_far(uri: str) -> bool:
+    """Whether a reference itself names another machine."""
+    match = _SCHEME.match(uri)
+    return match is not None and match[1].lower() in FAR
 
 
 def _scheme(uri: str | None) -> tuple[str, str]:

@@ -8,9 +8,7 @@ import email.utils
 import ipaddress
 import socket
 import ssl
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import httpx
 import tenacity
 
 from jobs.beam.fetched import Fetched, NotFetched
+from jobs.beam.hosts import Hosts
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Sequence[str]]  # (host, port) -> addresses
@@ -37,7 +36,7 @@ NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpsConfig:
-    """Which hosts may be asked, and how patiently. Each worker keeps to the bounds by itself."""
+    """Which hosts may be asked, and how patiently. Each worker process keeps to the bounds by itself."""
 
     # example.com, or *.example.com for every name below it, on port 443; another port stands behind a colon.
     allowed_hosts: tuple[str, ...] = ()
@@ -46,6 +45,7 @@ class HttpsConfig:
     read_seconds: float = 20.0  # without a byte
     total_seconds: float = 60.0  # for one attempt, its redirects included
     attempts: int = 4
+    down_after: int = 12  # attempts in a row without an answer, whatever their URLs: the host is not asked again
     longest_wait: float = 60.0  # seconds between attempts; a server that asks for more is left alone
 
 
@@ -63,7 +63,7 @@ def resolve_name(host: str, port: int) -> list[str]:
 
 
 class Https:
-    """A client for any number of threads; one a worker, for its connections and its bounds are kept here.
+    """A client for any number of threads; its connections are its own, `hosts` may be shared by several.
 
     private_networks: only for tests against a server on this machine.
     """
@@ -74,10 +74,12 @@ class Https:
         max_bytes: int,
         *,
         private_networks: bool = False,
+        hosts: Hosts | None = None,
         ssl_context: ssl.SSLContext | None = None,
         resolve: Resolve = resolve_name,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self.hosts = hosts or Hosts(config.per_host, config.down_after)
         self.config, self.max_bytes, self.sleep = config, max_bytes, sleep
         self.allowed = [_allowed(entry) for entry in config.allowed_hosts]
         self.network = _CheckedNetwork(resolve, private_networks)
@@ -87,10 +89,6 @@ class Https:
             keepalive_expiry=30.0,
             network_backend=self.network,
         )
-        self.gates: defaultdict[str, threading.Semaphore] = defaultdict(
-            lambda: threading.Semaphore(self.config.per_host)
-        )
-        self.making_gates = threading.Lock()
 
     def get(self, uri: str, known: str = "") -> Fetched | None:
         """The bytes and the ETag, or else the date, of an https:// address. Raises NotFetched.
@@ -149,7 +147,7 @@ class Https:
     def _attempt(self, url: httpx.URL, known: str) -> Fetched | None:
         left = self.config.total_seconds
         for _ in range(MAX_REDIRECTS + 1):
-            with self._gate(url.netloc.decode("ascii")):  # waiting here is no fault of the server's
+            with self.hosts.turn(url.netloc.decode("ascii")):  # waiting here is no fault of the server's
                 started = time.monotonic()
                 answer = self._ask(url, known, left)
                 left -= time.monotonic() - started
@@ -158,20 +156,19 @@ class Https:
             url = self._allowed_only(answer, "redirect_not_allowed")
         raise NotFetched("too_many_redirects", f"{_shown(url)} lies behind more than {MAX_REDIRECTS} redirects")
 
-    def _gate(self, host: str) -> threading.Semaphore:
-        with self.making_gates:
-            return self.gates[host]
-
     def _ask(self, url: httpx.URL, known: str, seconds: float) -> Fetched | httpx.URL | None:
         """One request: the bytes, or where the server sends us instead, or None for no change."""
-        before = _DEADLINE.set(time.monotonic() + seconds)
+        before, host = _DEADLINE.set(time.monotonic() + seconds), url.netloc.decode("ascii")
         try:
             headers = HEADERS + _unless(known)
             with self.pool.stream("GET", _target(url), headers=headers, extensions=self._timeouts()) as response:
+                self.hosts.answered(host)
                 return None if known and response.status == 304 else self._answer(url, response)
         except httpcore.TimeoutException:
+            self.hosts.failed(host)
             raise _MayPass("timed_out", f"{_shown(url)} did not answer in time") from None
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
+            self.hosts.failed(host)
             raise _MayPass("host_unavailable", f"{url.host} gives no answer ({type(error).__name__})") from None
         finally:
             _DEADLINE.reset(before)

@@ -40,6 +40,7 @@ ITEMS_SCHEMA: Final = pa.schema(
         ("frames", pa.int32()),
         ("phash", pa.string()),
         ("near_duplicate_of", pa.string()),
+        ("stale", pa.string()),  # why the picture could not be looked at again: it is as it was before
     ]
 )
 REJECTED_SCHEMA: Final = pa.schema([("row", pa.string()), ("reason", pa.string())])
@@ -49,9 +50,11 @@ PLACEHOLDERS_SCHEMA: Final = pa.schema(
         ("image", pa.binary()),
         ("items", pa.int64()),
         ("categories", pa.list_(pa.string())),
+        ("first_item_id", pa.string()),
     ]
 )
 READ: Final = "read.json"
+NEAR: Final = "near_duplicates.json"
 
 
 class RowsLost(RuntimeError):
@@ -82,7 +85,7 @@ def write_items(shards: list[ExaminedShard], path: AnyPath, config: ImagesConfig
     """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
     rows = (one for shard in shards for one in shard.rows)
     settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
-    near = near_duplicates_of(settled, config.near_distance)
+    near, not_compared = near_duplicates_of(settled, config.near_distance)
     flat = [
         {
             **vars(one.outcome),
@@ -92,6 +95,7 @@ def write_items(shards: list[ExaminedShard], path: AnyPath, config: ImagesConfig
         }
         for one in settled
     ]
+    _write_json({"not_compared": not_compared}, path.with_name(NEAR))
     _write(flat, ITEMS_SCHEMA, path)
 
 
@@ -109,21 +113,23 @@ def settle(rows: Sequence[Examined], config: ImagesConfig) -> list[Examined]:
     ]
 
 
-def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> dict[str, str]:
+def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> tuple[dict[str, str], int]:
     """item_id -> the smallest item_id that shows a near-duplicate of its picture, for every item but that one.
+
+    The second is how many pairs of pictures were not compared: jobs.logic.near_duplicates.
 
     rows: settled, sorted by item_id. Where a picture has no other near it, the items that show it are not in here:
     they are plain duplicates.
     """
     hashes = {one.row.image_id: str(one.outcome.phash) for one in rows if one.row.image_id is not None}
-    group_of = near_duplicates.groups(hashes, near_distance)
+    search = near_duplicates.search(hashes, near_distance)
     first: dict[str, str] = {}
     found: dict[str, str] = {}
     for one in rows:
-        group, item_id = group_of.get(one.row.image_id or ""), one.row.item.item_id
+        group, item_id = search.group_of.get(one.row.image_id or ""), one.row.item.item_id
         if group is not None and first.setdefault(group, item_id) != item_id:
             found[item_id] = first[group]
-    return found
+    return found, search.not_compared
 
 
 def write_rejected(rejected: list[tuple[Place, Raw, str]], path: AnyPath) -> None:
@@ -140,8 +146,9 @@ def write_placeholders(shared: list[Shared], path: AnyPath, store: ImageStore) -
     """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
     used = {one.image_id: one.used for one in shared}
     flat = [
-        {**row, "items": used[row["image_id"]].items, "categories": sorted(used[row["image_id"]].categories)}
+        {**row, **vars(use), "categories": sorted(use.categories)}
         for row in store.gather((one.image_id, one.location) for one in shared).to_pylist()
+        for use in [used[row["image_id"]]]
     ]
     _write(flat, PLACEHOLDERS_SCHEMA, path)
 
@@ -153,7 +160,7 @@ def write_count(rows: int, path: AnyPath) -> None:
 
 def facts(folder: AnyPath) -> dict[str, Any]:
     """Every count of the images artifact in `folder`, from its own tables. Raises RowsLost if they do not add up."""
-    columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of"]
+    columns = ["status", "reason", "image_id", "duplicate_of", "near_duplicate_of", "stale"]
     where, files = arrow_source(folder)
     items = pq.read_table(f"{where}/items.parquet", columns=columns, filesystem=files)
     rejected = Counter(pq.read_table(f"{where}/rejected.parquet", filesystem=files)["reason"].to_pylist())
@@ -170,6 +177,8 @@ def facts(folder: AnyPath) -> dict[str, Any]:
         "near_duplicate_groups": len(near.unique()),
         "placeholder_pictures": pq.read_metadata(f"{where}/placeholders.parquet", filesystem=files).num_rows,
         **{status: statuses[status] for status in catalogue.STATUSES if status != catalogue.OK},
+        "stale": dict(sorted(Counter(items["stale"].drop_null().to_pylist()).items())),
+        **json.loads((folder / NEAR).read_text()),
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
     }
     _check(counted, folder)

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -89,15 +89,19 @@ def build(
 
     raw_digest: the raw folder's identity, for the manifest. store: the folder of what earlier runs examined.
     retry_failed: of what the store knows, look at nothing but the failures that may pass. beam_args: Beam's own
-    options, such as --runner=... Raises RawTableUnusable for a table that cannot be read.
+    options, such as --runner=... Raises RawTableUnusable for a table that cannot be read, StoreBusy where another job
+    holds the store.
     """
     table = table_files(raw, "items")
     for file in table.files:
         raw_layout.check_file("items", table.format, file)
     options = running.options(beam_args)
     opened = image_store.open_store(store, config)
-    opened.sweep()
-    with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
+    with (
+        image_store.alone(opened),
+        artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft,
+    ):
+        opened.sweep()
         folder = draft.path.absolute()
         started = time.monotonic()
         job = Job(
@@ -150,10 +154,13 @@ def image_references(
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
     shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
+    store_shards: Annotated[
+        int, typer.Option(help="Number of files the store is spread over: what a killed run does again is one of them.")
+    ] = 64,
 ) -> None:
     """Open, verify, hash and resize every image of the items table."""
     args = running.beam_args(context)
-    config = replace(ImagesConfig(), size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
+    config = ImagesConfig(size=size, shards=shards, store_shards=store_shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
         raw_digest=raw_digest(raw),

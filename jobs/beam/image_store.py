@@ -1,21 +1,25 @@
 """The store of examined images: what each reference last gave, in shards that are written whole or not at all.
 
 A run looks its references up here before it opens anything. The store is no artifact: it may be deleted at any time,
-and what is built from it has the same bytes with it and without it. One job at a time may use it.
+and what is built from it has the same bytes with it and without it, but for pictures that are kept through an outage.
+One job at a time may use it: see `alone`; where no lock reaches, StoreChanged tells.
 """
 
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
+from filelock import FileLock, Timeout
 from PIL import features
 
 from jobs.beam.whole_files import write_pictures
@@ -44,6 +48,7 @@ class Outcome:
     height: int | None = None
     mode: str | None = None
     frames: int | None = None
+    stale: str | None = None  # of catalogue.OUTAGES: why it gave nothing now; the rest is what it gave before
 
 
 # Where the store holds a picture: the reference as the items table writes it, and its absolute form.
@@ -56,11 +61,16 @@ SCHEMA: Final = pa.schema(
         ("height", pa.int32()),
         ("mode", pa.string()),
         ("frames", pa.int32()),
+        ("stale", pa.string()),
         ("png", pa.binary()),
     ]
 )
 PICTURES: Final = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 FACTS: Final = tuple(field.name for field in fields(Outcome))
+
+
+class StoreBusy(ValueError):
+    """Another program is at work in the store; the message says what to do."""
 
 
 class StoreChanged(ValueError):
@@ -143,6 +153,27 @@ class ImageStore:
 
     def _path(self, number: int) -> AnyPath:
         return self.folder / f"references-{number:05d}-of-{self.shards:05d}.parquet"
+
+
+@contextmanager
+def alone(store: ImageStore) -> Iterator[None]:
+    """Hold the store for this process until the block ends. Raises StoreBusy where another one does.
+
+    At a URL nothing can be held: there a job only finds out, by StoreChanged, that another one was at work.
+    """
+    if not isinstance(store.folder, Path):
+        yield
+        return
+    store.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(store.folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreBusy(f"another job is at work in {store.folder}: wait for it, or give another --store") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def absolute(image_uri: str, folder: AnyPath) -> str:

@@ -74,7 +74,8 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
     def expand(self, items: Any) -> Any:
         """PCollection of Item -> PCollection of ExaminedShard. No pixels travel: they stay in the store."""
         placed = items | "Place" >> beam.Map(lambda item, store: (store.number(item.image_uri or ""), item), self.store)
-        return placed | "ByShard" >> beam.GroupByKey() | "Examine" >> beam.ParDo(self.work)
+        # Empty ones too: what the store holds there is of items that are gone.
+        return _grouped(placed, list(range(self.store.shards))) | "Examine" >> beam.ParDo(self.work)
 
 
 class FindPictures(beam.PTransform):  # type: ignore[misc]

@@ -65,14 +65,14 @@ class Looker:
         before = reference.before
         if before is None:
             return None
-        if self.retry_failed and before.reason not in catalogue.RETRYABLE:
+        if self.retry_failed and before.reason not in catalogue.RETRYABLE and not before.stale:
             return Look(before)
         if before.fingerprint and self.fetcher.is_near(reference.words):
             try:
                 stands = self.fetcher.fingerprint(reference.words) == before.fingerprint
             except NotFetched as refusal:
-                return Look(Outcome(uri=reference.uri, reason=refusal.reason))
-            return Look(before) if stands else None
+                return _nothing(reference, refusal.reason)
+            return Look(_fresh(before)) if stands else None
         return None
 
     def open(self, reference: Reference) -> Look:
@@ -82,9 +82,9 @@ class Looker:
         try:
             fetched = self.fetcher.fetch_if_changed(reference.words, (before and before.fingerprint) or "")
         except NotFetched as refusal:
-            return Look(Outcome(uri=uri, reason=refusal.reason))
+            return _nothing(reference, refusal.reason)
         if fetched is None and before is not None:
-            return Look(before)
+            return Look(_fresh(before))
         assert fetched is not None  # of what the store does not hold there is no fingerprint that could stand
         outcome, png = self._examine(Outcome(uri=uri, fingerprint=fetched.fingerprint), fetched.data, before)
         return Look(outcome, png, opened=True, microseconds=int((time.monotonic() - started) * 1e6))
@@ -92,7 +92,7 @@ class Looker:
     def _examine(self, found: Outcome, data: bytes, before: Outcome | None) -> tuple[Outcome, bytes | None]:
         digest = hashlib.sha256(data).hexdigest()
         if before is not None and before.bytes_sha256 == digest:
-            return replace(before, fingerprint=found.fingerprint), None
+            return replace(before, fingerprint=found.fingerprint, stale=None), None
         found = replace(found, bytes_sha256=digest)
         try:
             with self.decoding:
@@ -117,6 +117,18 @@ class Looker:
             frames=facts.frames,
         )
         return usable, images.to_png(square)
+
+
+def _nothing(reference: Reference, reason: str) -> Look:
+    """The look at what gives no bytes: a picture that was there stays, where no answer says that it is gone."""
+    before = reference.before
+    if before is not None and before.image_id is not None and reason in catalogue.OUTAGES:
+        return Look(replace(before, stale=reason))
+    return Look(Outcome(uri=reference.uri, reason=reason))
+
+
+def _fresh(before: Outcome) -> Outcome:
+    return replace(before, stale=None) if before.stale else before
 
 
 # --- in processes ---------------------------------------------------------------------------------------------------

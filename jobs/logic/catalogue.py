@@ -38,6 +38,7 @@ STATUS_OF: Final = {
     "unreadable": MISSING,  # it is there, but the disk or the store would not give it
     "access_denied": MISSING,
     "timed_out": MISSING,
+    "host_down": MISSING,  # it had given no answer many times in a row, and was not asked
     "host_unavailable": MISSING,  # no address, no connection, or no whole answer
     "server_error": MISSING,  # HTTP status 500 and above
     "rate_limited": MISSING,  # HTTP status 429
@@ -63,12 +64,48 @@ STATUS_OF: Final = {
     "bad_url": REFUSED,
     "shared_by_many": PLACEHOLDER,
 }
+# What each of them means, for whoever reads a report.
+SENTENCES: Final = {
+    "no_reference": "The item names no image.",
+    "not_found": "There is nothing behind the reference.",
+    "unreadable": "It is there, but the disk or the store would not give it.",
+    "access_denied": "The server or the store does not give it to us.",
+    "timed_out": "It did not come in time.",
+    "host_down": "The host had given no answer many times in a row and was not asked.",
+    "host_unavailable": "The host has no address, took no connection or gave no whole answer.",
+    "server_error": "The server had an error of its own.",
+    "rate_limited": "The server asked for fewer requests, longer than we wait.",
+    "http_error": "The server answered with a status that is neither the picture nor a known refusal.",
+    "certificate_refused": "The host's certificate is not valid.",
+    "empty": "The file holds not one byte.",
+    "not_an_image": "The file is no image in a known format.",
+    "truncated": "The image's data is cut short or damaged.",
+    "unsupported": "The image's colours cannot be turned into RGB.",
+    "too_large": "The file is larger than allowed.",
+    "too_many_pixels": "The image has more pixels than allowed, and was not decoded.",
+    "too_long": "A side of the image is longer than allowed, and it was not decoded.",
+    "too_small": "A side of the image is shorter than allowed.",
+    "outside_folder": "The path leaves the folder of the items table.",
+    "not_a_file": "The path leads to a folder, a pipe or a device.",
+    "scheme_not_allowed": "References of this kind are not followed.",
+    "scheme_unavailable": "The driver for this object store is not installed.",
+    "host_not_allowed": "The host is not on the list of allowed hosts.",
+    "redirect_not_allowed": "The server sends us to a host that is not on the list.",
+    "too_many_redirects": "The server sends us on and on.",
+    "private_address": "The host's address lies inside a private network.",
+    "credentials_in_url": "The reference holds a user name or a password.",
+    "bad_url": "The reference is no URL.",
+    "shared_by_many": "Many items of unrelated categories show this very picture.",
+}
 # The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
 # after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
 RETRYABLE: Final = frozenset(
     {reason for reason, status in STATUS_OF.items() if status == MISSING and reason != "no_reference"}
     | {"scheme_unavailable"}
 )
+# Those that tell nothing of a picture that was there before: it is kept as it was, and counted as stale. That it is not
+# found is an answer.
+OUTAGES: Final = RETRYABLE - {"not_found"}
 
 PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
 

@@ -38,18 +38,13 @@ class NearDuplicates:
     not_compared: int  # pairs in buckets too crowded to look at each, and not yet one group; 0: the groups are exact
 
 
-def groups(hashes: Mapping[str, str], max_distance: int) -> dict[str, str]:
-    """image_id -> the smallest image_id of its group, for each image of a group of two or more.
+def search(hashes: Mapping[str, str], max_distance: int, *, window: int = WINDOW) -> NearDuplicates:
+    """The groups of two or more, and how many pairs were compared and left out.
 
     hashes: image_id -> 16 hex digits. Two images share a group where a chain of images leads from one to the other
     whose hashes differ step by step in at most max_distance bits. A picture of one colour belongs to no group: its
     hash says nothing. Raises ValueError for other hashes or for a distance outside 0 to MAX_DISTANCE.
     """
-    return search(hashes, max_distance).group_of
-
-
-def search(hashes: Mapping[str, str], max_distance: int, *, window: int = WINDOW) -> NearDuplicates:
-    """As `groups`, with the number of pairs that were compared and of those that a crowded bucket left out."""
     if not 0 <= max_distance <= MAX_DISTANCE:
         raise ValueError(f"max_distance is {max_distance}: give 0 to {MAX_DISTANCE} bits")
     ids = sorted(hashes)

@@ -13,15 +13,17 @@ from PIL import Image
 
 from jobs import coverage
 from jobs.coverage import CoverageWrong, write_coverage
-from jobs.logic.catalogue import STATUS_OF, STATUSES
+from jobs.logic.catalogue import SENTENCES, STATUS_OF, STATUSES
 from model.courier import images
 
 ITEMS = pa.schema(
     [(name, pa.string()) for name in coverage.COLUMNS]
     + [("width", pa.int32()), ("height", pa.int32()), ("mode", pa.string()), ("frames", pa.int32())]
-    + [("near_duplicate_of", pa.string())]
+    + [("near_duplicate_of", pa.string()), ("stale", pa.string())]
 )
-PLACEHOLDERS = pa.schema([*coverage.PICTURE, ("items", pa.int64()), ("categories", pa.list_(pa.string()))])
+PLACEHOLDERS = pa.schema(
+    [*coverage.PICTURE, ("items", pa.int64()), ("categories", pa.list_(pa.string())), ("first_item_id", pa.string())]
+)
 
 
 def png(seed, side=16):
@@ -58,7 +60,7 @@ def shop(tmp_path):
         {"item_id": "b", "category": "hat", "image_id": "pa", "duplicate_of": "a"},
         {"item_id": "c", "category": "hat", "mode": "CMYK", "width": 10},
         {"item_id": "d", "category": "hat", "near_duplicate_of": "c", "frames": 9},
-        {"item_id": "e", "width": 90, "image_uri": "https://CDN.test/e.jpg"},
+        {"item_id": "e", "width": 90, "stale": "timed_out", "image_uri": "https://CDN.test/e.jpg"},
         {"item_id": "f", "near_duplicate_of": "c", "image_uri": "https://cdn.TEST/f.jpg"},
         {"item_id": "g", "category": "hat", "reason": "not_found"},
         {"item_id": "h", "category": "shoe", "reason": "no_reference", "image_uri": None},
@@ -66,8 +68,12 @@ def shop(tmp_path):
         {"item_id": "j", "category": "shoe", "reason": "not_found", "image_uri": "file:///x/j.jpg"},
     ]
     rejected = [{"row": '{"item_id": null}', "reason": "null_item_id"}] * 2
-    shared = [{"image_id": "none", "image": png(9), "items": 7, "categories": ["bag", "hat", "shoe"]}]
+    shared = [
+        {"image_id": "none", "image": png(9), "items": 7, "categories": ["bag", "hat", "shoe"], "first_item_id": "i"}
+    ]
     pictures = [f"p{name}" for name in "acdef"]
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "near_duplicates.json").write_text('{"not_compared": 1234}')
     return write_folder(tmp_path / "images", rows, rejected, pictures, shared, read=12)
 
 
@@ -86,6 +92,14 @@ def test_the_figures_are_those_counted_by_hand(shop):
             {"name": None, "items": 2, "ok": 2},
         ],
     }
+    assert found["reasons_by_category"] == {
+        "values": 2,
+        "lines": [
+            {"name": "shoe", "items": 3, "no_reference": 1, "not_found": 1, "shared_by_many": 1},
+            {"name": "hat", "items": 1, "not_found": 1},
+        ],
+    }
+    assert found["stale_by_reason"] == {"timed_out": 1}
     assert found["by_source"]["lines"] == [
         {"name": "relative path", "items": 5, "ok": 4, "missing": 1},
         {"name": "https://cdn.test", "items": 2, "ok": 2},
@@ -98,6 +112,7 @@ def test_the_figures_are_those_counted_by_hand(shop):
         "exact_duplicates": 1,
         "near_duplicates": 2,
         "near_groups": 1,
+        "near_not_compared": 1234,
         "modes": {"RGB": 4, "CMYK": 1},
         "animated": 1,
         "width": {"smallest": 10, "median": 30, "largest": 90},
@@ -122,6 +137,19 @@ def test_every_division_of_the_items_adds_up(shop):
         assert all(sum(line.get(status, 0) for status in STATUSES) == line["items"] for line in table["lines"])
 
 
+def test_a_reason_is_told_in_a_sentence_by_category_and_with_the_picture_where_there_is_one(shop):
+    found = write_coverage(shop)
+    assert set(SENTENCES) == set(STATUS_OF) - {""}
+    assert found["examples"]["shared_by_many"] == [
+        {"item_id": "i", "image_uri": "S3://Bucket/i.jpg", "image_id": "none"}
+    ]
+    words = " ".join(" ".join(Page((shop / "coverage.html").read_text()).texts).split())
+    for told in (*(SENTENCES[reason] for reason in found["by_reason"]), "1 timed_out: " + SENTENCES["timed_out"]):
+        assert told in words
+    assert "Category not usable not_found no_reference shared_by_many shoe 3 1 1 1 hat 1 1" in words
+    assert "1,234 pairs of pictures" in words
+
+
 class Page(HTMLParser):
     """The tags and the text of a page."""
 
@@ -143,7 +171,7 @@ def test_the_page_shows_the_pictures_and_needs_nothing_from_elsewhere(shop):
     page = Page((shop / "coverage.html").read_text())
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == 5 + 3 + 1  # the gallery, the group, the placeholder
+    assert page.tags.count("img") == 5 + 3 + 1 + 1  # the gallery, the group, the placeholder, and the item with it
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert "60.0 % of" in " ".join(page.texts)
 

@@ -25,6 +25,7 @@ from fsspec.registry import _registry as fsspec_drivers
 from jobs.beam import fetch as fetching
 from jobs.beam import https
 from jobs.beam.fetch import Fetched, Fetcher, HttpsConfig, NotFetched
+from jobs.beam.hosts import Hosts
 from jobs.logic.catalogue import RETRYABLE, STATUS_OF
 
 
@@ -238,13 +239,14 @@ def fetcher_of(authority, server, tmp_path):
     authority.configure_trust(trust)
     made = []
 
-    def make(max_bytes=1000, resolve=lambda _host, _port: ["127.0.0.1"], private_networks=True, **options):
+    def make(max_bytes=1000, resolve=lambda _host, _port: ["127.0.0.1"], private_networks=True, hosts=None, **options):
         options.setdefault("allowed_hosts", (f"img.test:{server.port}", f"*.test:{server.port}"))
         slept = []
         fetcher = Fetcher(
             tmp_path,
             max_bytes,
             HttpsConfig(**options),
+            hosts=hosts,
             private_networks=private_networks,
             ssl_context=trust,
             resolve=resolve,
@@ -542,7 +544,10 @@ def test_a_body_that_announces_too_much_is_not_read(server, fetcher_of):
     assert len(fetcher.fetch(server.url("/b")).data) == 1000
 
 
-def test_no_host_is_asked_more_at_a_time_than_allowed(server, fetcher_of):
+@pytest.mark.parametrize("clients", [1, 2])
+def test_no_host_is_asked_more_at_a_time_than_allowed_however_many_clients_share_the_bounds(
+    server, fetcher_of, clients
+):
     def counted(handler):
         with server.crowd:
             server.active += 1
@@ -554,9 +559,10 @@ def test_no_host_is_asked_more_at_a_time_than_allowed(server, fetcher_of):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nbytes")
 
     server.answers["/a"] = [counted]
-    fetcher = fetcher_of(per_host=3)
+    hosts = Hosts(per_host=3, down_after=9)
+    fetchers = [fetcher_of(hosts=hosts) for _ in range(clients)]
     with ThreadPoolExecutor(12) as pool:
-        fetched = list(pool.map(lambda _: fetcher.fetch(server.url("/a")).data, range(48)))
+        fetched = list(pool.map(lambda n: fetchers[n % clients].fetch(server.url("/a")).data, range(48)))
     assert fetched == [b"bytes"] * 48
     assert server.most_active == 3
 
@@ -667,3 +673,30 @@ def test_a_certificate_for_another_name_is_refused(server, fetcher_of):
     fetcher = fetcher_of()
     assert reason_of(fetcher, server.url("/a", host="wrong.test")) == "certificate_refused"
     assert (server.asked, fetcher.slept) == ([], [])
+
+
+# --- a host that is down --------------------------------------------------------------------------------------------
+
+
+def hang_up(handler):
+    handler.close_connection = True
+    handler.connection.close()
+
+
+def test_a_host_that_gives_no_answer_time_after_time_is_not_asked_again_and_the_others_are(server, fetcher_of):
+    server.answers |= {"/a": [hang_up], "/b": [OK]}
+    fetcher = fetcher_of(attempts=2, down_after=4)
+    reasons = [reason_of(fetcher, server.url("/a")) for _ in range(4)]
+    assert reasons == ["host_unavailable"] * 2 + ["host_down"] * 2
+    assert reason_of(fetcher, server.url("/b")) == "host_down"
+    assert server.asks() == ["/a"] * 4
+    assert fetcher.fetch(server.url("/b", "other.test")).data == b"bytes"
+    assert "host_down" in RETRYABLE
+
+
+def test_any_answer_shows_that_a_host_is_there(server, fetcher_of):
+    server.answers["/a"] = [hang_up, (404, {}, b""), hang_up, (404, {}, b""), hang_up, OK]
+    fetcher = fetcher_of(attempts=1, down_after=2)
+    reasons = [reason_of(fetcher, server.url("/a")) for _ in range(5)]
+    assert reasons == ["host_unavailable", "not_found", "host_unavailable", "not_found", "host_unavailable"]
+    assert fetcher.fetch(server.url("/a")).data == b"bytes"

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from jobs.beam import image_files, image_references, image_store
-from jobs.beam.image_store import Outcome, StoreChanged
+from jobs.beam.image_store import Outcome, StoreBusy, StoreChanged
 from jobs.config import ImagesConfig
 from model import artifact
 
@@ -183,6 +184,31 @@ def test_retrying_opens_what_failed_and_may_succeed_and_looks_at_nothing_else(ra
 
 def test_without_a_store_retrying_is_a_first_run(raw):
     assert build(raw, "one", store="a", retry_failed=True).files == build(raw, "two", store="b").files
+
+
+def test_what_no_item_names_any_more_is_forgotten_in_every_shard_but_not_by_a_retry(raw):
+    def held():
+        return sorted(uri for path in stored(raw) for uri in pq.read_table(path)["uri"].to_pylist())
+
+    build(raw, "before")
+    write_items(raw, NAMES[:1])
+    build(raw, "retried", retry_failed=True)
+    assert len(held()) == 13
+    build(raw, "after")
+    assert held() == [f"{raw}/{NAMES[0]}"]
+
+
+def stored(raw):
+    return list((raw.parent / "store").glob("*/references-*.parquet"))
+
+
+def test_a_store_that_another_job_holds_is_left_alone(raw):
+    build(raw, "before")
+    [lock] = (raw.parent / "store").glob("*/.lock")
+    with FileLock(lock), pytest.raises(StoreBusy, match="another job is at work"):
+        build(raw, "after")
+    assert not (raw.parent / "after").exists()
+    assert work(build(raw, "after")) == (13, 0, 0, 0)
 
 
 # --- the store's own laws -------------------------------------------------------------------------------------------

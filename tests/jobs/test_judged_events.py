@@ -101,15 +101,16 @@ def test_all_but_accepted_impressions_are_judged_apart_as_they_are_together(
 ) -> None:
     from pyspark.sql import functions as F
 
-    from jobs.spark import judged_events
-    from jobs.spark.judged_events import in_place, judge_apart, judge_together, openings
+    from jobs.spark import crowded_requests
+    from jobs.spark.crowded_requests import judge_apart
+    from jobs.spark.judged_events import in_place, judge_together, openings
     from jobs.spark.raw_tables import read_events
 
-    monkeypatch.setattr(judged_events, "FEW", few)
+    monkeypatch.setattr(crowded_requests, "FEW", few)
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
     if whose == "each request one user's":
         events = [replace(one, user_id=f"u{one.request_id}") for one in events]
-    read = read_events(spark, write_events(tmp_path, events)).persist()
+    read = read_events(spark, write_events(tmp_path, events), NOW).persist()
     opened = openings(read.filter("event_type = 'impression'")).persist()
     assert bool(opened.filter("shared").count()) == (whose == "several users' requests")
     together = judge_together(read).persist()

@@ -23,6 +23,7 @@ SETTINGS = {
     "spark.sql.inMemoryColumnarStorage.compressed": "false",
     # Rows that lie by the hash of request_id are not shuffled again to meet others by it and something besides.
     "spark.sql.requireAllClusterKeysForCoPartition": "false",
+    "spark.sql.execution.replaceHashWithSortAgg": "true",  # page_views.pages hands on the order of what it gathered
     "spark.log.level": "ERROR",
 }
 LOGGING = Path(__file__).with_name("log4j2.properties")

@@ -199,14 +199,21 @@ def sequences(
     if days is None:
         walk(road, only="sequences")
         return
-    from jobs.spark.daily_log import add_days, refuse_to_leave_out  # Spark, which an up-to-date stage need not load
+    from jobs.spark.daily_log import (  # Spark, which an up-to-date stage need not load
+        add_days,
+        refuse_to_leave_out,
+        tell_left_out,
+    )
 
     road.workspace.mkdir(parents=True, exist_ok=True)
     with locked(road.workspace):
         if day is not None and read_watermark(road.workspace) is None:
             refuse_to_leave_out(road.raw, road.workspace, *days, master=master)
         config = PRESETS[road.preset]["sequences"]
-        add_days(raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master)
+        done = add_days(
+            raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master
+        )
+        tell_left_out(road.workspace, done)
         remember(road)
 
 

@@ -141,9 +141,13 @@ def add_days(
     _drop_states(workspace, done)
     days = {"added": start.isoformat(), "written_from": todo.write_from.isoformat(), "watermark": done.last.isoformat()}
     log.info("days_written", **days, days=len(todo.days), seconds=round(time.monotonic() - began, 1))
-    if out := known_left_out(workspace, done):
-        log.warning("events_left_out", said=sentence(done, out), **out.facts())
     return done
+
+
+def tell_left_out(workspace: AnyPath, mark: Watermark) -> None:
+    """Say which raw events the log leaves out, as they were last counted."""
+    if out := known_left_out(workspace, mark):
+        log.warning("events_left_out", said=sentence(mark, out), **out.facts())
 
 
 def refuse_to_leave_out(raw: AnyPath, workspace: AnyPath, start: date, end: date, master: str | None = None) -> None:
@@ -345,7 +349,8 @@ def daily(
         if date_ is not None and mark is None:
             refuse_to_leave_out(raw, workspace, *days, master=master)
         config = replace(SequencesConfig(), **(mark.config if mark else {}))
-        add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
+        done = add_days(raw=raw, workspace=workspace, start=days[0], end=days[1], config=config, master=master)
+        tell_left_out(workspace, done)
 
 
 @contextmanager

@@ -122,7 +122,10 @@ def test_an_answer_that_a_picture_is_gone_is_no_outage(raw):
     build(raw, "before")
     Bucket.failure = FileNotFoundError()
     build(raw, "after")
-    assert told(raw, "after") == {"a": "not_found", "b": "not_found", "c": "not_found", "d": "not_found", "e": ""}
+    assert {name: row["reason"] for name, row in items(raw, "after").items()} == dict.fromkeys("abcd", "not_found") | {
+        "e": ""
+    }
+    assert all(row["stale"] is None for row in items(raw, "after").values())
 
 
 # --- a change -------------------------------------------------------------------------------------------------------

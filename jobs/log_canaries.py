@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.canary_road import CANARY, Walked, copy
 from jobs.config import SequencesConfig
-from jobs.daily_log import DAY, NEEDS_BEFORE, SETTLED_AFTER, read_watermark
+from jobs.daily_log import DAY, NEEDS_BEFORE, SETTLED_AFTER, midnight, read_watermark
 from jobs.features import read_parquet
 from jobs.logic.leaks import Finding
 from jobs.raw_days import known_left_out
@@ -91,7 +91,7 @@ def _same(check: str, law: str, found: Path, expected: Path) -> Finding:
 def _told(workspace: Path, day: date) -> Finding:
     """A control: the log says that the day has changed since it was counted."""
     mark = read_watermark(workspace)
-    changed = known_left_out(workspace, mark).changed if mark else {}
+    changed = known_left_out(workspace, mark, midnight(mark.last + DAY)).changed if mark else {}
     law = "clicks that come late for a settled day are told"
     broken = int(set(changed) != {day})
     example = f"{day}: silent" if broken else None

@@ -8,11 +8,12 @@ unseen.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Final
 
 from jobs import daily_log
-from jobs.daily_log import DAY, Plan, Watermark
+from jobs.daily_log import DAY, Plan, Watermark, midnight
+from jobs.logic.events import future_from
 from model import artifact
 from model.artifact import AnyPath
 
@@ -88,21 +89,24 @@ class LeftOut:
         return {"before": sum(self.before.values()), "after": sum(self.after.values()), "changed": changed}
 
 
-def left_out(mark: Watermark, read: Mapping[date, int], raw: Mapping[date, int]) -> LeftOut:
-    """What a log leaves out. read: the rows that each of its days counted.  raw: the rows there are of each day."""
+def left_out(mark: Watermark, read: Mapping[date, int], raw: Mapping[date, int], now: datetime) -> LeftOut:
+    """What a log leaves out. read: the rows that each of its days counted.  raw: the rows there are of each day.
+
+    now: what lies in the future of this clock is rejected, and waits for its day with the undated rows.
+    """
     within = Plan(first=mark.first, last=mark.last, write_from=mark.first).days
     return LeftOut(
         before={day: rows for day, rows in raw.items() if day < mark.first},
-        after={day: rows for day, rows in raw.items() if day > mark.last},
+        after={day: rows for day, rows in raw.items() if day > mark.last and midnight(day) < future_from(now)},
         changed={day: (read[day], raw.get(day, 0)) for day in within if read[day] != raw.get(day, 0)},
     )
 
 
-def known_left_out(workspace: AnyPath, mark: Watermark) -> LeftOut:
+def known_left_out(workspace: AnyPath, mark: Watermark, now: datetime) -> LeftOut:
     """What the log leaves out of the raw files as they were last counted. Raises DailyLogError as read_days does."""
     days = daily_log.read_days(workspace, mark)
     read = {date.fromisoformat(name): int(one.facts["events_read"]) for name, one in days.items() if name != UNDATED}
-    return left_out(mark, read, rows_a_day(read_index(workspace).values()))
+    return left_out(mark, read, rows_a_day(read_index(workspace).values()), now)
 
 
 def sentence(mark: Watermark, out: LeftOut) -> str:

@@ -13,7 +13,7 @@ class Hosts:
 
     per_host: requests at a time to a host. Several workers keep to it each for itself: n of them ask a host with up to
     n times as many. down_after: failures in a row, with no answer in between, after which a host is left alone for
-    good. Ours, as pybreaker holds a lock throughout each call and would let one request at a time pass.
+    good.
     """
 
     def __init__(self, per_host: int, down_after: int) -> None:

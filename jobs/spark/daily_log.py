@@ -146,7 +146,7 @@ def add_days(
 
 def tell_left_out(workspace: AnyPath, mark: Watermark) -> None:
     """Say which raw events the log leaves out, as they were last counted."""
-    if out := known_left_out(workspace, mark):
+    if out := known_left_out(workspace, mark, mark.as_of or datetime.now(UTC)):
         log.warning("events_left_out", said=sentence(mark, out), **out.facts())
 
 
@@ -303,7 +303,9 @@ def assemble(
     counted["as_of"] = None if mark.as_of is None else mark.as_of.isoformat()
     who = [frames[name].select("user_id", "item_id") for name in ("impressions", "clicks", "conversions")]
     counted |= count_distinct(who[0].unionByName(who[1]).unionByName(who[2]))
-    if out_of_log := known_left_out(workspace, mark):  # as of the last look at the raw files
+    if out_of_log := known_left_out(
+        workspace, mark, mark.as_of or datetime.now(UTC)
+    ):  # as of the last look at the raw files
         counted["left_out"] = out_of_log.facts()
     inputs = {"days": str(digest)}
     return write_sequences(frames, frames["page_views"], counted, out=out, inputs=inputs, config=config)

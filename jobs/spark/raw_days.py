@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from pyspark.sql import SparkSession
@@ -61,7 +61,7 @@ def files_of(table: TableFiles, index: Mapping[str, FileDays], wanted: Callable[
 def left_out_now(raw: AnyPath, workspace: AnyPath, mark: Watermark, master: str | None = None) -> LeftOut:
     """What the log leaves out of the raw files as they are now."""
     indexed(raw, workspace, master)
-    return known_left_out(workspace, mark)
+    return known_left_out(workspace, mark, datetime.now(UTC))
 
 
 def _name(file: AnyPath) -> str:

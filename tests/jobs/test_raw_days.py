@@ -27,17 +27,17 @@ HELD = dict.fromkeys(DAYS[2:5], 10)
 
 
 def said(raw: dict[date, int]) -> str:
-    return sentence(MARK, left_out(MARK, HELD, raw))
+    return sentence(MARK, left_out(MARK, HELD, raw, NOW))
 
 
 def test_a_log_that_holds_every_event_leaves_nothing_out() -> None:
-    assert not left_out(MARK, HELD, HELD)
+    assert not left_out(MARK, HELD, HELD, NOW)
     assert said(HELD) == "the daily log holds 2024-03-03 to 2024-03-05, and every raw event of a known day"
 
 
 def test_days_before_and_after_the_log_and_days_that_have_changed_are_counted_with_their_cure() -> None:
     raw = HELD | {DAYS[0]: 1, DAYS[1]: 2, DAYS[3]: 11, DAYS[5]: 4, DAYS[7]: 5}
-    out = left_out(MARK, HELD, raw)
+    out = left_out(MARK, HELD, raw, NOW)
     assert out.facts() == {"before": 3, "after": 9, "changed": {"2024-03-04": [10, 11]}}
     assert said(raw) == (
         "the daily log holds 2024-03-03 to 2024-03-05; 3 raw events lie before it (since 2024-03-01), "
@@ -46,9 +46,16 @@ def test_days_before_and_after_the_log_and_days_that_have_changed_are_counted_wi
     )
 
 
+def test_what_lies_in_the_future_of_the_clock_is_rejected_and_not_left_out() -> None:
+    tomorrow = {NOW.date(): 1, NOW.date() + timedelta(days=1): 1}
+    assert left_out(MARK, HELD, HELD | tomorrow, NOW).after == {NOW.date(): 1}
+    assert left_out(MARK, HELD, HELD | tomorrow, NOW + timedelta(hours=23)).after == {NOW.date(): 1}
+    assert left_out(MARK, HELD, HELD | tomorrow, NOW + timedelta(hours=23, microseconds=1)).after == tomorrow
+
+
 def test_a_day_whose_events_are_gone_has_changed_too() -> None:
     raw = {day: rows for day, rows in HELD.items() if day != DAYS[4]}
-    assert left_out(MARK, HELD, raw) == LeftOut(changed={DAYS[4]: (10, 0)})
+    assert left_out(MARK, HELD, raw, NOW) == LeftOut(changed={DAYS[4]: (10, 0)})
 
 
 def test_the_cure_for_later_events_begins_after_the_log_though_their_first_day_is_later() -> None:

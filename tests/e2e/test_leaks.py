@@ -92,8 +92,8 @@ def reads_a_day_too_far(monkeypatch):
     """A day is added with the events of the day after it, where they lie in the raw folder already."""
     from jobs.spark import daily_log
 
-    def too_far(spark, table, start, end):
-        return honest(spark, table, start, end + timedelta(days=1))
+    def too_far(spark, table, start, end, as_of):
+        return honest(spark, table, start, end + timedelta(days=1), as_of)
 
     honest = daily_log.events_between
     monkeypatch.setattr(daily_log, "events_between", too_far)
@@ -124,6 +124,7 @@ def built(lent, tmp_path_factory):
         yield connection, {"whole": sequences_alone("whole", cut=False), "before": sequences_alone("before", cut=True)}
 
 
+@pytest.mark.slow  # two minutes: the log is grown again for each
 @pytest.mark.parametrize(
     ("sabotage", "check"),
     [(reads_a_day_too_far, "canary.daily_log.future"), (takes_in_what_is_late, "canary.daily_log.late")],

@@ -37,6 +37,9 @@ def called(main: Callable[[list[str]], None], *argv: object) -> None:
     assert end.value.code == 0
 
 
+CLOCK = ("--as-of", "2026-01-01T00:00Z")
+
+
 def send(folder: Path, to: AnyPath) -> AnyPath:
     for path in folder.rglob("*"):
         if path.is_file():
@@ -54,8 +57,8 @@ def test_sequences_and_statistics_in_a_bucket_are_those_in_a_folder(
 ) -> None:
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(80)))
     here, there = tmp_path / "sequences", bucket / "deep" / "sequences"
-    called(behavior_sequences.main, "--raw", raw, "--out", here)
-    called(behavior_sequences.main, "--raw", send(raw, bucket / "raw"), "--out", there)
+    called(behavior_sequences.main, "--raw", raw, "--out", here, *CLOCK)
+    called(behavior_sequences.main, "--raw", send(raw, bucket / "raw"), "--out", there, *CLOCK)
     manifests = [artifact.read(place, kind="sequences") for place in (here, there)]
     assert manifests[0].facts == manifests[1].facts
     for table in ("impressions", "page_views", "histories", "clicks", "conversions", "rejected"):

@@ -87,7 +87,7 @@ def here(few_files, drawn_events, write_events, tmp_path_factory) -> Path:  # no
     folder = tmp_path_factory.mktemp("here")
     events = [one for one in drawn_events(n * 7_919_317_003 % 10**12 for n in range(400)) if one.day in DAYS]
     write_events(folder / "raw", events)
-    called(behavior_sequences.main, "--raw", folder / "raw", "--out", folder / "sequences")
+    called(behavior_sequences.main, "--raw", folder / "raw", "--out", folder / "sequences", *CLOCK)
     return folder
 
 
@@ -98,6 +98,9 @@ def raw(here, tmp_path) -> Path:
 
 def hashes(out: AnyPath, kind: str = "sequences") -> dict[str, str]:
     return {name: facts["sha256"] for name, facts in artifact.read(out, kind=kind).files.items()}
+
+
+CLOCK = ("--as-of", "2026-01-01T00:00Z")
 
 
 def called(main: Callable[[list[str]], None], *argv: object) -> None:
@@ -111,7 +114,7 @@ def test_sequences_and_statistics_at_a_url_are_the_bytes_of_those_in_a_folder(mo
     from jobs.spark import behavior_sequences, item_statistics
 
     there = mount("deep/sequences")
-    called(behavior_sequences.main, "--raw", mount("raw"), "--out", there)
+    called(behavior_sequences.main, "--raw", mount("raw"), "--out", there, *CLOCK)
     assert hashes(there) == hashes(here / "sequences")
     assert len(hashes(there)) > 6
     assert artifact.read(there, kind="sequences").facts == artifact.read(here / "sequences", kind="sequences").facts
@@ -148,15 +151,16 @@ def test_what_a_killed_job_left_at_a_url_is_no_artifact_and_is_replaced_by_the_n
 
     monkeypatch.setattr(behavior_sequences, "write_parts", dies)
     with pytest.raises(KeyboardInterrupt):
-        behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=behavior_sequences.DEFAULTS)
+        behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=SequencesConfig())
     assert written
     assert not (there / "manifest.json").exists()
     monkeypatch.undo()
-    behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=behavior_sequences.DEFAULTS)
+    behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=SequencesConfig())
     assert b"PAR1" not in {path.read_bytes() for path in there.rglob("*.parquet")}
     assert hashes(there)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("raw")
 def test_a_daily_log_at_a_url_grows_and_is_assembled_to_the_bytes_of_a_folder(mount, here) -> None:
     from jobs.spark.daily_log import add_days, build

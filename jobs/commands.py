@@ -147,19 +147,19 @@ def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
 def run_main(argv: Sequence[str]) -> None:
     """`courier run`."""
     ours, beam_args = part(argv)
-    _call(run, "courier run", ours, tuple(beam_args))
+    call(run, "courier run", ours, tuple(beam_args))
 
 
 def status_main(argv: Sequence[str]) -> None:
     """`courier status`."""
-    _call(status, "courier status", argv)
+    call(status, "courier status", argv)
 
 
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
     if name == "sequences":
-        _call(sequences, "courier sequences", rest)
+        call(sequences, "courier sequences", rest)
         return
 
     def one(
@@ -171,7 +171,7 @@ def stage_main(argv: Sequence[str]) -> None:
         walk(replace(recall_road(workspace, raw, preset), master=master), only=name)
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
-    _call(one, f"courier {name}", rest)
+    call(one, f"courier {name}", rest)
 
 
 def sequences(
@@ -245,7 +245,7 @@ def images_main(argv: Sequence[str]) -> None:
         else:
             raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
 
-    _call(images, "courier images", ours)
+    call(images, "courier images", ours)
 
 
 def _far_images_changed(road: Road, state: State) -> bool:
@@ -256,7 +256,8 @@ def _far_images_changed(road: Road, state: State) -> bool:
     return far_images_changed(built, road.workspace / "image_store", road.raw, road.settings(stage))
 
 
-def _call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
+def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
+    """Run a function as the command line NAME. obj: what its context carries."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     app(args=list(argv), prog_name=name, standalone_mode=True, obj=obj)

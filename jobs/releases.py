@@ -1,7 +1,7 @@
 """The releases of a workspace: which there are, and which one answers from now on."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import Session
 
+from jobs.commands import call
 from jobs.release import document
 from model import catalogue
 from model.catalogue import NoRelease, Release
@@ -70,20 +71,14 @@ def _told(now: Release) -> None:
 
 def releases_main(argv: Sequence[str]) -> None:
     """`courier releases`."""
-    _call(releases, "courier releases", argv)
+    call(releases, "courier releases", argv)
 
 
 def promote_main(argv: Sequence[str]) -> None:
     """`courier promote`."""
-    _call(promote, "courier promote", argv)
+    call(promote, "courier promote", argv)
 
 
 def rollback_main(argv: Sequence[str]) -> None:
     """`courier rollback`."""
-    _call(rollback, "courier rollback", argv)
-
-
-def _call(function: Callable[..., None], name: str, argv: Sequence[str]) -> None:
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(function)
-    app(args=list(argv), prog_name=name)
+    call(rollback, "courier rollback", argv)

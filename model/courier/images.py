@@ -36,9 +36,8 @@ CODES = ("empty", "not_an_image", "truncated", "unsupported", "too_large", "too_
 DECODING_THREADS = 2
 WHITE = (255, 255, 255, 255)
 MAX_PAGES = 1000  # looking for a loop, Pillow compares each page of a TIFF with all before it
-HASHED_SIDE = (
-    32  # pixels; of a photograph, recompressed or resized, the hash by boxes stays as near as the one by Lanczos
-)
+# Pixels; of a photograph, recompressed or resized, the hash by boxes stays as near as the one by Lanczos.
+HASHED_SIDE = 32
 
 
 class ImageRefused(ValueError):

@@ -9,6 +9,7 @@ from feature_repo.contract import EMBEDDING_DIM
 class CourierConfig:
     """One pre-training run. Defaults follow Yang et al. 2025 (COURIER) where the paper says."""
 
+    method: str = "courier"  # one of model.courier.methods.METHODS
     backbone: str = "lite0"  # lite0 | small | swin_t
     trainable: str = "head"  # head: the backbone is frozen and its activations are computed once | all
     backbone_weights: str = "imagenet"  # imagenet | random | a local path (swin_t)

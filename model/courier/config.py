@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from feature_repo.contract import EMBEDDING_DIM
+from feature_repo.contract import EMBEDDING_DIM, PRETRAIN_HISTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class CourierConfig:
     # against other categories the category alone wins, and that the CTR model knows already.
     negatives: str = "category"
     mask_false_negatives: bool = True  # the same image elsewhere in the batch is no negative
+    history: int = PRETRAIN_HISTORY  # clicks before the page view, at most; no more than the sequences artifact holds
     batch_rows: int = 256  # of the global batch, over all processes
     steps: int = 400  # longer runs fit the training period's pages and lose on the next one
     warmup_steps: int = 50

@@ -1,14 +1,40 @@
 """The methods of pre-training by name: what each minimises over the same encoder and the same page views."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from model.courier import rivals
 from model.courier.batches import PageViews
 from model.courier.behaviour import behaviour_objective
 from model.courier.config import CourierConfig
 from model.courier.encoder import Encoder, build_encoder
 from model.courier.objective import Objective
 
-METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {"courier": behaviour_objective}
+METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
+    "courier": behaviour_objective,
+    "imagenet": rivals.untrained,
+    "simclr": rivals.simclr,
+    "simsiam": rivals.simsiam,
+    "clip": rivals.clip,
+    "random": rivals.untrained,
+}
+UNTRAINED = ("imagenet", "random")
+
+
+def settle(config: CourierConfig) -> CourierConfig:
+    """The config that a run of `config.method` really follows, and that is saved beside its weights.
+
+    Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
+    random weights. Raises ValueError for an unknown method, or `imagenet` without a warm start.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    if config.method == "imagenet" and config.backbone_weights == "random":
+        raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
+    if config.method not in UNTRAINED:
+        return config
+    weights = "random" if config.method == "random" else config.backbone_weights
+    return replace(config, backbone_weights=weights, trainable="head", head="linear", feature_components=config.width)
 
 
 def build_objective(config: CourierConfig, views: PageViews) -> Objective:
@@ -16,8 +42,7 @@ def build_objective(config: CourierConfig, views: PageViews) -> Objective:
 
     Raises ValueError for an unknown method or choice.
     """
-    if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    config = settle(config)
     encoder = build_encoder(config)
     if config.trainable == "head":
         encoder.freeze_backbone()

@@ -23,11 +23,11 @@ from model import artifact
 from model.artifact import Manifest
 from model.courier import geometry
 from model.courier.backbones import warm_start
-from model.courier.batches import Batch, PageViews, read_page_views, rows_of_step, take_batch
+from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, Encoder, feature_batches, normalise, save_encoder
 from model.courier.images import load_images
-from model.courier.methods import build_objective
+from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
 from model.courier.progress import Curve, watched
 from model.space import Preprocessing
@@ -66,9 +66,12 @@ def build(*, sequences: Path, images: Path, out: Path, config: CourierConfig) ->
     Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on, and
     geometry.Collapsed where the result maps all images to nearly one place.
     """
-    splits = artifact.read(sequences, kind="sequences").facts["splits"]
+    config = settle(config)
+    behaviour = artifact.read(sequences, kind="sequences")
+    splits = behaviour.facts["splits"]
     artifact.read(images, kind="images")
-    views = read_page_views(sequences, images)
+    check_history(config.history, behaviour)
+    views = read_page_views(sequences, images, history=config.history)
     _, pixels = load_images(images, views.image_ids)
     preprocessing = Preprocessing(size=config.image_size)
     with _processes() as processes:

@@ -149,6 +149,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
             "item_id": [f"i{n:02d}" for n in range(IMAGES)],
             "image_id": ids,
             "category": ["lamp"] * IMAGES,
+            "title": [f"{'Red' if n % 2 else 'Blue'} Lamp {n // 4}" for n in range(IMAGES)],
             "status": ["ok"] * IMAGES,
         }
         pq.write_table(pa.table(items), draft.path / "items.parquet")

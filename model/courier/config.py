@@ -28,6 +28,13 @@ class CourierConfig:
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
+    # What follows, to history_order, is of method courier alone, and all but the defaults are ablations or trials.
+    weight_self: float = 0.0  # of NT-Xent between two augmented views; the other losses then see the first of them
+    augmented: bool = False  # the losses see an augmented view of each image, not the image
+    attention: str = "cross"  # cross: the history rebuilds a known image | self: it foretells the next one, unknown
+    projection_head: bool = False  # the losses see an MLP of the vector that is kept
+    popularity_correction: float = 0.0  # 1: subtract the log of how often a negative is shown (clicked) from its logit
+    history_order: str = "newest"  # newest: of a history the last click is rebuilt | random: any, as BERT masks
     # all, as in the paper | category: an image's negatives are of its own category. Who browses lamps clicks lamps:
     # against other categories the category alone wins, and that the CTR model knows already.
     negatives: str = "category"

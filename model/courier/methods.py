@@ -1,7 +1,7 @@
 """The methods of pre-training by name: what each minimises over the same encoder and the same page views."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from model.courier import rivals
 from model.courier.batches import PageViews
@@ -19,16 +19,29 @@ METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "random": rivals.untrained,
 }
 UNTRAINED = ("imagenet", "random")
+OF_COURIER = (
+    "weight_self",
+    "augmented",
+    "attention",
+    "projection_head",
+    "popularity_correction",
+    "history_order",
+)
 
 
 def settle(config: CourierConfig) -> CourierConfig:
     """The config that a run of `config.method` really follows, and that is saved beside its weights.
 
     Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
-    random weights. Raises ValueError for an unknown method, or `imagenet` without a warm start.
+    random weights. Raises ValueError for an unknown method, `imagenet` without a warm start, or a choice that changes
+    method courier alone.
     """
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    defaults = {field.name: field.default for field in fields(config)}
+    chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
+    if chosen and config.method != "courier":
+        raise ValueError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
     if config.method == "imagenet" and config.backbone_weights == "random":
         raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
     if config.method not in UNTRAINED:

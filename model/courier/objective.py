@@ -83,6 +83,22 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def gather_views(vectors: Tensor, views: int) -> tuple[Tensor, ...]:
+    """(views * U, D) of this process, the first view of every image and then the next -> so many (N, D) of all."""
+    by_image = vectors.reshape(views, -1, vectors.shape[1]).transpose(0, 1)
+    return gather_images(by_image).unbind(1)
+
+
+def gather_images(local: Tensor) -> Tensor:
+    """(U, ...) of this process -> (N, ...) of all, in the order of rank, with gradients; U differs between them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    filled = local.new_zeros((max(counts), *local.shape[1:]))
+    parts = torch.split(gather(torch.cat([local, filled[len(local) :]])), max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, local: Tensor) -> Tensor:

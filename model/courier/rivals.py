@@ -5,14 +5,13 @@ the projection heads of SimCLR and SimSiam, like CLIP's text tower, are thrown a
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.courier.batches import PageViews
 from model.courier.config import CourierConfig
 from model.courier.encoder import Encoder
-from model.courier.objective import BatchTensors, Objective, gather
+from model.courier.objective import BatchTensors, Objective, gather_images, gather_views
 from model.courier.rival_losses import image_title_contrast, negative_cosine, nt_xent
 from model.courier.text import TextTower, tokenise
 
@@ -148,22 +147,6 @@ def clip(config: CourierConfig, encoder: Encoder, views: PageViews) -> Clip:
         mask_false_negatives=config.mask_false_negatives,
         from_features=config.trainable == "head",
     )
-
-
-def gather_views(vectors: Tensor, views: int) -> tuple[Tensor, ...]:
-    """(views * U, D) of this process, the first view of every image and then the next -> so many (N, D) of all."""
-    by_image = vectors.reshape(views, -1, vectors.shape[1]).transpose(0, 1)
-    return gather_images(by_image).unbind(1)
-
-
-def gather_images(local: Tensor) -> Tensor:
-    """(U, ...) of this process -> (N, ...) of all, in the order of rank, with gradients; U differs between them."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return local
-    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
-    filled = local.new_zeros((max(counts), *local.shape[1:]))
-    parts = torch.split(gather(torch.cat([local, filled[len(local) :]])), max(counts))
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def _normed(width_in: int, width_out: int) -> nn.Sequential:

@@ -18,13 +18,15 @@ TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16,
 def views() -> PageViews:
     page = np.arange(20, dtype=np.int32).reshape(4, 5)
     ids = tuple(f"p{n:02d}" for n in range(20))
-    return PageViews(ids, np.zeros(20, np.int64), page, page % 5 == 0, page[::-1].copy())
+    titles = tuple(f"Lamp {n}" if n else "" for n in range(20))
+    return PageViews(ids, np.zeros(20, np.int64), page, page % 5 == 0, page[::-1].copy(), titles)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_gives_one_loss_for_each_of_its_terms_and_weights(method: str, views: PageViews) -> None:
     torch.manual_seed(0)
-    objective = build_objective(replace(TINY, method=method), views)
+    warm = {"backbone": "lite0", "backbone_weights": "imagenet"} if method == "imagenet" else {}
+    objective = build_objective(replace(TINY, method=method, **warm), views)
     batch = take_batch(views, np.arange(4))
     images = torch.randn(max(1, objective.views) * len(batch.images), 3, 16, 16)
     assert len(objective.weights) == len(objective.terms)

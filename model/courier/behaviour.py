@@ -48,6 +48,16 @@ class BehaviourObjective(Objective):
         logit = self.click_head(rebuilt, page)
         return self._gathered_losses(page, rebuilt, history[:, 0], rebuilt_newest, logit, batch)
 
+    @torch.no_grad()
+    def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float:
+        """See Objective.attention_entropy; over the images shown to users with at least two clicks."""
+        page, history = F.embedding(batch.page, vectors), F.embedding(batch.history, vectors)
+        return self.intention.entropy(*map(gather, (page, history, batch.remembered, batch.shown)))
+
+    def figures(self, batch: BatchTensors) -> dict[str, float]:
+        """See Objective.figures; the attention's entropy is over all rows."""
+        return super().figures(batch) | {"attention_entropy": round(self.attention_entropy(self.seen, batch), 4)}
+
     def _gathered_losses(
         self, page: Tensor, rebuilt: Tensor, newest: Tensor, rebuilt_newest: Tensor, logit: Tensor, batch: BatchTensors
     ) -> Tensor:

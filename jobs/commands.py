@@ -158,8 +158,9 @@ def status_main(argv: Sequence[str]) -> None:
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
-    if name in ("sequences", "pretrain"):
-        call({"sequences": sequences, "pretrain": pretrain}[name], f"courier {name}", rest)
+    own: dict[str, Callable[..., None]] = {"sequences": sequences, "pretrain": pretrain}
+    if name in own:
+        call(own[name], f"courier {name}", rest)
         return
 
     def one(

@@ -1,6 +1,7 @@
 """Pre-train the image encoder on behaviour: the pretrain stage, on one process or, under torchrun, on many."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -62,6 +63,7 @@ def build(
     inputs = {"sequences": artifact.digest(sequences), "images": artifact.digest(images)}
     views = read_page_views(sequences, images, history=config.history)
     preprocessing = Preprocessing(size=config.image_size)
+    begun = time.perf_counter()
     with running() as processes:
         identity = identity_of(asdict(config), inputs, processes.count, processes.device.type)
         checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), identity, checkpoint_every)
@@ -70,6 +72,7 @@ def build(
             checkpoint.sweep()
         pixels = _pixels(images, views, checkpoint, processes)
         trained = train(views, pixels, preprocessing, config, processes, checkpoint)
+        took = time.perf_counter() - begun
         figures = _geometry(trained.objective, views, pixels, preprocessing)
         if processes.rank == 0:
             if geometry.is_collapsed(figures, len(views.image_ids)):
@@ -80,6 +83,7 @@ def build(
                 draft.facts |= {
                     "encoder": f"{config.method}-{config.backbone}",
                     "steps": config.steps if trained.objective.terms else 0,
+                    "wall_seconds": round(took, 1),  # decoding, features and steps; since the last start of the run
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from model.courier.backbones import warm_start
 from model.courier.batches import PageViews, take_batch
 from model.courier.config import CourierConfig
 from model.courier.encoder import Encoder
@@ -154,6 +155,8 @@ def test_training_on_kept_activations_equals_training_through_the_frozen_parts(b
     config = replace(TINY, backbone=backbone, image_size=size, trainable="upper", frozen_parts=frozen)
     shop, images = views(), torch.randn(IMAGES, 3, size, size).to(memory_format=torch.channels_last)
     kept, through = built(config), built(config)
+    for one in (kept, through):
+        warm_start(one.encoder.backbone, "imagenet" if backbone == "lite0" else "random")
     encoder: Encoder = through.encoder
     through._encode = encoder.forward
     with torch.no_grad():

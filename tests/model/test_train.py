@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.courier import geometry, train
 from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.behaviour import BehaviourObjective
+from model.courier.card import warm_start_of
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, load_encoder
 from model.courier.fit import learning_rate_at
@@ -176,7 +177,33 @@ def test_the_manifest_says_what_was_trained_on_what(inputs: dict[str, Path], tmp
     assert (facts["page_views"], facts["distinct_images"], facts["steps"]) == (150, IMAGES, 25)
     assert facts["encoder"] == "courier-small"
     assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity", "attention_entropy"}
+    assert 0 <= facts["collapse"]["attention_entropy"] <= 1
+    assert 0 <= facts["loader_stall"] <= 1
     assert (tmp_path / "out" / "objective.safetensors").is_file()
+
+
+def test_the_card_names_data_metrics_and_the_licence_of_the_warm_start(inputs: dict[str, Path], tmp_path: Path) -> None:
+    card = train.build(**inputs, out=tmp_path / "out", config=TINY).facts["card"]
+    assert card["data"]["page_views"] == 150
+    assert card["data"]["clicks"] > 150
+    assert card["metrics"]["loss"] == json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert card["warm_start"]["licence"] is None
+    assert warm_start_of("imagenet")["licence"] == "Apache-2.0"
+
+
+def test_the_curve_shows_the_collapse_figures_and_the_loaders_stall_as_it_grows(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    train.build(**inputs, out=tmp_path / "out", config=replace(TINY, trainable="all"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "loss.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    for line in lines:
+        assert 1 <= line["effective_rank"] <= IMAGES
+        assert line["deviation"] > 0
+        assert line["uniformity"] <= 0
+        assert 0 <= line["alignment"] <= 4
+        assert 0 <= line["attention_entropy"] <= 1
+        assert 0 <= line["loader_stall"] <= 1
 
 
 def test_two_processes_started_like_torchrun_give_the_curve_of_one(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from model.artifact import Manifest
 from model.courier import geometry
 from model.courier.backbones import warm_start
 from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
+from model.courier.card import card_of
 from model.courier.checkpoint import Checkpoint, identity_of
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
@@ -89,6 +90,7 @@ def build(
                     "page_views": len(views),
                     "distinct_images": len(views.image_ids),
                     "collapse": figures.as_facts(),
+                    "card": card_of(config, views, splits, (trained.curve or [{}])[-1], figures),
                 }
             checkpoint.remove()
         processes.wait()  # nobody reads the artifact before it is there

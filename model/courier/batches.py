@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from feature_repo.contract import PAGE_VIEW_SIZE, PRETRAIN_HISTORY
+from model.artifact import Manifest
 
 PADDING = -1
 Ints = npt.NDArray[np.int32]
@@ -21,7 +22,8 @@ class PageViews:
     """Training rows in time order; every number names an image of `image_ids`, -1 is padding.
 
     categories: (images,) int64, the category of each image (of its first item by id), as a number.
-    page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, 5) int32, newest first, padded last.
+    page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, H) int32, newest first, padded last.
+    titles: of each image (of its first item by id), "" where it has none; empty where nobody will ask for them.
     """
 
     image_ids: tuple[str, ...]
@@ -29,6 +31,7 @@ class PageViews:
     page: Ints
     clicked: npt.NDArray[np.bool_]
     history: Ints
+    titles: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.page)
@@ -39,10 +42,10 @@ class Batch:
     """Rows of one step on one process.
 
     images: (U,) int64, the distinct images of these rows, as numbers of PageViews.image_ids, ascending.
-    page, history: (R, 5) int64 into `images`; 0 where padded, which the masks hide.
-    shown, clicked, remembered: (R, 5) bool.
-    page_image, history_image: (R, 5) int64, numbers of PageViews.image_ids, -1 padded.
-    page_category, history_category: (R, 5) int64, what PageViews.categories says of them; any number where padded.
+    page: (R, 5), history: (R, H) int64 into `images`; 0 where padded, which the masks hide.
+    shown, clicked: (R, 5), remembered: (R, H) bool.
+    page_image: (R, 5), history_image: (R, H) int64, numbers of PageViews.image_ids, -1 padded.
+    page_category: (R, 5), history_category: (R, H) int64, what PageViews.categories says of them; padded: any number.
     """
 
     images: npt.NDArray[np.int64]
@@ -57,13 +60,23 @@ class Batch:
     history_category: npt.NDArray[np.int64]
 
 
-def read_page_views(sequences: Path, images: Path) -> PageViews:
-    """The training period's page views with a usable image, as numbers.
+def check_history(history: int, sequences: Manifest) -> None:
+    """Raises ValueError where the page views of this sequences artifact don't hold so many clicks."""
+    held = int(sequences.config.get("pretrain_history", PRETRAIN_HISTORY))
+    if not 1 <= history <= held:
+        raise ValueError(
+            f"history is {history} and the page views hold each user's last {held} clicks: "
+            f"give 1 to {held}, or make the sequences with a longer pretrain_history"
+        )
+
+
+def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HISTORY) -> PageViews:
+    """The training period's page views with a usable image, as numbers, and so many clicks of each history.
 
     An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
     loss learns from them. Raises ValueError if no row is left.
     """
-    item_image, image_category = _usable_items(images / "items.parquet")
+    item_image, image_category, image_title = _usable_items(images / "items.parquet")
     table = pq.read_table(
         sequences / "page_views",
         columns=["request_id", "request_time", "item_ids", "labels", "history_item_ids"],
@@ -75,6 +88,8 @@ def read_page_views(sequences: Path, images: Path) -> PageViews:
         table["history_item_ids"].to_pylist(),
         item_image,
         image_category,
+        image_title,
+        history=history,
     )
 
 
@@ -84,6 +99,9 @@ def index_page_views(
     histories: Sequence[Sequence[str]],
     item_image: Mapping[str, str],
     image_category: Mapping[str, str],
+    image_title: Mapping[str, str] | None = None,
+    *,
+    history: int = PRETRAIN_HISTORY,
 ) -> PageViews:
     """Page views of item ids, in time order, as padded arrays of image numbers; see read_page_views."""
     used = {item for rows in (pages, histories) for row in rows for item in row if item in item_image}
@@ -96,7 +114,7 @@ def index_page_views(
         raise ValueError(
             "no page view of the training period shows an item with a usable image: check the images stage"
         )
-    page, clicked, history = [], [], []
+    page, clicked, clicks_before = [], [], []
     for keep, items, marks, clicks in zip(usable, pages, labels, histories, strict=True):
         if keep:
             seen = [
@@ -104,13 +122,14 @@ def index_page_views(
             ]
             page.append(_padded([image for image, _ in seen], PAGE_VIEW_SIZE))
             clicked.append(_padded([mark for _, mark in seen], PAGE_VIEW_SIZE, False))
-            history.append(_padded([item_number[item] for item in clicks if item in item_number], PRETRAIN_HISTORY))
+            clicks_before.append(_padded([item_number[item] for item in clicks if item in item_number], history))
     return PageViews(
         image_ids=image_ids,
         categories=np.unique([image_category[image] for image in image_ids], return_inverse=True)[1].astype(np.int64),
         page=np.array(page, np.int32),
         clicked=np.array(clicked, np.bool_),
-        history=np.array(history, np.int32),
+        history=np.array(clicks_before, np.int32),
+        titles=tuple(image_title[image] for image in image_ids) if image_title else (),
     )
 
 
@@ -147,13 +166,14 @@ def take_batch(views: PageViews, rows: npt.NDArray[np.int64]) -> Batch:
     )
 
 
-def _usable_items(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Item -> image of the items with a usable one, and image -> category ("" where unknown) of its first item."""
-    columns = ["item_id", "image_id", "category", "status"]
+def _usable_items(path: Path) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """Item -> image of the items with a usable one; image -> category, and title ("" if unknown), of its first item."""
+    columns = ["item_id", "image_id", "category", "title", "status"]
     rows = pq.read_table(path, columns=columns, filters=[("status", "==", "ok")]).sort_by("item_id").to_pylist()
     return (
         {row["item_id"]: row["image_id"] for row in rows},
         {row["image_id"]: row["category"] or "" for row in reversed(rows)},
+        {row["image_id"]: row["title"] or "" for row in reversed(rows)},
     )
 
 

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from feature_repo.contract import EMBEDDING_DIM
+from feature_repo.contract import EMBEDDING_DIM, PRETRAIN_HISTORY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourierConfig:
     """One pre-training run. Defaults follow Yang et al. 2025 (COURIER) where the paper says."""
 
+    method: str = "courier"  # one of model.courier.methods.METHODS
     backbone: str = "lite0"  # lite0 | small | swin_t
     trainable: str = "head"  # head: the backbone is frozen and its activations are computed once | all
     backbone_weights: str = "imagenet"  # imagenet | random | a local path (swin_t)
@@ -27,10 +28,18 @@ class CourierConfig:
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
+    # What follows, to history_order, is of method courier alone, and all but the defaults are ablations or trials.
+    weight_self: float = 0.0  # of NT-Xent between two augmented views; the other losses then see the first of them
+    augmented: bool = False  # the losses see an augmented view of each image, not the image
+    attention: str = "cross"  # cross: the history rebuilds a known image | self: it foretells the next one, unknown
+    projection_head: bool = False  # the losses see an MLP of the vector that is kept
+    popularity_correction: float = 0.0  # 1: subtract the log of how often a negative is shown (clicked) from its logit
+    history_order: str = "newest"  # newest: of a history the last click is rebuilt | random: any, as BERT masks
     # all, as in the paper | category: an image's negatives are of its own category. Who browses lamps clicks lamps:
     # against other categories the category alone wins, and that the CTR model knows already.
     negatives: str = "category"
     mask_false_negatives: bool = True  # the same image elsewhere in the batch is no negative
+    history: int = PRETRAIN_HISTORY  # clicks before the page view, at most; no more than the sequences artifact holds
     batch_rows: int = 256  # of the global batch, over all processes
     steps: int = 400  # longer runs fit the training period's pages and lose on the next one
     warmup_steps: int = 50

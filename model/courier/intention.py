@@ -41,15 +41,35 @@ class IntentionReconstruction(nn.Module):
         return F.normalize(self.out(rebuilt.transpose(1, 2).flatten(2)).float(), dim=-1)
 
     def _or_nothing_clicked(self, history_RHD: Tensor, clicked_RH: Tensor) -> tuple[Tensor, Tensor]:
+        """One place more, first: `nothing_clicked`, which is seen where no click is. H may be 0."""
         empty_R1 = ~clicked_RH.any(1, keepdim=True)
-        first_RH = torch.arange(clicked_RH.shape[1], device=clicked_RH.device)[None, :] == 0
-        stand_in_RH = empty_R1 & first_RH
+        stand_in_R1D = self.nothing_clicked.to(history_RHD.dtype).expand(len(history_RHD), 1, -1)
         known_RHD = history_RHD.masked_fill(~clicked_RH[..., None], 0.0)  # a weight of 0 would not stop a NaN
-        return torch.where(stand_in_RH[..., None], self.nothing_clicked, known_RHD), clicked_RH | stand_in_RH
+        return torch.cat([stand_in_R1D, known_RHD], dim=1), torch.cat([empty_R1, clicked_RH], dim=1)
 
     def _split(self, x_RLD: Tensor) -> Tensor:
         rows, length, width = x_RLD.shape
         return x_RLD.view(rows, length, self.heads, width // self.heads).transpose(1, 2)
+
+
+class SequencePrediction(nn.Module):
+    """The next click foretold from the history alone: self-attention, which does not know what it is to rebuild.
+
+    The history's places look at each other, and a learned query gathers what they saw. Yang et al. 2025 (COURIER),
+    section 3.2, tried the like in place of the cross-attention and found it worse: an ablation, see CourierConfig.
+    """
+
+    def __init__(self, width: int, heads: int, *, value_maps: bool) -> None:
+        super().__init__()
+        self.among_clicks = IntentionReconstruction(width, heads, value_maps=value_maps)
+        self.gather = IntentionReconstruction(width, heads, value_maps=value_maps)
+        self.query = nn.Parameter(torch.randn(width) / width**0.5)
+
+    def forward(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor) -> Tensor:
+        """See IntentionReconstruction.forward; of the targets only their number counts, each gets the same."""
+        seen_RHD = self.among_clicks(history_RHD, history_RHD, clicked_RH)
+        query_R1D = self.query.expand(len(history_RHD), 1, -1)
+        return self.gather(query_R1D, seen_RHD, clicked_RH).expand(-1, target_RQD.shape[1], -1)  # type: ignore[no-any-return]
 
 
 class ClickHead(nn.Module):

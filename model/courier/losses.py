@@ -17,6 +17,7 @@ def pv_contrast(
     has_history_R: Tensor,
     image_RP: Tensor,
     rival_RP: Tensor | None = None,
+    correction_RP: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
@@ -29,7 +30,10 @@ def pv_contrast(
     has_history: (R,) bool; a row without history rebuilds nothing, so its clicks are no anchors, but its images stay
     negatives.  image: (R, P) int, equal where the picture is the same; with `mask_false_negatives` the same picture
     elsewhere in the batch leaves the softmax.  rival: (R, P) int; where given, only images with the anchor's number are
-    negatives (our departure, see CourierConfig.negatives).  Returns a scalar >= 0 in nats; 0 where there is no anchor.
+    negatives (our departure, see CourierConfig.negatives).  correction: (R, P), taken from each image's logit; with the
+    log of its share of all images shown, popular images are no longer pushed away for being drawn often
+    (Yi et al. 2019, https://doi.org/10.1145/3298689.3346996, eq. 3).
+    Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The paper sums, we take the mean: the scale must not depend on the size of the batch.
     """
     anchor = clicked_RP & shown_RP & has_history_R[:, None]
@@ -40,6 +44,7 @@ def pv_contrast(
         shown_RP.flatten(),
         image_RP.flatten(),
         None if rival_RP is None else rival_RP.flatten(),
+        None if correction_RP is None else correction_RP.flatten(),
         temperature,
         mask_false_negatives,
     )
@@ -51,6 +56,7 @@ def user_click_sequence_contrast(
     clicks_R: Tensor,
     image_R: Tensor,
     rival_R: Tensor | None = None,
+    correction_R: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
@@ -61,11 +67,19 @@ def user_click_sequence_contrast(
 
     newest, rebuilt: (R, D) of unit length; rebuilt comes from the row's older clicks.  clicks: (R,) int, length of the
     history: a row anchors with at least two clicks and is a negative with at least one.  image, rival: (R,) int,
-    as in pv_contrast.  Returns a scalar >= 0 in nats; 0 where there is no anchor.
+    correction: (R,), as in pv_contrast.  Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The published code ran this at temperature 20; the paper's 0.05 is meant.
     """
     return _reconstruction_contrast(
-        newest_RD, rebuilt_RD, clicks_R >= 2, clicks_R >= 1, image_R, rival_R, temperature, mask_false_negatives
+        newest_RD,
+        rebuilt_RD,
+        clicks_R >= 2,
+        clicks_R >= 1,
+        image_R,
+        rival_R,
+        correction_R,
+        temperature,
+        mask_false_negatives,
     )
 
 
@@ -87,12 +101,15 @@ def _reconstruction_contrast(
     candidate_N: Tensor,
     image_N: Tensor,
     rival_N: Tensor | None,
+    correction_N: Tensor | None,
     temperature: float,
     mask_false_negatives: bool,
 ) -> Tensor:
     """Cross-entropy of every anchor's own row among the candidates, mean over anchors; every anchor is a candidate."""
     (positive_A,) = anchor_N.nonzero(as_tuple=True)
     logits_AN = (rebuilt_ND[positive_A].float() @ embedded_ND.float().T) / temperature
+    if correction_N is not None:
+        logits_AN = logits_AN - correction_N[None, :]
     excluded_AN = ~candidate_N[None, :].expand_as(logits_AN)
     if mask_false_negatives:
         excluded_AN = excluded_AN | (image_N[positive_A, None] == image_N[None, :])

@@ -1,24 +1,23 @@
-"""What pre-training minimises: encoder, reconstruction and the three losses, on the batch of all processes."""
+"""What pre-training minimises, whatever the method: vectors of a batch's distinct images, and the losses of them."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.courier.batches import Batch
 from model.courier.encoder import Encoder
-from model.courier.intention import ClickHead, IntentionReconstruction
-from model.courier.losses import click_prediction, pv_contrast, user_click_sequence_contrast
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTensors:
     """A Batch as tensors on a device; see Batch."""
 
+    images: Tensor
     page: Tensor
     shown: Tensor
     clicked: Tensor
@@ -31,71 +30,45 @@ class BatchTensors:
 
     @staticmethod
     def of(batch: Batch, device: torch.device) -> "BatchTensors":
-        """All but the images themselves."""
+        """The batch's numbers; the images' pixels or features come apart."""
         names = BatchTensors.__slots__
         return BatchTensors(**{name: torch.from_numpy(getattr(batch, name)).to(device) for name in names})
 
 
-class Objective(nn.Module):
-    """The losses of a step. `encode` is Encoder.forward on images, or Encoder.unit on features computed before."""
+class Objective(nn.Module, ABC):
+    """The losses of a step, one for each of `terms`; training minimises their sum weighted by `weights`.
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        width: int,
-        heads: int,
-        value_maps: bool,
-        temperature: float,
-        mask_false_negatives: bool,
-        within_category: bool,
-        from_features: bool,
-    ) -> None:
+    It is cut in two, `encode` and `losses`, so that the encoding can run chunk by chunk.
+    views: how many augmented views of each distinct image a step encodes; 0: the image itself, as it is.
+    Without terms there is nothing to minimise, and no step is made.
+    """
+
+    terms: tuple[str, ...] = ()
+    views: int = 0
+
+    def __init__(self, encoder: Encoder, *, weights: Sequence[float], from_features: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        self.intention = IntentionReconstruction(width, heads, value_maps=value_maps)
-        self.click_head = ClickHead(width)
-        self.temperature = temperature
-        self.mask_false_negatives = mask_false_negatives
-        self.within_category = within_category
-        self.encode: Callable[[Tensor], Tensor] = encoder.unit if from_features else encoder.forward
+        self.weights = tuple(weights)
+        self._encode: Callable[[Tensor], Tensor] = encoder.unit if from_features else encoder.forward
 
-    def forward(self, inputs: Tensor, batch: BatchTensors) -> Tensor:
-        """inputs: the batch's distinct images or their features, (U, ...) -> (3,): PV contrast, UCS contrast, click.
+    def encode(self, inputs: Tensor) -> Tensor:
+        """inputs: images (U, 3, S, S), or their standardised features (U, F) -> (U, D) of unit length.
+
+        With views, U is views times the distinct images: all of the first view, then all of the second.
+        """
+        return self._encode(inputs)
+
+    @abstractmethod
+    def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:
+        """vectors: (U, D), what `encode` gave for the batch's distinct images -> (terms,).
 
         Under torch.distributed every process returns the losses of the global batch.
         """
-        vectors_UD = self.encode(inputs)
-        # F.embedding, not indexing: the backward of indexing adds in no fixed order, and the loss curve would vary.
-        page, history = F.embedding(batch.page, vectors_UD), F.embedding(batch.history, vectors_UD)
-        rebuilt = self.intention(page, history, batch.remembered)
-        rebuilt_newest = self.intention(history[:, :1], history[:, 1:], batch.remembered[:, 1:])[:, 0]
-        logit = self.click_head(rebuilt, page)
-        options = {"temperature": self.temperature, "mask_false_negatives": self.mask_false_negatives}
-        return self._losses(page, rebuilt, history[:, 0], rebuilt_newest, logit, batch, options)
 
-    def _losses(
-        self,
-        page: Tensor,
-        rebuilt: Tensor,
-        newest: Tensor,
-        rebuilt_newest: Tensor,
-        logit: Tensor,
-        batch: BatchTensors,
-        options: dict[str, Any],
-    ) -> Tensor:
-        page, rebuilt, newest, rebuilt_newest, logit = map(gather, (page, rebuilt, newest, rebuilt_newest, logit))
-        shown, clicked, page_image = map(gather, (batch.shown, batch.clicked, batch.page_image))
-        clicks, newest_image = gather(batch.remembered.sum(1)), gather(batch.history_image[:, 0])
-        page_rival = gather(batch.page_category) if self.within_category else None
-        newest_rival = gather(batch.history_category[:, 0].contiguous()) if self.within_category else None
-        return torch.stack(
-            [
-                pv_contrast(page, rebuilt, clicked, shown, clicks > 0, page_image, page_rival, **options),
-                user_click_sequence_contrast(newest, rebuilt_newest, clicks, newest_image, newest_rival, **options),
-                click_prediction(logit, clicked, shown),
-            ]
-        )
+    def forward(self, inputs: Tensor, batch: BatchTensors) -> Tensor:
+        """Both halves: see `encode` and `losses`."""
+        return self.losses(self.encode(inputs), batch)
 
 
 def gather(local: Tensor) -> Tensor:
@@ -108,6 +81,22 @@ def gather(local: Tensor) -> Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return local
     return _Gather.apply(local)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gather_views(vectors: Tensor, views: int) -> tuple[Tensor, ...]:
+    """(views * U, D) of this process, the first view of every image and then the next -> so many (N, D) of all."""
+    by_image = vectors.reshape(views, -1, vectors.shape[1]).transpose(0, 1)
+    return gather_images(by_image).unbind(1)
+
+
+def gather_images(local: Tensor) -> Tensor:
+    """(U, ...) of this process -> (N, ...) of all, in the order of rank, with gradients; U differs between them."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return local
+    counts = gather(torch.tensor([len(local)], device=local.device)).tolist()
+    filled = local.new_zeros((max(counts), *local.shape[1:]))
+    parts = torch.split(gather(torch.cat([local, filled[len(local) :]])), max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 class _Gather(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import TypeVar
 
 import torch
@@ -36,10 +36,11 @@ def watched(parts: Iterator[Part], what: str, images: int, *, silent: bool = Fal
 class Curve:
     """The loss curve: one line for every ten steps, each the mean over them; drawn on `bar` meanwhile."""
 
-    def __init__(self, steps: int, *, silent: bool) -> None:
+    def __init__(self, steps: int, terms: Sequence[str], *, silent: bool) -> None:
         self.lines: list[dict[str, float]] = []
         self.images = 0
         self.steps = steps
+        self.terms = tuple(terms)
         self.started = time.perf_counter()
         self.bar = images_bar("loss {task.fields[loss]:.3f}", silent=silent)
         self._task = self.bar.add_task("pretrain", total=steps, loss=float("nan"), speed=0.0)
@@ -52,7 +53,7 @@ class Curve:
         return time.perf_counter() - self.started
 
     def add(self, losses: Tensor, weights: Tensor, images: int) -> None:
-        """One step more. losses, weights: (3,), the terms and their weights; images: how many were encoded."""
+        """One step more. losses, weights: (terms,); images: how many were encoded."""
         self._step += 1
         self._waiting.append(losses)
         self._line_images += images
@@ -63,9 +64,9 @@ class Curve:
 
     def _write(self, mean: Tensor, weights: Tensor) -> None:
         speed = self._line_images / (time.perf_counter() - self._line_started)
-        (pv, ucs, click), total = mean.tolist(), float((weights * mean).sum())
-        line = {"step": self._step, "loss": total, "pv": pv, "ucs": ucs, "click": click}
-        self.lines.append(line | {"images_per_second": round(speed, 1)})
+        total = float((weights * mean).sum())
+        terms = dict(zip(self.terms, mean.tolist(), strict=True))
+        self.lines.append({"step": self._step, "loss": total, **terms, "images_per_second": round(speed, 1)})
         self.bar.update(self._task, loss=total, speed=speed)
         self._begin_line()
 

@@ -23,10 +23,11 @@ from model import artifact
 from model.artifact import Manifest
 from model.courier import geometry
 from model.courier.backbones import warm_start
-from model.courier.batches import Batch, PageViews, read_page_views, rows_of_step, take_batch
+from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
 from model.courier.config import CourierConfig
-from model.courier.encoder import KIND, Encoder, build_encoder, feature_batches, normalise, save_encoder
+from model.courier.encoder import KIND, Encoder, feature_batches, normalise, save_encoder
 from model.courier.images import load_images
+from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
 from model.courier.progress import Curve, watched
 from model.space import Preprocessing
@@ -34,8 +35,7 @@ from model.space import Preprocessing
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-NEGATIVES = ("all", "category")
-INTENTION = "intention.safetensors"
+OBJECTIVE = "objective.safetensors"  # what was trained beside the encoder
 CURVE = "loss.jsonl"
 STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean and deviation
 GEOMETRY_IMAGES = 4000  # at most, evenly spaced: the figures are means, a singular value decomposition is not free
@@ -66,9 +66,12 @@ def build(*, sequences: Path, images: Path, out: Path, config: CourierConfig) ->
     Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on, and
     geometry.Collapsed where the result maps all images to nearly one place.
     """
-    splits = artifact.read(sequences, kind="sequences").facts["splits"]
+    config = settle(config)
+    behaviour = artifact.read(sequences, kind="sequences")
+    splits = behaviour.facts["splits"]
     artifact.read(images, kind="images")
-    views = read_page_views(sequences, images)
+    check_history(config.history, behaviour)
+    views = read_page_views(sequences, images, history=config.history)
     _, pixels = load_images(images, views.image_ids)
     preprocessing = Preprocessing(size=config.image_size)
     with _processes() as processes:
@@ -80,8 +83,8 @@ def build(*, sequences: Path, images: Path, out: Path, config: CourierConfig) ->
             with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
                 draft.facts |= _save(trained, draft.path, preprocessing)
                 draft.facts |= {
-                    "encoder": f"courier-{config.backbone}",
-                    "steps": config.steps,
+                    "encoder": f"{config.method}-{config.backbone}",
+                    "steps": config.steps if trained.objective.terms else 0,
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),
@@ -104,7 +107,7 @@ def train(
     _check(config, len(views), processes.count)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        objective = _objective(config).to(processes.device)
+        objective = build_objective(config, views).to(processes.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
         inputs = _inputs(objective.encoder, pixels, preprocessing, config, processes.device)
         torch.manual_seed(config.seed + processes.rank)  # dropout differs from process to process
@@ -126,26 +129,8 @@ def _check(config: CourierConfig, rows: int, processes: int) -> None:
         raise ValueError(f"batch_rows {config.batch_rows} can't be split over {processes} processes: choose a multiple")
     if min(config.steps, config.batch_rows) < 1:
         raise ValueError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
-    if config.negatives not in NEGATIVES:
-        raise ValueError(f"unknown negatives {config.negatives!r}: choose one of {', '.join(NEGATIVES)}")
     if rows < 2:
         raise ValueError(f"{rows} page view to train on: the contrast needs at least 2")
-
-
-def _objective(config: CourierConfig) -> Objective:
-    encoder = build_encoder(config)
-    if config.trainable == "head":
-        encoder.freeze_backbone()
-    return Objective(
-        encoder,
-        width=config.width,
-        heads=config.heads,
-        value_maps=config.value_maps,
-        temperature=config.temperature,
-        mask_false_negatives=config.mask_false_negatives,
-        within_category=config.negatives == "category",
-        from_features=config.trainable == "head",
-    )
 
 
 def _inputs(
@@ -180,12 +165,13 @@ def _fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_at(step, config.steps, config.warmup_steps)
     )
-    weights = torch.tensor([config.weight_pv, config.weight_ucs, config.weight_click], device=processes.device)
+    weights = torch.tensor(objective.weights, device=processes.device)
     half = torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda")
     model.train()
-    curve = Curve(config.steps, silent=processes.rank != 0)
+    steps = config.steps if objective.terms else 0
+    curve = Curve(steps, objective.terms, silent=processes.rank != 0)
     with curve.bar:
-        for step in range(config.steps):
+        for step in range(steps):
             batch = _local_batch(views, config, step, processes)
             with half:
                 losses = model(inputs(batch.images), BatchTensors.of(batch, processes.device))
@@ -220,15 +206,16 @@ def _geometry(
 
 def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[str, Any]:
     facts = save_encoder(trained.objective.encoder, folder, preprocessing)
-    others = {"intention": trained.objective.intention, "click_head": trained.objective.click_head}
-    state = {f"{part}.{name}": t.cpu() for part, module in others.items() for name, t in module.state_dict().items()}
-    save_file(state, folder / INTENTION)
+    state = {name: t.cpu().contiguous() for name, t in trained.objective.state_dict().items()}
+    save_file({name: t for name, t in state.items() if not name.startswith("encoder.")}, folder / OBJECTIVE)
     (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve))
-    log.info("encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **trained.curve[-1])
+    log.info(
+        "encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **(trained.curve or [{}])[-1]
+    )
     return facts | {
         "seconds": round(trained.seconds, 1),
         "images_per_second": round(trained.images / trained.seconds, 1),
-        "final_loss": trained.curve[-1]["loss"],
+        "final_loss": trained.curve[-1]["loss"] if trained.curve else None,
     }
 
 

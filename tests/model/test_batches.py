@@ -56,8 +56,9 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
         tmp_path / "page_views" / "part-0.parquet",
     )
     ids, status = ["a", "b", "c"], ["ok", "ok", "ok"]
+    items = {"image_id": ["x", "y", "z"], "category": ["hat", None, "hat"], "title": ["Old Hat", None, "Sun Hat"]}
     pq.write_table(
-        pa.table({"item_id": ids, "image_id": ["x", "y", "z"], "category": ["hat", None, "hat"], "status": status}),
+        pa.table({"item_id": ids, **items, "status": status}),
         tmp_path / "items.parquet",
     )
     views = read_page_views(tmp_path, tmp_path)

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model import artifact
 from model.courier import geometry, train
 from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
+from model.courier.behaviour import BehaviourObjective
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, load_encoder
 from model.courier.objective import BatchTensors, Objective
@@ -48,7 +49,7 @@ def generated_views(seed: int = 0) -> PageViews:
 def objective() -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(replace(TINY, trainable="all"))
-    return Objective(
+    return BehaviourObjective(
         encoder,
         width=256,
         heads=4,
@@ -148,6 +149,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
             "item_id": [f"i{n:02d}" for n in range(IMAGES)],
             "image_id": ids,
             "category": ["lamp"] * IMAGES,
+            "title": [f"{'Red' if n % 2 else 'Blue'} Lamp {n // 4}" for n in range(IMAGES)],
             "status": ["ok"] * IMAGES,
         }
         pq.write_table(pa.table(items), draft.path / "items.parquet")
@@ -205,7 +207,7 @@ def test_the_manifest_says_what_was_trained_on_what(inputs: dict[str, Path], tmp
     assert (facts["page_views"], facts["distinct_images"], facts["steps"]) == (150, IMAGES, 25)
     assert facts["encoder"] == "courier-small"
     assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity"}
-    assert (tmp_path / "out" / "intention.safetensors").is_file()
+    assert (tmp_path / "out" / "objective.safetensors").is_file()
 
 
 def test_two_processes_started_like_torchrun_give_the_curve_of_one(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The methods of pre-training by name: what each minimises over the same encoder and the same page views."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from model.courier import rivals
+from model.courier.batches import PageViews
+from model.courier.behaviour import behaviour_objective
+from model.courier.config import CourierConfig
+from model.courier.encoder import Encoder, build_encoder
+from model.courier.objective import Objective
+
+METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
+    "courier": behaviour_objective,
+    "imagenet": rivals.untrained,
+    "simclr": rivals.simclr,
+    "simsiam": rivals.simsiam,
+    "clip": rivals.clip,
+    "random": rivals.untrained,
+}
+UNTRAINED = ("imagenet", "random")
+OF_COURIER = (
+    "weight_self",
+    "augmented",
+    "attention",
+    "projection_head",
+    "popularity_correction",
+    "history_order",
+)
+
+
+def settle(config: CourierConfig) -> CourierConfig:
+    """The config that a run of `config.method` really follows, and that is saved beside its weights.
+
+    Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
+    random weights. Raises ValueError for an unknown method, `imagenet` without a warm start, or a choice that changes
+    method courier alone.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    defaults = {field.name: field.default for field in fields(config)}
+    chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
+    if chosen and config.method != "courier":
+        raise ValueError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
+    if config.method == "imagenet" and config.backbone_weights == "random":
+        raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
+    if config.method not in UNTRAINED:
+        return config
+    weights = "random" if config.method == "random" else config.backbone_weights
+    return replace(config, backbone_weights=weights, trainable="head", head="linear", feature_components=config.width)
+
+
+def build_objective(config: CourierConfig, views: PageViews) -> Objective:
+    """The objective of `config.method` around a new encoder with random weights; views: what it will be trained on.
+
+    Raises ValueError for an unknown method or choice.
+    """
+    config = settle(config)
+    encoder = build_encoder(config)
+    if config.trainable == "head":
+        encoder.freeze_backbone()
+    return METHODS[config.method](config, encoder, views)

@@ -1,0 +1,386 @@
+"""Compare encoders: courier, its rivals and its ablations through the probe and the CTR models, into one table."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs import compare_page, probe
+from jobs.commands import call
+from jobs.compare_runs import (
+    IMAGES,
+    NONE,
+    Bench,
+    Entrant,
+    Failure,
+    ask,
+    read_measured,
+    read_scores,
+    run_all,
+)
+from jobs.paths import local_folder
+from jobs.pipeline import Road, StageError, locked, recall_road, states
+from jobs.presets import PRESETS
+from jobs.probe import Attributes, Match, Period, fresh
+from jobs.sources.raw import raw_digest, source
+from model import artifact
+from model.courier.methods import METHODS
+from model.courier.probe import parts_of
+from model.courier.train import parse_settings
+from model.ctr.config import MODELS
+from model.ctr.evaluate import TRUE_STYLE, TestRows, nulled
+from model.ctr.standings import (
+    Sample,
+    Samples,
+    auc_sample,
+    common,
+    level,
+    mean_sample,
+    rank_correlation,
+    share,
+    told,
+)
+from model.ctr.train import progress_bar
+from model.metrics import UserBootstrap
+
+log = structlog.get_logger()
+
+SCHEMA: Final = 1
+PARTS: Final = ("all", "warm", "cold")
+RANKED: Final = (
+    ("popular", "auc"),
+    ("popular", "recall_at_10"),
+    ("popular", "mrr"),
+    ("category", "auc"),
+    ("page", "auc"),
+)
+DEFAULT_METHODS: Final = ",".join(METHODS)
+OUTSIDE: Final = (NONE, TRUE_STYLE)
+
+Keyed = dict[tuple[str, ...], dict[int, Sample]]  # (what, ..., part) -> seed -> figure
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What the runs of one label came to, by seed.
+
+    ctr: AUCs by (model, images, part), as ("lightgbm", "simscore", "warm").  probe: figures by (negatives, figure,
+    part), as ("page", "auc", "all").  facts: of each seed's pretrain artifact.
+    """
+
+    label: str
+    ctr: Keyed = field(default_factory=dict)
+    probe: Keyed = field(default_factory=dict)
+    facts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+
+
+# --- from artifacts to samples ---------------------------------------------------------------------------------------
+
+
+def gather(bench: Bench, labels: Sequence[str], seeds: Sequence[int], *, bootstrap: int, seed: int) -> list[Results]:
+    """The finished runs' figures in every resample, the baselines' first; a label without any is left out."""
+    rows = TestRows.of(bench.tables["test"])
+    draws = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
+    kept = {"all": np.ones(len(rows.clicked), dtype=bool), "warm": ~rows.cold, "cold": rows.cold}
+    wanted = [(label, k) for label in (*OUTSIDE, *labels) for k in seeds if _is_finished(bench, label, k)]
+    found: dict[str, Results] = {}
+    questions = None
+    with progress_bar() as progress:
+        task = progress.add_task("bootstrap", total=len(wanted), figures=f"{bootstrap} resamples of users")
+        for label, k in wanted:
+            folder = bench.run_folder(label, k)
+            result = found.setdefault(label, Results(label))
+            for name, scores in read_scores(folder / "scores").items():
+                samples = {(*name.split("/"), part): auc_sample(rows, scores, kept[part], draws) for part in PARTS}
+                _put(result.ctr, k, samples)
+            if label not in OUTSIDE:
+                questions = questions or ask(bench, folder / "embed")
+                _put(result.probe, k, _probe_samples(questions, folder / "probe", bootstrap, seed))
+                result.facts[k] = artifact.read(folder / "pretrain", kind="pretrain").facts
+            progress.update(task, advance=1)
+    return list(found.values())
+
+
+def _probe_samples(
+    questions: probe.Questions, folder: Path, bootstrap: int, seed: int
+) -> dict[tuple[str, ...], Sample]:
+    clicks = questions.clicks
+    draws = UserBootstrap(clicks.user, replicates=bootstrap, seed=seed)
+    return {
+        (kind, name, part): mean_sample(values, keep & ~np.isnan(values), draws)
+        for kind, figures in read_measured(folder).items()
+        for name, values in figures.items()
+        for part, keep in parts_of(clicks).items()
+    }
+
+
+def _put(into: Keyed, seed: int, samples: Mapping[tuple[str, ...], Sample]) -> None:
+    for key, sample in samples.items():
+        into.setdefault(key, {})[seed] = sample
+
+
+def _is_finished(bench: Bench, label: str, seed: int) -> bool:
+    try:
+        read_scores(bench.run_folder(label, seed) / "scores")
+    except (artifact.ArtifactMissing, artifact.ArtifactMismatch):
+        return False
+    return True
+
+
+# --- from samples to figures -----------------------------------------------------------------------------------------
+
+
+def compare(results: Sequence[Results], *, bootstrap: int, seed: int) -> dict[str, Any]:
+    """The comparison as JSON; the first label that is no baseline is the reference, held against each of the others.
+
+    methods: for each label its probe figures and CTR gains over no images, all means over seeds (standings.level and
+    standings.told); share: of the gain that the true labels give.  order: whether Vector < SimScore < Cluster-ID.
+    against: what the reference has over each rival.  prediction: how the probe's figures and the gains are ranked
+    alike over all runs.
+    """
+    known = {result.label: result for result in results}
+    entrants = [result for result in results if result.label not in OUTSIDE]
+    gains = {result.label: _gains(result, known[NONE]) for result in results if result.label != NONE}
+    true = gains.get(TRUE_STYLE, {})
+    found = {
+        "schema": SCHEMA,
+        "reference": entrants[0].label if entrants else None,
+        "baseline": _levels(known[NONE].ctr),
+        "true_style": _told(true),
+        "methods": [_method(result, gains[result.label], true) for result in entrants],
+        "against": [_against(entrants[0], rival) for rival in entrants[1:]],
+        "prediction": _prediction(entrants, gains, bootstrap, seed),
+    }
+    plain: dict[str, Any] = nulled(found)
+    return plain
+
+
+def _gains(result: Results, none: Results) -> Keyed:
+    """What images add to the same model with the same seed: (model, images, part) -> seed -> difference of AUCs."""
+    found: Keyed = {}
+    for key, samples in result.ctr.items():
+        model, _, part = key
+        plain = none.ctr[(model, NONE, part)]
+        found[key] = {seed: sample - plain[seed] for seed, sample in samples.items() if seed in plain}
+    return found
+
+
+def _method(result: Results, gains: Keyed, true: Keyed) -> dict[str, Any]:
+    facts = [result.facts[seed] for seed in sorted(result.facts)]
+    told_gains = _told(gains)
+    for key, samples in gains.items():
+        whole = true.get((key[0], TRUE_STYLE, key[2]))
+        if whole:
+            told_gains["/".join(key)]["share"] = share(_ordered(samples), _ordered(whole))
+    return {
+        "label": result.label,
+        "seeds": sorted(result.facts),
+        "encoder": facts[0]["encoder"],
+        "steps": facts[0]["steps"],
+        "seconds": float(np.mean([one["seconds"] for one in facts])),
+        "collapse": {name: float(np.mean([one["collapse"][name] for one in facts])) for name in facts[0]["collapse"]},
+        "probe": _levels(result.probe),
+        "gains": told_gains,
+        "order": {model: _order(result, model) for model in dict.fromkeys(key[0] for key in gains)},
+    }
+
+
+def _order(result: Results, model: str) -> dict[str, Any]:
+    """Whether Vector < SimScore < Cluster-ID in the mean over seeds, and how sure each of the two steps is."""
+    steps = {}
+    for less, more in pairwise(IMAGES):
+        pair = (result.ctr[(model, images, "all")] for images in (more, less))
+        steps[f"{more} over {less}"] = told(common(*pair))
+    return {"holds": all(step["value"] > 0 for step in steps.values()), **steps}
+
+
+def _against(ours: Results, theirs: Results) -> dict[str, Any]:
+    """The reference less a rival, for every seed that both have."""
+    found: dict[str, Any] = {"rival": theirs.label}
+    for what in ("ctr", "probe"):
+        mine, other = getattr(ours, what), getattr(theirs, what)
+        pairs = {key: common(mine[key], other[key]) for key in mine if key in other}
+        found[what] = {"/".join(key): told(samples) for key, samples in pairs.items() if samples}
+    return found
+
+
+def _prediction(
+    entrants: Sequence[Results], gains: Mapping[str, Keyed], bootstrap: int, seed: int
+) -> list[dict[str, Any]]:
+    runs = [(result, k) for result in entrants for k in sorted(result.facts)]
+    found = []
+    for kind, name in RANKED:
+        for model, images, part in gains[entrants[0].label] if entrants else ():
+            if part != "all":
+                continue
+            left = [result.probe[(kind, name, "all")][k].value for result, k in runs]
+            right = [gains[result.label][(model, images, "all")][k].value for result, k in runs]
+            labels = [result.label for result, _ in runs]
+            figures = rank_correlation(left, right, labels, replicates=bootstrap, seed=seed)
+            found.append({"probe": f"{kind}/{name}", "gain": f"{model}/{images}", **figures})
+    return found
+
+
+def _ordered(samples: Samples) -> list[Sample]:
+    return [samples[seed] for seed in sorted(samples)]
+
+
+def _levels(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
+    return {"/".join(key): level(_ordered(each)) for key, each in samples.items()}
+
+
+def _told(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
+    return {"/".join(key): told(_ordered(each)) for key, each in samples.items()}
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
+    """What the command line names: methods by name, and variants as NAME:field=value,field=value.
+
+    Raises ValueError for an unknown method or setting, a label that is taken or cannot be a folder's name, or nothing.
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS:
+            raise ValueError(f"--methods: unknown method {name!r}: choose among {', '.join(METHODS)}")
+    found = [Entrant(name, {"method": name}) for name in names]
+    for variant in variants:
+        label, _, settings = variant.partition(":")
+        if not label.replace("-", "").replace("_", "").replace(".", "").isalnum() or not settings:
+            raise ValueError(f"--variant {variant!r}: write NAME:field=value,field=value")
+        found.append(Entrant(label, parse_settings(settings.split(","))))
+    labels = [entrant.label for entrant in found]
+    for label in labels:
+        if labels.count(label) > 1 or label in OUTSIDE:
+            raise ValueError(f"the name {label!r} is taken: give every method and variant a name of its own")
+    if not found:
+        raise ValueError("nothing to compare: give --methods or --variant")
+    return found
+
+
+def bench_of(road: Road, *, models: Sequence[str], base: Mapping[str, Any], **asked: Any) -> Bench:
+    """What the runs of a workspace share. base: settings of CourierConfig that every method gets.
+
+    Raises StageError where sequences or images are not up to date, or no CTR rows were made from the sequences.
+    """
+    stages = states(road, raw_digest(road.raw))
+    sequences, images = (fresh(stages, name) for name in ("sequences", "images"))
+    preset = PRESETS[road.preset]
+    return Bench(
+        folder=road.workspace / "compare",
+        sequences=sequences,
+        images=images,
+        rows=_rows(road.workspace, sequences),
+        raw=road.raw,
+        pretrain=replace(preset["pretrain"], **base),
+        cluster=preset["cluster"],
+        ctr=replace(preset["ctr"], models=tuple(models)),
+        **asked,
+    )
+
+
+def _rows(workspace: Path, sequences: Path) -> Path:
+    """The newest CTR rows that were made from these sequences: whichever encoder gave them their cluster IDs."""
+    wanted, found = artifact.digest(sequences), []
+    for path in (workspace / "rows").glob(f"*/{artifact.MANIFEST}"):
+        manifest = artifact.read(path.parent, kind="rows")
+        if manifest.inputs["sequences"] == wanted:
+            found.append((manifest.created_at, path.parent))
+    if not found:
+        raise StageError(f"{workspace} holds no CTR rows of its present sequences: `courier run` makes them")
+    return max(found)[1]
+
+
+def command(
+    workspace: Annotated[Path, typer.Argument(parser=local_folder, metavar="WORKSPACE", help="one that was run")],
+    methods: Annotated[str, typer.Option(help="names with commas; the first is held against all others")] = (
+        DEFAULT_METHODS
+    ),
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="one more, as NAME:field=value,field=value with fields of CourierConfig; may be repeated"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each, with seeds 0, 1, ...")] = 3,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="name=value, for every method")] = None,
+    models: Annotated[str, typer.Option(help=f"CTR models: {', '.join(MODELS)}")] = MODELS[0],
+    period: Annotated[Period, typer.Option(help="whose clicks the probe asks about")] = "valid",
+    match: Match = None,
+    attributes: Attributes = None,
+    bootstrap: Annotated[int, typer.Option(min=1, help="resamples of users")] = 2000,
+) -> None:
+    """All methods through probe and CTR models on a workspace's own data, into one table with intervals.
+
+    Every run lies in WORKSPACE/compare and is skipped while it stands, so a comparison that was stopped goes on.
+    """
+    road = recall_road(workspace)
+    entrants = entrants_of(methods, variant or ())
+    chosen = [model for model in models.split(",") if model]
+    if unknown := set(chosen) - set(MODELS):
+        raise ValueError(f"--models: unknown {', '.join(sorted(unknown))}: choose among {', '.join(MODELS)}")
+    asked = {"period": period, "match": probe.attribute(match, attributes)}
+    bench = bench_of(road, models=chosen, base=parse_settings(setting or ()), **asked)
+    bench.folder.mkdir(exist_ok=True)
+    with locked(bench.folder):
+        failures = run_all(bench, entrants, range(seeds))
+        found = _summed(bench, road, entrants, failures, range(seeds), bootstrap)
+    print_tables(found)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _summed(
+    bench: Bench, road: Road, entrants: Sequence[Entrant], failures: Sequence[Failure], seeds: range, bootstrap: int
+) -> dict[str, Any]:
+    """The comparison, written beside its runs and into the workspace's reports."""
+    results = gather(bench, [entrant.label for entrant in entrants], seeds, bootstrap=bootstrap, seed=0)
+    found = compare(results, bootstrap=bootstrap, seed=0)
+    rows = TestRows.of(bench.tables["test"])
+    found |= {
+        "dataset": {
+            "name": source(road.raw).get("name", road.raw.name),
+            "sampled_negatives": bool(source(road.raw).get("sampled_negatives", False)),
+            "test_rows": len(rows.clicked),
+            "cold_test_rows": int(rows.cold.sum()),
+            "test_users": len(np.unique(rows.users)),
+        },
+        "settings": {entrant.label: dict(entrant.settings) for entrant in entrants},
+        "bootstrap": bootstrap,
+        "probe": {"period": bench.period, "match": bench.match.name if bench.match else None},
+        "failures": [asdict(failure) for failure in failures],
+    }
+    reports = road.workspace / "reports"
+    reports.mkdir(exist_ok=True)
+    artifact.write_whole(reports / "comparison.json", json.dumps(found, indent=1, allow_nan=False).encode())
+    artifact.write_whole(reports / "comparison.html", compare_page.render(found).encode())
+    log.info("compared", reports=str(reports), failed=len(failures))
+    return found
+
+
+def print_tables(found: Mapping[str, Any]) -> None:
+    """The comparison's tables on stdout."""
+    console = Console(width=max(160, shutil.get_terminal_size().columns))
+    for sheet in compare_page.sheets(found):
+        table = Table(title=sheet.title, caption=sheet.caption)
+        for number, name in enumerate(sheet.columns):
+            table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+        for line in sheet.lines:
+            table.add_row(*line)
+        console.print(table)
+    for failure in found["failures"]:
+        console.print(f"failed: {failure['label']}, seed {failure['seed']}: {failure['error']}", markup=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`courier compare`."""
+    call(command, "courier compare", list(argv or ()))

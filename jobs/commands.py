@@ -158,8 +158,9 @@ def status_main(argv: Sequence[str]) -> None:
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
-    if name == "sequences":
-        call(sequences, "courier sequences", rest)
+    own: dict[str, Callable[..., None]] = {"sequences": sequences, "pretrain": pretrain}
+    if name in own:
+        call(own[name], f"courier {name}", rest)
         return
 
     def one(
@@ -215,6 +216,29 @@ def sequences(
         )
         tell_left_out(road.workspace, done)
         remember(road)
+
+
+def pretrain(
+    raw: LastRaw = None,
+    workspace: Workspace = Path("workspace"),
+    preset: Remembered = None,
+    method: Annotated[
+        str | None, typer.Option(help="courier (default) or a rival: imagenet, simclr, simsiam, clip, random")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value of a CourierConfig field, as in --set heads=8")
+    ] = None,
+) -> None:
+    """Bring the stage `pretrain` up to date; the stages it needs must be.
+
+    With another method or other settings the encoder lies beside the road's own, which stays what it was: no later
+    stage takes it up.
+    """
+    from model.courier.train import parse_settings  # torch, which the other verbs do without
+
+    chosen = parse_settings([*(setting or ()), *([f"method={method}"] if method else ())])
+    road = replace(recall_road(workspace, raw, preset), pretrain=tuple(sorted(chosen.items())))
+    walk(road, only="pretrain")
 
 
 def images_main(argv: Sequence[str]) -> None:

@@ -106,12 +106,15 @@ class Road:
     allowed_hosts: tuple[str, ...] = ()  # that https:// image references may name
     beam_args: tuple[str, ...] = ()  # where Beam runs: for this run alone, and no part of what is built
     master: str | None = None  # where Spark runs, if not here: no stage depends on it
+    pretrain: tuple[tuple[str, Any], ...] = ()  # fields of CourierConfig other than the preset's, for this run alone
 
     def settings(self, stage: Stage) -> Any:
         """The stage's config; None where it has none."""
         if "config" not in stage.takes:
             return None
         config = PRESETS[self.preset][stage.name]
+        if stage.name == "pretrain":
+            return replace(config, **dict(self.pretrain))
         return replace(config, allowed_hosts=self.allowed_hosts) if stage.name == "images" else config
 
     def config(self, stage: Stage) -> Mapping[str, Any]:

@@ -8,6 +8,8 @@ global one, which a thread that loads ahead would pull from under the training.
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,6 +24,13 @@ GREY = 0.2
 BLURRED = 0.5
 SIGMA = (0.1, 2.0)  # pixels, at the 224 of the papers; smaller images are blurred in proportion
 PAPER_SIZE = 224
+
+
+def draw_views(pixels: npt.NDArray[np.uint8], views: int, generator: torch.Generator) -> npt.NDArray[np.uint8]:
+    """pixels: (U, S, S, 3) -> (views * U, S, S, 3): a first view of every image, then a second, and so on."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
+    drawn = (augment(images, generator).mul_(255).round_().to(torch.uint8) for _ in range(views))
+    return torch.cat(list(drawn)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NAMES = ("lite0", "small", "swin_t")
 SMALL_CHANNELS = (32, 64, 128, 256)
@@ -14,16 +15,30 @@ NORM_GROUPS = 8
 SWIN_MIN_SIZE = 224  # below, the last map is smaller than a window, and transformers' attention fails
 
 
-class Backbone(Protocol):
-    """What an encoder asks of a backbone."""
+class Backbone(nn.Module):
+    """What an encoder asks of a backbone: `parts`, from one map to the next.
+
+    The first takes images (N, 3, S, S), normalised; part i gives (N, channels[i], H_i, W_i). They are a tuple, for they
+    are registered as modules elsewhere, under the names that saved weights bear.
+    """
 
     channels: tuple[int, ...]
+    parts: tuple[nn.Module, ...]
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """images: (N, 3, S, S) normalised -> one (N, C_i, H_i, W_i) per entry of `channels`, early stages first."""
+    def stages(self, x: Tensor, first: int = 0, end: int | None = None, *, recompute: bool = False) -> list[Tensor]:
+        """The maps after the parts first <= i < end, early ones first; x: what part `first` takes.
+
+        recompute: keep only these maps for the backward pass, which computes what lies between once more.
+        Chen et al. 2016, https://arxiv.org/abs/1604.06174, section 4.1.
+        """
+        maps = []
+        for part in self.parts[first:end]:
+            x = checkpoint(part, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else part(x)
+            maps.append(x)
+        return maps
 
 
-class Lite0(nn.Module):
+class Lite0(Backbone):
     """EfficientNet-Lite0 without its classifier: stem, seven stages, head (1280 channels).
 
     Its batch normalisation always uses the running statistics: with statistics of the batch, an image's vector would
@@ -46,16 +61,9 @@ class Lite0(nn.Module):
             *(arguments[end].output_filters for end in self.ends),
             network._conv_head.out_channels,
         )
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """See Backbone.stages; nine maps."""
-        x = self.stem(images)
-        maps = [x]
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.ends:
-                maps.append(x)
-        return [*maps, self.head(x)]
+        begins = (0, *(end + 1 for end in self.ends))
+        stages = (nn.Sequential(*self.blocks[begin : end + 1]) for begin, end in zip(begins, self.ends, strict=False))
+        self.parts = (self.stem, *stages, self.head)
 
     def train(self, mode: bool = True) -> "Lite0":
         """Set training mode, for all but the batch normalisation."""
@@ -84,7 +92,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(inner + self.shortcut(x))
 
 
-class Small(nn.Module):
+class Small(Backbone):
     """A small residual network trained from scratch: a stem and three blocks."""
 
     def __init__(self) -> None:
@@ -96,16 +104,37 @@ class Small(nn.Module):
             nn.ReLU(),
         )
         self.blocks = nn.ModuleList(ResidualBlock(before, after) for before, after in pairwise(SMALL_CHANNELS))
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """See Backbone.stages; four maps."""
-        maps = [self.stem(images)]
-        for block in self.blocks:
-            maps.append(block(maps[-1]))
-        return maps
+        self.parts = (self.stem, *self.blocks)
 
 
-class SwinT(nn.Module):
+class SwinPatches(nn.Module):
+    """The patch embedding of a Swin as a map."""
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, C, S/4, S/4)."""
+        tokens, (height, width) = self.embeddings(images)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))  # type: ignore[no-any-return]
+
+
+class SwinStage(nn.Module):
+    """One stage of a Swin from map to map; `norm` follows the last one."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        tokens, after = self.layer(x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3]))[:2]
+        return self.norm(tokens).transpose(1, 2).reshape(after.shape)  # type: ignore[no-any-return]
+
+
+class SwinT(Backbone):
     """Swin-T (Liu et al. 2021, https://arxiv.org/abs/2103.14030), the paper's backbone, through transformers."""
 
     def __init__(self, image_size: int) -> None:
@@ -120,19 +149,15 @@ class SwinT(nn.Module):
         self.model = SwinModel(SwinConfig(image_size=image_size), add_pooling_layer=False)
         first = self.model.config.embed_dim
         self.channels = tuple(first * 2**stage for stage in (0, 1, 2, 3, 3))
-
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """See Backbone.stages; the patch embedding and the four stages' outputs, the last one normalised."""
-        output = self.model(images, output_hidden_states=True)
-        *early, last = output.reshaped_hidden_states
-        normalised = output.last_hidden_state.transpose(1, 2).reshape(last.shape)
-        return [*early, normalised]
+        norms = [*(nn.Identity() for _ in self.model.encoder.layers[1:]), self.model.layernorm]
+        stages = map(SwinStage, self.model.encoder.layers, norms)
+        self.parts = (SwinPatches(self.model.embeddings), *stages)
 
 
-def build_backbone(name: str, image_size: int) -> nn.Module:
+def build_backbone(name: str, image_size: int) -> Backbone:
     """The backbone `name` with random weights. Raises ValueError for an unknown name."""
     if name == "lite0":
-        backbone: nn.Module = Lite0(image_size)
+        backbone: Backbone = Lite0(image_size)
     elif name == "small":
         backbone = Small()
     elif name == "swin_t":

@@ -15,7 +15,10 @@ from model.courier.objective import BatchTensors, Objective, gather, gather_imag
 from model.courier.rival_losses import nt_xent
 
 NEGATIVES = ("all", "category")
-ATTENTIONS = {"cross": IntentionReconstruction, "self": SequencePrediction}
+ATTENTIONS: dict[str, type[IntentionReconstruction] | type[SequencePrediction]] = {
+    "cross": IntentionReconstruction,
+    "self": SequencePrediction,
+}
 ORDERS = ("newest", "random")
 SELF_TEMPERATURE = 0.2  # SimCLR's
 
@@ -66,9 +69,7 @@ class BehaviourObjective(Objective):
 
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:
         """See Objective.losses; (terms,). Of several views the losses of behaviour see the first."""
-        seen = vectors[: len(batch.images)]
-        if self.projection is not None:
-            seen = F.normalize(self.projection(seen).float(), dim=1)
+        seen = self._seen(vectors[: len(batch.images)])
         # F.embedding, not indexing: the backward of indexing adds in no fixed order, and the loss curve would vary.
         page, history = F.embedding(batch.page, seen), F.embedding(batch.history, seen)
         place = self._place_of_newest(batch.remembered)
@@ -82,6 +83,21 @@ class BehaviourObjective(Objective):
             self._click_prediction(self.click_head(rebuilt, page), batch),
         ]
         return torch.stack([*terms, self._between_views(vectors, batch)] if self.views == 2 else terms)
+
+    @torch.no_grad()
+    def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float:
+        """See Objective.attention_entropy; over the images shown to users with at least two clicks."""
+        seen = self._seen(vectors)
+        page, history = F.embedding(batch.page, seen), F.embedding(batch.history, seen)
+        return self.intention.entropy(*map(gather, (page, history, batch.remembered, batch.shown)))
+
+    def figures(self, batch: BatchTensors) -> dict[str, float]:
+        """See Objective.figures; the attention's entropy is over all rows."""
+        return super().figures(batch) | {"attention_entropy": round(self.attention_entropy(self.seen, batch), 4)}
+
+    def _seen(self, vectors: Tensor) -> Tensor:
+        """What the losses of behaviour see of these vectors."""
+        return vectors if self.projection is None else F.normalize(self.projection(vectors).float(), dim=1)
 
     def _place_of_newest(self, remembered: Tensor) -> Tensor:
         """(R, 1), which click of each history is to be rebuilt: the newest, or any."""

@@ -11,7 +11,10 @@ class CourierConfig:
 
     method: str = "courier"  # one of model.courier.methods.METHODS
     backbone: str = "lite0"  # lite0 | small | swin_t
-    trainable: str = "head"  # head: the backbone is frozen and its activations are computed once | all
+    # head: the backbone is frozen and its features are computed once | upper: its first `frozen_parts` are, and their
+    # activations lie on disk | all
+    trainable: str = "head"
+    frozen_parts: int = 6  # of lite0's 9, small's 4 or swin_t's 5
     backbone_weights: str = "imagenet"  # imagenet | random | a local path (swin_t)
     image_size: int = 96
     width: int = EMBEDDING_DIM
@@ -45,4 +48,7 @@ class CourierConfig:
     warmup_steps: int = 50
     learning_rate: float = 3e-4
     weight_decay: float = 1e-6
+    chunk_images: int = 0  # gradient caching: encode so many images at a time, twice; 0: all at once
+    recompute_activations: bool = False  # activation checkpointing of the backbone
+    precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU | fp32 | bf16 | fp16
     seed: int = 0

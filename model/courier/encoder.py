@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import artifact
-from model.courier.backbones import build_backbone
+from model.courier.backbones import Backbone, build_backbone
 from model.courier.config import CourierConfig
 from model.space import Preprocessing, space_id
 
 KIND = "pretrain"
 WEIGHTS = "weights.safetensors"
 HEADS = ("linear", "mlp")
-TRAINABLE = ("head", "all")
+TRAINABLE = ("head", "upper", "all")
 PRODUCT_CHANNELS = 80  # up to the fourth stage of Lite0; wider maps have more products than images to learn from
 BASIS_IMAGES = 3000  # more change the leading components little and cost their cube
 MIN_SCALE = 1e-6  # a feature that never varies on the training images is divided by one, not by nothing
@@ -33,6 +33,8 @@ class Encoder(nn.Module):
     the narrow (early) maps' channels, which tell colour and texture (Gatys et al. 2016, eq. 3). `last` is the mean of
     the last map alone, as in the paper.
     components: the head sees so many principal components of the standardised features; 0: the features themselves.
+    frozen_parts: so many of the backbone's first parts are never trained, and always run in evaluation mode.
+    recompute: trade time for memory while training; see backbones.run_parts.
     """
 
     feature_mean: Tensor
@@ -41,7 +43,7 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         *,
         pooling: str,
         head: str,
@@ -49,12 +51,16 @@ class Encoder(nn.Module):
         width: int,
         components: int = 0,
         dropout: float = 0.0,
+        frozen_parts: int = 0,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.frozen_parts = frozen_parts
+        self.recompute = recompute
         self.width = width
         self.pooling = pooling
-        channels: tuple[int, ...] = backbone.channels  # type: ignore[assignment]
+        channels = backbone.channels
         self.feature_width = _statistics_width(channels) if pooling == "statistics" else channels[-1]
         self.components = components
         self.register_buffer("feature_mean", torch.zeros(self.feature_width))
@@ -65,10 +71,22 @@ class Encoder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """images: (N, 3, S, S) normalised -> (N, feature_width)."""
-        maps: list[Tensor] = self.backbone.stages(images)  # type: ignore[operator]
         if self.pooling == "last":
-            return maps[-1].float().mean((2, 3))
+            return self._features_above(self.below(images))
+        maps = self.backbone.stages(images, recompute=self.recompute)
         return torch.cat([pooled for one in maps for pooled in _statistics(one.float())], dim=1)
+
+    def below(self, images: Tensor) -> Tensor:
+        """images: (N, 3, S, S) normalised -> the map (N, C, H, W) after the frozen parts; the images without any."""
+        with torch.no_grad():
+            return self.backbone.stages(images, 0, self.frozen_parts)[-1] if self.frozen_parts else images
+
+    def above(self, below: Tensor) -> Tensor:
+        """What `below` gave -> (N, width) of unit length; with pooling `last` only."""
+        return self.project(self._features_above(below))
+
+    def _features_above(self, below: Tensor) -> Tensor:
+        return self.backbone.stages(below, self.frozen_parts, recompute=self.recompute)[-1].float().mean((2, 3))
 
     def project(self, features: Tensor) -> Tensor:
         """features: (N, feature_width) -> (N, width) of unit length."""
@@ -105,6 +123,18 @@ class Encoder(nn.Module):
         """Leave only the head to train."""
         self.backbone.requires_grad_(False)
 
+    def freeze_parts(self) -> None:
+        """Leave only what follows the frozen parts to train."""
+        for part in self.backbone.parts[: self.frozen_parts]:
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set training mode, for all but the frozen parts."""
+        super().train(mode)
+        for part in self.backbone.parts[: self.frozen_parts]:
+            part.eval()
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedEncoder:
@@ -120,15 +150,27 @@ def build_encoder(config: CourierConfig) -> Encoder:
     """The encoder that `config` describes, with random weights. Raises ValueError for an unknown choice."""
     if config.trainable not in TRAINABLE:
         raise ValueError(f"unknown trainable part {config.trainable!r}: choose one of {', '.join(TRAINABLE)}")
+    backbone = build_backbone(config.backbone, config.image_size)
     return Encoder(
-        build_backbone(config.backbone, config.image_size),
+        backbone,
         pooling="statistics" if config.trainable == "head" else "last",
         head=config.head,
         hidden=config.hidden,
         width=config.width,
         components=config.feature_components if config.trainable == "head" else 0,
         dropout=config.feature_dropout,
+        frozen_parts=_frozen_parts(backbone, config),
+        recompute=config.recompute_activations,
     )
+
+
+def _frozen_parts(backbone: Backbone, config: CourierConfig) -> int:
+    parts = len(backbone.parts)
+    if config.trainable != "upper":
+        return 0
+    if not 1 <= config.frozen_parts < parts:
+        raise ValueError(f"frozen_parts {config.frozen_parts}: {config.backbone} has {parts}, choose 1 to {parts - 1}")
+    return config.frozen_parts
 
 
 def normalise(images: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
@@ -139,7 +181,12 @@ def normalise(images: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Te
             f"images are {images.shape[1:]} {images.dtype}, the encoder takes ({size}, {size}, 3) uint8: "
             "resize them with model.courier.images"
         )
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)  # a view: the memory already lies channels last
+    return normalise_tensor(torch.from_numpy(images), preprocessing)
+
+
+def normalise_tensor(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """images: (N, S, S, 3) uint8 -> (N, 3, S, S) float32, channels_last, on the same device."""
+    pixels = images.permute(0, 3, 1, 2)  # a view: the memory already lies channels last
     return pixels.to(torch.float32).sub_(preprocessing.mean).div_(preprocessing.scale)
 
 
@@ -153,6 +200,18 @@ def feature_batches(
         with torch.inference_mode():  # not around the yield: it would leak into the caller
             features = encoder.features(normalise(images[start : start + batch], preprocessing).to(device))
         yield features
+
+
+def activation_batches(
+    encoder: Encoder, images: npt.NDArray[np.uint8], preprocessing: Preprocessing, batch: int = 64
+) -> Iterator[npt.NDArray[np.float32]]:
+    """What the frozen parts make of the images (N, S, S, 3), in order, as (<= batch, H, W, C)."""
+    device = encoder.feature_mean.device
+    encoder.eval()
+    for start in range(0, len(images), batch):
+        with torch.inference_mode():
+            below = encoder.below(normalise(images[start : start + batch], preprocessing).to(device))
+        yield below.permute(0, 2, 3, 1).float().cpu().numpy()
 
 
 def embed_images(encoder: LoadedEncoder, images: npt.NDArray[np.uint8], batch: int = 64) -> npt.NDArray[np.float32]:

@@ -18,6 +18,8 @@ class Geometry:
     effective_rank: exp of the entropy of the centred singular values; 1..D. Roy & Vetterli 2007, definition 1.
     alignment: mean squared distance of positive pairs; 0..4.
     uniformity: log mean exp(-2 squared distance) of all pairs; 0 when collapsed.
+    attention_entropy: of the weights over a user's clicks, by that of equal weights; 1 all alike, 0 on one click; None
+    where there is no attention.
     Alignment and uniformity: Wang & Isola 2020, https://arxiv.org/abs/2005.10242, section 4.1.
     """
 
@@ -25,10 +27,11 @@ class Geometry:
     effective_rank: float
     alignment: float
     uniformity: float
+    attention_entropy: float | None = None
 
     def as_facts(self) -> dict[str, float]:
         """For a manifest."""
-        return {name: round(value, 4) for name, value in asdict(self).items()}
+        return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
 
 class Collapsed(ValueError):
@@ -37,25 +40,40 @@ class Collapsed(ValueError):
 
 def measure(vectors: Tensor, pairs: Tensor) -> Geometry:
     """vectors: (N, D) of unit length, N >= 2. pairs: (M, 2) int, rows that belong together; alignment 0 without any."""
+    return measure_pairs(vectors, vectors[pairs[:, 0]], vectors[pairs[:, 1]])
+
+
+def measure_pairs(vectors: Tensor, one: Tensor, other: Tensor) -> Geometry:
+    """vectors: (N, D) of unit length, N >= 2. one, other: (M, D), row by row what belongs together."""
     singular = torch.linalg.svdvals((vectors - vectors.mean(0)).double())
     share = singular / singular.sum().clamp(min=1e-12)
     return Geometry(
         deviation=float(vectors.std(0).mean() * vectors.shape[1] ** 0.5),
         effective_rank=float(torch.exp(-(share * torch.log(share.clamp(min=1e-12))).sum())),
-        alignment=float((vectors[pairs[:, 0]] - vectors[pairs[:, 1]]).square().sum(1).mean()) if len(pairs) else 0.0,
+        alignment=float((one - other).square().sum(1).mean()) if len(one) else 0.0,
         uniformity=_uniformity(vectors[:: max(1, len(vectors) // UNIFORMITY_SAMPLE)]),
     )
 
 
+def is_collapsed(geometry: Geometry, images: int) -> bool:
+    """Whether `images` distinct images fill too few directions or too little space."""
+    return geometry.effective_rank < _least_rank(images) or geometry.deviation < MIN_DEVIATION
+
+
 def refuse_collapse(geometry: Geometry, images: int) -> None:
-    """Raise Collapsed, with the figures, where `images` distinct images fill too few directions or too little space."""
-    least = min(MIN_EFFECTIVE_RANK, images / 16)  # a handful of images may honestly be of two or three kinds
-    if geometry.effective_rank < least or geometry.deviation < MIN_DEVIATION:
+    """Raise Collapsed, with the figures, for a collapsed encoder."""
+    if is_collapsed(geometry, images):
+        least, entropy = _least_rank(images), geometry.attention_entropy
         raise Collapsed(
             f"the encoder collapsed: effective rank {geometry.effective_rank:.2f} (at least {least:.1f}), "
-            f"deviation {geometry.deviation:.3f} (at least {MIN_DEVIATION}), uniformity {geometry.uniformity:.2f}: "
+            f"deviation {geometry.deviation:.3f} (at least {MIN_DEVIATION}), uniformity {geometry.uniformity:.2f}, "
+            f"alignment {geometry.alignment:.2f}{'' if entropy is None else f', attention entropy {entropy:.2f}'}: "
             "lower the learning rate or train on more page views"
         )
+
+
+def _least_rank(images: int) -> float:
+    return min(MIN_EFFECTIVE_RANK, images / 16)  # a handful of images may honestly be of two or three kinds
 
 
 def _uniformity(vectors: Tensor) -> float:

@@ -138,13 +138,25 @@ def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[l
     Without image_ids every image, sorted by id; else those asked for, in that order, repeats included.
     Raises ArtifactMissing or ArtifactMismatch for the artifact, ValueError for an id it does not hold.
     """
-    size = int(artifact.read(images, kind="images").config["size"])
     shards = sorted((images / "shards").glob("images-*.parquet"))
+    size = image_size(images)
     ids = _held(shards) if image_ids is None else list(image_ids)
-    rows_of: dict[str, list[int]] = {}
-    for row, image_id in enumerate(ids):
-        rows_of.setdefault(image_id, []).append(row)
     pixels = np.empty((len(ids), size, size, 3), np.uint8)
+    decode_images(images, ids, pixels)
+    return ids, pixels
+
+
+def image_size(images: Path) -> int:
+    """The side in pixels of an images artifact's images. Raises ArtifactMissing or ArtifactMismatch."""
+    return int(artifact.read(images, kind="images").config["size"])
+
+
+def decode_images(images: Path, image_ids: Sequence[str], pixels: Pixels) -> None:
+    """Put the images asked for into `pixels` (N, S, S, 3), which may be a file that is mapped; a shard at a time."""
+    shards = sorted((images / "shards").glob("images-*.parquet"))
+    rows_of: dict[str, list[int]] = {}
+    for row, image_id in enumerate(image_ids):
+        rows_of.setdefault(image_id, []).append(row)
     found = 0
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         for shard in shards:
@@ -153,7 +165,6 @@ def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[l
         held = set(_held(shards))
         absent = next(image_id for image_id in rows_of if image_id not in held)
         raise ValueError(f"{images} holds no image {absent}: rebuild the stage that asks for it")
-    return ids, pixels
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,21 @@ class IntentionReconstruction(nn.Module):
         )
         return F.normalize(self.out(rebuilt.transpose(1, 2).flatten(2)).float(), dim=-1)
 
+    def entropy(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor, shown_RQ: Tensor) -> float:
+        """The entropy of the weights over a user's clicks by that of equal weights, mean over targets shown and heads.
+
+        In [0, 1]; NaN where no user has two clicks. Arguments as for `forward`; shown: (R, Q) bool.
+        """
+        logits = self._split(self.query(target_RQD)) @ self._split(self.key(history_RHD)).transpose(2, 3)
+        logits = (logits.float() / logits.new_tensor(history_RHD.shape[2] // self.heads).sqrt()).masked_fill(
+            ~clicked_RH[:, None, None, :], float("-inf")
+        )
+        clicks_R = clicked_RH.sum(1)
+        counted_R = clicks_R >= 2
+        weights = logits[counted_R].softmax(-1)
+        share = -torch.xlogy(weights, weights).sum(-1) / clicks_R[counted_R, None, None].log()
+        return float(share.mean(1)[shown_RQ[counted_R]].mean())
+
     def _or_nothing_clicked(self, history_RHD: Tensor, clicked_RH: Tensor) -> tuple[Tensor, Tensor]:
         """One place more, first: `nothing_clicked`, which is seen where no click is. H may be 0."""
         empty_R1 = ~clicked_RH.any(1, keepdim=True)
@@ -70,6 +85,11 @@ class SequencePrediction(nn.Module):
         seen_RHD = self.among_clicks(history_RHD, history_RHD, clicked_RH)
         query_R1D = self.query.expand(len(history_RHD), 1, -1)
         return self.gather(query_R1D, seen_RHD, clicked_RH).expand(-1, target_RQD.shape[1], -1)  # type: ignore[no-any-return]
+
+    def entropy(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor, shown_RQ: Tensor) -> float:
+        """See IntentionReconstruction.entropy; of the weights by which the learned query gathers."""
+        seen_RHD = self.among_clicks(history_RHD, history_RHD, clicked_RH)
+        return self.gather.entropy(self.query.expand_as(target_RQD), seen_RHD, clicked_RH, shown_RQ)
 
 
 class ClickHead(nn.Module):

@@ -59,4 +59,5 @@ def build_objective(config: CourierConfig, views: PageViews) -> Objective:
     encoder = build_encoder(config)
     if config.trainable == "head":
         encoder.freeze_backbone()
+    encoder.freeze_parts()
     return METHODS[config.method](config, encoder, views)

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from model.courier import geometry
 from model.courier.batches import Batch
 from model.courier.encoder import Encoder
+
+FIGURE_ROWS = 64  # a singular value decomposition every ten steps must not be felt
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,11 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.encoder = encoder
         self.weights = tuple(weights)
-        self._encode: Callable[[Tensor], Tensor] = encoder.unit if from_features else encoder.forward
+        self.seen = torch.empty(0)  # the last step's vectors
+        self._encode: Callable[[Tensor], Tensor] = encoder.unit if from_features else encoder.above
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """inputs: images (U, 3, S, S), or their standardised features (U, F) -> (U, D) of unit length.
+        """inputs: images (U, 3, S, S), what Encoder.below or Encoder.standard made of them -> (U, D) of unit length.
 
         With views, U is views times the distinct images: all of the first view, then all of the second.
         """
@@ -68,7 +73,25 @@ class Objective(nn.Module, ABC):
 
     def forward(self, inputs: Tensor, batch: BatchTensors) -> Tensor:
         """Both halves: see `encode` and `losses`."""
-        return self.losses(self.encode(inputs), batch)
+        vectors = self.encode(inputs)
+        self.seen = vectors.detach()
+        return self.losses(vectors, batch)
+
+    def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float | None:  # noqa: ARG002
+        """See Geometry.attention_entropy; vectors: (U, D), as for `losses`."""
+        return None
+
+    @torch.no_grad()
+    def figures(self, batch: BatchTensors) -> dict[str, float]:
+        """The collapse figures of the last step's vectors: images shown in the first rows of the global batch."""
+        page, newest = F.embedding(batch.page, self.seen), F.embedding(batch.history[:, 0], self.seen)
+        page, newest, shown, clicked, known = (
+            gather(part)[:FIGURE_ROWS].cpu()
+            for part in (page, newest, batch.shown, batch.clicked, batch.remembered[:, 0].contiguous())
+        )
+        row, column = (clicked & known[:, None]).nonzero(as_tuple=True)
+        positives = page[row, column], newest[row]
+        return geometry.measure_pairs(page[shown].float(), *positives).as_facts()
 
 
 def gather(local: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """Pre-train the image encoder on behaviour: the pretrain stage, on one process or, under torchrun, on many."""
 
 import json
-import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,23 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 import torch
-import torch.distributed as dist
 import typer
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from model import artifact
 from model.artifact import Manifest
 from model.courier import geometry
 from model.courier.backbones import warm_start
 from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
+from model.courier.checkpoint import Checkpoint, identity_of
 from model.courier.config import CourierConfig
-from model.courier.encoder import KIND, Encoder, feature_batches, normalise, save_encoder
-from model.courier.images import load_images
+from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
+from model.courier.fit import Fit, Trained
+from model.courier.images import decode_images, image_size
+from model.courier.loader import Activations, Features, Pixels, Source, kept_on_disk
 from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
-from model.courier.progress import Curve, watched
+from model.courier.processes import Processes, running
+from model.courier.progress import watched
+from model.courier.views import FeatureViews, PixelViews, feature_versions
 from model.space import Preprocessing
 
 log = structlog.get_logger()
@@ -38,48 +38,43 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 OBJECTIVE = "objective.safetensors"  # what was trained beside the encoder
 CURVE = "loss.jsonl"
 STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean and deviation
-GEOMETRY_IMAGES = 4000  # at most, evenly spaced: the figures are means, a singular value decomposition is not free
+GEOMETRY_IMAGES = 4000  # of a larger catalogue those that some rows show: the figures are means
+GEOMETRY_ROWS = 400  # of at most ten images each
+CHECKPOINT_EVERY = 100  # steps
 
 
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """This process among those that train together."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What training leaves: the modules, the curve's lines, the seconds and the distinct images it took."""
-
-    objective: Objective
-    curve: list[dict[str, float]]
-    seconds: float
-    images: int
-
-
-def build(*, sequences: Path, images: Path, out: Path, config: CourierConfig) -> Manifest:
+def build(
+    *, sequences: Path, images: Path, out: Path, config: CourierConfig, checkpoint_every: int = CHECKPOINT_EVERY
+) -> Manifest:
     """Train on the page views of the training period and write the pretrain artifact.
 
-    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on, and
-    geometry.Collapsed where the result maps all images to nearly one place.
+    A run that was stopped goes on from its last checkpoint when it is asked for again; OUT.checkpoint holds it, and is
+    gone when the artifact is there.
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on,
+    CheckpointMismatch where another unfinished run holds the folder, and geometry.Collapsed where the result maps all
+    images to nearly one place.
     """
     config = settle(config)
     behaviour = artifact.read(sequences, kind="sequences")
     splits = behaviour.facts["splits"]
     artifact.read(images, kind="images")
     check_history(config.history, behaviour)
+    inputs = {"sequences": artifact.digest(sequences), "images": artifact.digest(images)}
     views = read_page_views(sequences, images, history=config.history)
-    _, pixels = load_images(images, views.image_ids)
     preprocessing = Preprocessing(size=config.image_size)
-    with _processes() as processes:
-        trained = train(views, pixels, preprocessing, config, processes)
-        figures = _geometry(trained.objective.encoder, views, pixels, preprocessing)
-        geometry.refuse_collapse(figures, len(views.image_ids))
+    with running() as processes:
+        identity = identity_of(asdict(config), inputs, processes.count, processes.device.type)
+        checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), identity, checkpoint_every)
+        checkpoint.read()  # refused before anything is computed
         if processes.rank == 0:
-            inputs = {"sequences": artifact.digest(sequences), "images": artifact.digest(images)}
+            checkpoint.sweep()
+        pixels = _pixels(images, views, checkpoint, processes)
+        trained = train(views, pixels, preprocessing, config, processes, checkpoint)
+        figures = _geometry(trained.objective, views, pixels, preprocessing)
+        if processes.rank == 0:
+            if geometry.is_collapsed(figures, len(views.image_ids)):
+                checkpoint.remove()  # a run that goes on from it would end here again
+            geometry.refuse_collapse(figures, len(views.image_ids))
             with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
                 draft.facts |= _save(trained, draft.path, preprocessing)
                 draft.facts |= {
@@ -91,8 +86,8 @@ def build(*, sequences: Path, images: Path, out: Path, config: CourierConfig) ->
                     "distinct_images": len(views.image_ids),
                     "collapse": figures.as_facts(),
                 }
-        if processes.count > 1:
-            dist.barrier()  # nobody reads the artifact before it is there
+            checkpoint.remove()
+        processes.wait()  # nobody reads the artifact before it is there
     return artifact.read(out, kind=KIND)
 
 
@@ -102,26 +97,22 @@ def train(
     preprocessing: Preprocessing,
     config: CourierConfig,
     processes: Processes,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
-    """Train from the config's seed; the global random state is left alone. pixels: (N, S, S, 3), images of `views`."""
+    """Train from the config's seed; the global random state is left alone. pixels: (N, S, S, 3), images of `views`.
+
+    With a checkpoint the run goes on from where that is.
+    """
     _check(config, len(views), processes.count)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         objective = build_objective(config, views).to(processes.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
-        inputs = _inputs(objective.encoder, pixels, preprocessing, config, processes.device)
+        source = _source(objective, pixels, preprocessing, config, processes, checkpoint)
         torch.manual_seed(config.seed + processes.rank)  # dropout differs from process to process
-        return _fit(objective, views, inputs, config, processes)
-
-
-def learning_rate_at(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate: linear over the warm-up, then half a cosine down to 0 after the last step.
-
-    Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5, without restarts.
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return Fit(objective, config, processes).run(
+            lambda step: _local_batch(views, config, step, processes), source, checkpoint
+        )
 
 
 def _check(config: CourierConfig, rows: int, processes: int) -> None:
@@ -133,55 +124,66 @@ def _check(config: CourierConfig, rows: int, processes: int) -> None:
         raise ValueError(f"{rows} page view to train on: the contrast needs at least 2")
 
 
-def _inputs(
-    encoder: Encoder,
+def _pixels(images: Path, views: PageViews, checkpoint: Checkpoint, processes: Processes) -> npt.NDArray[np.uint8]:
+    """The images of `views`, decoded once, into a file that is mapped: a catalogue may be larger than memory."""
+    size = image_size(images)
+    shape = (len(views.image_ids), size, size, 3)
+    return _kept("pixels", shape, np.uint8, partial(decode_images, images, views.image_ids), checkpoint, processes)
+
+
+def _source(
+    objective: Objective,
     pixels: npt.NDArray[np.uint8],
     preprocessing: Preprocessing,
     config: CourierConfig,
-    device: torch.device,
-) -> Callable[[npt.NDArray[np.int64]], Tensor]:
-    """What gives a step its input: features computed once, or images normalised as they are asked for."""
-    if config.trainable == "all":
-        # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
-        sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
-        encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
-        return lambda numbers: normalise(pixels[numbers], preprocessing).to(device)
-    features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
-    encoder.standardise_by(features, config.feature_whitening)
-    standard = encoder.standard(features)  # a fraction of the features' width: a step costs so much less
-    return lambda numbers: standard[torch.from_numpy(numbers).to(device)]
-
-
-def _fit(
-    objective: Objective,
-    views: PageViews,
-    inputs: Callable[[npt.NDArray[np.int64]], Tensor],
-    config: CourierConfig,
     processes: Processes,
-) -> Trained:
-    model: nn.Module = DistributedDataParallel(objective) if processes.count > 1 else objective
-    trainable = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_at(step, config.steps, config.warmup_steps)
-    )
-    weights = torch.tensor(objective.weights, device=processes.device)
-    half = torch.autocast(processes.device.type, torch.bfloat16, enabled=processes.device.type == "cuda")
-    model.train()
-    steps = config.steps if objective.terms else 0
-    curve = Curve(steps, objective.terms, silent=processes.rank != 0)
-    with curve.bar:
-        for step in range(steps):
-            batch = _local_batch(views, config, step, processes)
-            with half:
-                losses = model(inputs(batch.images), BatchTensors.of(batch, processes.device))
-            optimizer.zero_grad(set_to_none=True)
-            (weights * losses).sum().backward()
-            optimizer.step()
-            schedule.step()
-            curve.add(losses.detach(), weights, len(batch.images))
-    objective.eval()
-    return Trained(objective, curve.lines, curve.seconds, curve.images)
+    checkpoint: Checkpoint | None,
+) -> Source:
+    """What gives a step its input: features or activations computed once, or the images themselves, or their views."""
+    encoder, drawn = objective.encoder, {"views": objective.views, "seed": config.seed, "rank": processes.rank}
+    if config.trainable == "head":
+        features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
+        encoder.standardise_by(features, config.feature_whitening)
+        if objective.views:
+            return FeatureViews(feature_versions(encoder, pixels, preprocessing, config.seed), **drawn)
+        return Features(encoder.standard(features))  # a fraction of the features' width: a step costs so much less
+    # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
+    sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
+    encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
+    if objective.views:
+        return PixelViews(pixels, preprocessing, encoder, **drawn)
+    if config.trainable == "all":
+        return Pixels(pixels, preprocessing)
+    first = next(activation_batches(encoder, pixels[:1], preprocessing))
+
+    def fill(maps: npt.NDArray[np.float32]) -> None:
+        start = 0
+        for part in watched(activation_batches(encoder, pixels, preprocessing), "activations", len(pixels)):
+            maps[start : start + len(part)] = part
+            start += len(part)
+
+    shape = (len(pixels), *first.shape[1:])
+    return Activations(_kept("activations", shape, np.float32, fill, checkpoint, processes))
+
+
+def _kept(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: npt.DTypeLike,
+    fill: Callable[[npt.NDArray[Any]], None],
+    checkpoint: Checkpoint | None,
+    processes: Processes,
+) -> npt.NDArray[Any]:
+    """An array that is computed once a run, however often that is stopped; by one of its processes."""
+    if checkpoint is None:
+        array: npt.NDArray[Any] = np.empty(shape, dtype)
+        fill(array)
+        return array
+    path = checkpoint.folder / f"{name}-{checkpoint.identity[:12]}.npy"
+    if processes.rank == 0:
+        kept_on_disk(path, shape, dtype, fill)
+    processes.wait()
+    return kept_on_disk(path, shape, dtype, fill)
 
 
 def _local_batch(views: PageViews, config: CourierConfig, step: int, processes: Processes) -> Batch:
@@ -190,18 +192,36 @@ def _local_batch(views: PageViews, config: CourierConfig, step: int, processes: 
 
 
 def _geometry(
-    encoder: Encoder, views: PageViews, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing
+    objective: Objective, views: PageViews, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing
 ) -> geometry.Geometry:
     """Figures over the training images; positive pairs are a clicked image and the user's click before it."""
-    chosen = np.linspace(0, len(pixels) - 1, min(len(pixels), GEOMETRY_IMAGES)).astype(np.int64)
+    encoder = objective.encoder
+    chosen, rows = _measured(views)
     with torch.inference_mode():
-        batches = feature_batches(encoder, pixels[chosen], preprocessing)
-        vectors = torch.cat([encoder.project(features).cpu() for features in batches])
+        parts = (
+            encoder.project(features).cpu()
+            for part in np.array_split(chosen, -(-len(chosen) // 64))
+            for features in feature_batches(encoder, pixels[part], preprocessing)
+        )
+        vectors = torch.cat(list(parts))
     place = np.full(len(pixels) + 1, -1, np.int64)  # the last place answers for padding
     place[chosen] = np.arange(len(chosen))
     row, column = np.nonzero(views.clicked)
     pairs = np.stack([place[views.page[row, column]], place[views.history[row, 0]]], axis=1)
-    return geometry.measure(vectors, torch.from_numpy(pairs[(pairs >= 0).all(1)]))
+    figures = geometry.measure(vectors, torch.from_numpy(pairs[(pairs >= 0).all(1)]))
+    device = encoder.feature_mean.device
+    batch = take_batch(views, rows)
+    of_rows = vectors[torch.from_numpy(place[batch.images])].to(device)
+    return replace(figures, attention_entropy=objective.attention_entropy(of_rows, BatchTensors.of(batch, device)))
+
+
+def _measured(views: PageViews) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the images that are measured, and of rows that show no others: all, or those of some rows."""
+    images, rows = len(views.image_ids), len(views)
+    if images <= GEOMETRY_IMAGES:
+        return np.arange(images), np.arange(rows)[:: -(-rows // GEOMETRY_ROWS)]
+    some = np.linspace(0, rows - 1, min(rows, GEOMETRY_ROWS)).astype(np.int64)
+    return take_batch(views, some).images, some
 
 
 def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[str, Any]:
@@ -209,32 +229,14 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     state = {name: t.cpu().contiguous() for name, t in trained.objective.state_dict().items()}
     save_file({name: t for name, t in state.items() if not name.startswith("encoder.")}, folder / OBJECTIVE)
     (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve))
-    log.info(
-        "encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **(trained.curve or [{}])[-1]
-    )
+    last = trained.curve[-1] if trained.curve else {}
+    log.info("encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **last)
     return facts | {
         "seconds": round(trained.seconds, 1),
         "images_per_second": round(trained.images / trained.seconds, 1),
-        "final_loss": trained.curve[-1]["loss"] if trained.curve else None,
+        "loader_stall": round(trained.waited / trained.seconds, 4),
+        "final_loss": last.get("loss"),
     }
-
-
-@contextmanager
-def _processes() -> Iterator[Processes]:
-    """This process among those torchrun started, or alone; one GPU each where there are any."""
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
-    if count == 1:
-        yield Processes(0, 1, device)
-        return
-    if gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpu else "gloo")
-    try:
-        yield Processes(rank, count, device)
-    finally:
-        dist.destroy_process_group()
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -257,10 +259,17 @@ def pretrain(
     sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
     images: Annotated[Path, typer.Option(help="the images artifact")],
     out: Annotated[Path, typer.Option(help="where the pretrain artifact goes")],
+    checkpoint_every: Annotated[
+        int, typer.Option(help="steps between two checkpoints in OUT.checkpoint", min=1)
+    ] = CHECKPOINT_EVERY,
     setting: Annotated[list[str] | None, typer.Option("--set", help="name=value of a CourierConfig field")] = None,
 ) -> None:
-    """Pre-train the image encoder on the training period's page views."""
-    manifest = build(sequences=sequences, images=images, out=out, config=CourierConfig(**parse_settings(setting or [])))
+    """Pre-train the image encoder on the training period's page views.
+
+    The same command again goes on with a run that was stopped.
+    """
+    config = CourierConfig(**parse_settings(setting or []))
+    manifest = build(sequences=sequences, images=images, out=out, config=config, checkpoint_every=checkpoint_every)
     print(json.dumps(dict(manifest.facts), indent=1))
 
 

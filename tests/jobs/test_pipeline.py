@@ -12,6 +12,7 @@ from jobs.pipeline import Road, Stage, StageError, walk
 from jobs.presets import PRESETS
 from model import artifact
 from model.artifact import Manifest
+from model.courier.config import CourierConfig
 
 BUILT: list[str] = []
 
@@ -37,6 +38,11 @@ def build_images(out: Path, beam_args: Sequence[str] = (), retry_failed: bool = 
 
 
 def build_pretrain(out: Path, **inputs: Path) -> Manifest:
+    return _build("pretrain", out, **inputs)
+
+
+def build_pretrain_as_asked(out: Path, config: CourierConfig, **inputs: Path) -> Manifest:
+    BUILT.append(f"{config.method} with {config.heads} heads")
     return _build("pretrain", out, **inputs)
 
 
@@ -166,6 +172,24 @@ def test_two_runs_in_one_workspace_do_not_meet(road: Road) -> None:
     road.workspace.mkdir()
     with pipeline.FileLock(road.workspace / ".lock"), pytest.raises(StageError, match="another run is at work"):
         walk(road)
+
+
+def test_an_encoder_of_another_method_lies_beside_the_roads_own(road: Road, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = {stage.name: stage for stage in pipeline.STAGES}
+    asked = replace(stages["pretrain"], takes=("config",), build=f"{__name__}:build_pretrain_as_asked")
+    monkeypatch.setattr(pipeline, "STAGES", tuple((stages | {"pretrain": asked}).values()))
+    here = {name: staticmethod(made) for name, made in globals().items() if name.startswith("build_")}
+    monkeypatch.setattr(pipeline, "import_module", lambda _: type("module", (), here))
+    walk(road)
+    verb = ["pretrain", "--workspace", str(road.workspace)]
+    for options in (["--method", "simclr", "--set", "heads=2"], ["--set", "heads=2", "--method", "simclr"], []):
+        with pytest.raises(SystemExit) as stop:
+            commands.stage_main([*verb, *options])
+        assert stop.value.code == 0
+    assert [what for what in BUILT if "heads" in what] == ["courier with 4 heads", "simclr with 2 heads"]
+    assert set(walk(road).values()) == {"skipped"}
+    with pytest.raises(ValueError, match="unknown setting 'hands'"):
+        commands.stage_main([*verb, "--set", "hands=2"])
 
 
 def test_the_last_run_is_remembered(road: Road) -> None:

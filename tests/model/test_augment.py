@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.courier import augment as views
-from model.courier.augment import augment, blur, crop, draw_crops, recolour
+from model.courier.augment import augment, blur, crop, draw_crops, draw_views, recolour
 
 untimed = settings(deadline=None, max_examples=25)  # a busy machine is no failure
 
@@ -36,6 +36,17 @@ def test_a_view_keeps_shape_and_range_and_the_seed_decides_it() -> None:
     assert (view != augment(images, seeded(2))).any()
     assert (torch.random.get_rng_state() == before).all()  # the training's own draws are left alone
     assert torch.equal(images, noise())
+
+
+def test_views_of_pixels_come_view_by_view_each_drawn_anew() -> None:
+    pixels = (noise(3) * 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+    drawn, generator = draw_views(pixels, 2, seeded()), seeded()
+    assert (drawn.shape, drawn.dtype) == ((6, 16, 16, 3), pixels.dtype)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    for view in (drawn[:3], drawn[3:]):
+        expected = augment(images, generator).permute(0, 2, 3, 1) * 255
+        assert (torch.from_numpy(view) - expected).abs().max() <= 0.5 + 1e-4
+    assert (drawn[:3] != drawn[3:]).any()
 
 
 def test_each_image_is_drawn_by_itself() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.courier.batches import index_page_views, read_page_views, rows_of_step, take_batch
+from model import artifact
+from model.courier.batches import check_history, index_page_views, read_page_views, rows_of_step, take_batch
 
 IMAGES = {"a": "x", "b": "y", "c": "z", "a2": "x"}  # a and a2 share a picture; item n has none
 CATEGORIES = {"x": "lamp", "y": "hat", "z": "lamp"}
@@ -30,6 +31,22 @@ def test_a_row_whose_clicked_item_has_no_image_stays_and_one_without_any_image_g
     views = index_page_views([["a", "n"], ["n"]], [[0, 1], [1]], [[], ["a"]], IMAGES, CATEGORIES)
     assert views.page.tolist() == [[0, -1, -1, -1, -1]]
     assert not views.clicked.any()
+
+
+def test_a_history_is_cut_to_its_newest_clicks_or_padded() -> None:
+    for length, expected in ((2, [1, 0]), (4, [1, 0, 2, -1])):
+        views = index_page_views([["a"]], [[0]], [["b", "a", "n", "c"]], IMAGES, CATEGORIES, history=length)
+        assert views.history.tolist() == [expected]
+
+
+def test_a_history_longer_than_the_page_views_hold_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with artifact.write(tmp_path / "s", kind="sequences", inputs={}, config={"pretrain_history": 8}):
+        pass
+    sequences = artifact.read(tmp_path / "s", kind="sequences")
+    check_history(8, sequences)
+    for length in (0, 9):
+        with pytest.raises(ValueError, match=f"history is {length} .* last 8 clicks: give 1 to 8"):
+            check_history(length, sequences)
 
 
 def test_no_usable_row_is_refused_with_the_cure() -> None:
@@ -63,6 +80,7 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
     )
     views = read_page_views(tmp_path, tmp_path)
     assert views.image_ids == ("x", "y")
+    assert views.titles == ("Old Hat", "")
     assert views.page[:, 0].tolist() == [0, 1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.courier.intention import ClickHead, IntentionReconstruction
+from model.courier.intention import ClickHead, IntentionReconstruction, SequencePrediction
 
 WIDTH, HEADS = 8, 4
 
@@ -95,6 +95,24 @@ def test_what_is_rebuilt_has_unit_length(attention: IntentionReconstruction) -> 
 def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
     with pytest.raises(ValueError, match="10 is not a multiple of 4 heads"):
         IntentionReconstruction(10, 4, value_maps=True)
+
+
+def test_a_history_of_no_places_is_a_user_without_clicks(attention: IntentionReconstruction) -> None:
+    none = torch.zeros(2, 5, dtype=torch.bool)
+    empty = attention(vectors(2, 3), vectors(2, 0), none[:, :0])
+    torch.testing.assert_close(empty, attention(vectors(2, 3), vectors(2, 5), none))
+
+
+@pytest.mark.parametrize("length", range(6))
+def test_foretelling_equals_the_plain_loops_for_every_length_of_history(length: int) -> None:
+    torch.manual_seed(0)
+    foretell = SequencePrediction(WIDTH, HEADS, value_maps=True).requires_grad_(False)
+    history = vectors(1, 5)
+    known = list(history[0, :length])
+    seen = [slow(foretell.among_clicks, one, known) for one in known] or [foretell.gather.nothing_clicked]
+    expected = slow(foretell.gather, foretell.query, seen)
+    foretold = foretell(vectors(1, 3), history, torch.arange(5)[None, :] < length)
+    torch.testing.assert_close(foretold, expected.expand(1, 3, -1), atol=1e-5, rtol=1e-4)
 
 
 def test_the_click_head_gives_one_logit_an_image() -> None:

@@ -33,6 +33,8 @@ class Rows:
     newest_image: Tensor
     rival: Tensor | None
     newest_rival: Tensor | None
+    correction: Tensor | None
+    newest_correction: Tensor | None
     logit: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
@@ -47,6 +49,7 @@ class Rows:
             self.clicks > 0,
             self.image,
             self.rival,
+            self.correction,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -58,6 +61,7 @@ class Rows:
             self.clicks,
             self.newest_image,
             self.newest_rival,
+            self.newest_correction,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -80,7 +84,7 @@ def batches(draw: st.DrawFn) -> Rows:
     shown, clicked, image = (np.array(column).reshape(count, PAGE) for column in zip(*cells, strict=True))
     clicks = np.array(draw(st.lists(st.integers(0, HISTORY), min_size=count, max_size=count)))
     newest = np.array(draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)))
-    within = draw(st.booleans())
+    within, corrected = draw(st.booleans()), draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     return Rows(
         page=unit(rng, count, PAGE),
@@ -94,19 +98,23 @@ def batches(draw: st.DrawFn) -> Rows:
         newest_image=torch.tensor(np.where(clicks > 0, newest, -1)),
         rival=torch.tensor(image % 2) if within else None,
         newest_rival=torch.tensor(newest % 2) if within else None,
+        correction=torch.tensor(-np.log(2.0 + image), dtype=torch.float32) if corrected else None,
+        newest_correction=torch.tensor(-np.log(2.0 + newest), dtype=torch.float32) if corrected else None,
         logit=torch.tensor(rng.normal(size=(count, PAGE)), dtype=torch.float32),
     )
 
 
-def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, mask):  # type: ignore[no-untyped-def]
+def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, correction, mask):  # type: ignore[no-untyped-def]
+    def logit(i, j):  # type: ignore[no-untyped-def]
+        return float(embedded[i] @ rebuilt[j]) / TAU - (0.0 if correction is None else float(correction[i]))
+
     losses = []
     for j in anchors:
-        own = float(embedded[j] @ rebuilt[j]) / TAU
         total = 0.0
         for i in candidates:
             fair = (not mask or image[i] != image[j]) and (rival is None or rival[i] == rival[j])
             if i == j or fair:
-                total += math.exp(float(embedded[i] @ rebuilt[j]) / TAU - own)
+                total += math.exp(logit(i, j) - logit(j, j))
         losses.append(math.log(total))
     return sum(losses) / len(losses) if losses else 0.0
 
@@ -115,15 +123,14 @@ def slow_pv(rows: Rows, mask: bool) -> float:
     places = [(r, p) for r in range(len(rows.page)) for p in range(PAGE)]
     candidates = [place for place in places if rows.shown[place]]
     anchors = [(r, p) for r, p in candidates if rows.clicked[r, p] and rows.clicks[r] > 0]
-    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, mask)
+    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, rows.correction, mask)
 
 
 def slow_ucs(rows: Rows, mask: bool) -> float:
     candidates = [r for r in range(len(rows.page)) if rows.clicks[r] >= 1]
     anchors = [r for r in candidates if rows.clicks[r] >= 2]
-    return slow_contrast(
-        rows.newest, rows.rebuilt_newest, anchors, candidates, rows.newest_image, rows.newest_rival, mask
-    )
+    vectors, images = (rows.newest, rows.rebuilt_newest), (rows.newest_image, rows.newest_rival)
+    return slow_contrast(*vectors, anchors, candidates, *images, rows.newest_correction, mask)
 
 
 def slow_click(rows: Rows) -> float:
@@ -203,6 +210,8 @@ def rows_of(image: list[list[int]], clicked: list[list[bool]]) -> Rows:
         newest_image=torch.tensor(image)[:, 0],
         rival=None,
         newest_rival=None,
+        correction=None,
+        newest_correction=None,
         logit=torch.zeros(count, page),
     )
 
@@ -220,6 +229,12 @@ def test_with_rivals_given_only_they_are_negatives() -> None:
     rows.rival, rows.newest_rival = torch.tensor([[7, 7, 8], [8, 7, 8]]), torch.tensor([7, 8])
     assert rows.pv().item() == pytest.approx(math.log(3))
     assert rows.ucs().item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_image_drawn_twice_as_often_counts_half_once_corrected() -> None:
+    rows = rows_of([[1, 2, 3]], [[True, False, False]])
+    rows.correction = torch.log(torch.tensor([[0.25, 0.25, 0.5]]))  # the shares shown; the vectors are all alike
+    assert rows.pv().item() == pytest.approx(math.log(4 + 4 + 2) - math.log(4))
 
 
 def test_unclicked_images_of_the_same_page_are_negatives() -> None:

@@ -26,13 +26,16 @@ from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.behaviour import BehaviourObjective
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, load_encoder
+from model.courier.fit import learning_rate_at
 from model.courier.objective import BatchTensors, Objective
+from model.courier.processes import Processes
 
 ROOT = Path(__file__).parents[2]
 SIZE, IMAGES, ROWS = 16, 24, 60
 TINY = CourierConfig(
     backbone="small", backbone_weights="random", image_size=SIZE, batch_rows=16, steps=25, warmup_steps=5
 )
+SPEEDS = ("images_per_second", "loader_stall")
 SPLITS = {"start": "2025-01-01T00:00:00+00:00", "valid_start": "2025-01-20T00:00:00+00:00"}
 
 
@@ -175,7 +178,7 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
 
 def curve(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
+    return [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
 
 
 @pytest.mark.parametrize("trainable", ["head", "all"])
@@ -206,7 +209,7 @@ def test_the_manifest_says_what_was_trained_on_what(inputs: dict[str, Path], tmp
     assert (facts["trained_from"], facts["trained_until"]) == (SPLITS["start"], SPLITS["valid_start"])
     assert (facts["page_views"], facts["distinct_images"], facts["steps"]) == (150, IMAGES, 25)
     assert facts["encoder"] == "courier-small"
-    assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity"}
+    assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity", "attention_entropy"}
     assert (tmp_path / "out" / "objective.safetensors").is_file()
 
 
@@ -240,7 +243,7 @@ def test_a_collapsed_encoder_is_refused_with_its_figures_and_writes_nothing(
 
 
 def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
-    shares = [train.learning_rate_at(step, 100, 10) for step in range(101)]
+    shares = [learning_rate_at(step, 100, 10) for step in range(101)]
     assert shares[0] == pytest.approx(0.1)
     assert shares[9] == shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)
@@ -267,7 +270,7 @@ def test_settings_take_the_type_of_their_field() -> None:
 
 
 def test_a_batch_that_cannot_be_split_is_refused() -> None:
-    alone = train.Processes(0, 3, torch.device("cpu"))
+    alone = Processes(0, 3, torch.device("cpu"))
     pixels = np.zeros((IMAGES, SIZE, SIZE, 3), np.uint8)
     with pytest.raises(ValueError, match="batch_rows 16 can't be split over 3 processes"):
         train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone)
@@ -277,8 +280,7 @@ def test_the_processes_split_the_global_batch_without_overlap() -> None:
     views = generated_views()
     rows = rows_of_step(len(views), 16, 3, 0)
     halves = [
-        train._local_batch(views, TINY, 3, train.Processes(rank, 2, torch.device("cpu"))).page_image
-        for rank in range(2)
+        train._local_batch(views, TINY, 3, Processes(rank, 2, torch.device("cpu"))).page_image for rank in range(2)
     ]
     assert (np.concatenate(halves) == views.page[rows]).all()
 

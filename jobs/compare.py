@@ -3,8 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,18 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import compare_page, probe
+from jobs.compare_figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.commands import call
-from jobs.compare_runs import (
-    IMAGES,
-    NONE,
-    Bench,
-    Entrant,
-    Failure,
-    ask,
-    read_measured,
-    read_scores,
-    run_all,
-)
+from jobs.compare_runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
 from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, locked, recall_road, states
 from jobs.presets import PRESETS
@@ -37,50 +27,14 @@ from model.courier.methods import METHODS
 from model.courier.probe import parts_of
 from model.courier.train import parse_settings
 from model.ctr.config import MODELS
-from model.ctr.evaluate import TRUE_STYLE, TestRows, nulled
-from model.ctr.standings import (
-    Sample,
-    Samples,
-    auc_sample,
-    common,
-    level,
-    mean_sample,
-    rank_correlation,
-    share,
-    told,
-)
+from model.ctr.evaluate import TestRows
+from model.ctr.standings import Sample, auc_sample, mean_sample
 from model.ctr.train import progress_bar
 from model.metrics import UserBootstrap
 
 log = structlog.get_logger()
 
-SCHEMA: Final = 1
-PARTS: Final = ("all", "warm", "cold")
-RANKED: Final = (
-    ("popular", "auc"),
-    ("popular", "recall_at_10"),
-    ("popular", "mrr"),
-    ("category", "auc"),
-    ("page", "auc"),
-)
 DEFAULT_METHODS: Final = ",".join(METHODS)
-OUTSIDE: Final = (NONE, TRUE_STYLE)
-
-Keyed = dict[tuple[str, ...], dict[int, Sample]]  # (what, ..., part) -> seed -> figure
-
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What the runs of one label came to, by seed.
-
-    ctr: AUCs by (model, images, part), as ("lightgbm", "simscore", "warm").  probe: figures by (negatives, figure,
-    part), as ("page", "auc", "all").  facts: of each seed's pretrain artifact.
-    """
-
-    label: str
-    ctr: Keyed = field(default_factory=dict)
-    probe: Keyed = field(default_factory=dict)
-    facts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 # --- from artifacts to samples ---------------------------------------------------------------------------------------
@@ -113,12 +67,16 @@ def gather(bench: Bench, labels: Sequence[str], seeds: Sequence[int], *, bootstr
 def _probe_samples(
     questions: probe.Questions, folder: Path, bootstrap: int, seed: int
 ) -> dict[tuple[str, ...], Sample]:
-    clicks = questions.clicks
+    """Every figure in every resample; where an attribute is matched, also the AUC of the clicks that have it."""
+    clicks, measured = questions.clicks, read_measured(folder)
     draws = UserBootstrap(clicks.user, replicates=bootstrap, seed=seed)
+    values = {(kind, name): one for kind, figures in measured.items() for name, one in figures.items()}
+    if probe.MATCHED in measured:
+        asked = ~np.isnan(measured[probe.MATCHED]["auc"])
+        values[COMPARABLE, "auc"] = np.where(asked, measured[probe.POPULAR]["auc"], np.nan)
     return {
-        (kind, name, part): mean_sample(values, keep & ~np.isnan(values), draws)
-        for kind, figures in read_measured(folder).items()
-        for name, values in figures.items()
+        (*key, part): mean_sample(one, keep & ~np.isnan(one), draws)
+        for key, one in values.items()
         for part, keep in parts_of(clicks).items()
     }
 
@@ -134,112 +92,6 @@ def _is_finished(bench: Bench, label: str, seed: int) -> bool:
     except (artifact.ArtifactMissing, artifact.ArtifactMismatch):
         return False
     return True
-
-
-# --- from samples to figures -----------------------------------------------------------------------------------------
-
-
-def compare(results: Sequence[Results], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """The comparison as JSON; the first label that is no baseline is the reference, held against each of the others.
-
-    methods: for each label its probe figures and CTR gains over no images, all means over seeds (standings.level and
-    standings.told); share: of the gain that the true labels give.  order: whether Vector < SimScore < Cluster-ID.
-    against: what the reference has over each rival.  prediction: how the probe's figures and the gains are ranked
-    alike over all runs.
-    """
-    known = {result.label: result for result in results}
-    entrants = [result for result in results if result.label not in OUTSIDE]
-    gains = {result.label: _gains(result, known[NONE]) for result in results if result.label != NONE}
-    true = gains.get(TRUE_STYLE, {})
-    found = {
-        "schema": SCHEMA,
-        "reference": entrants[0].label if entrants else None,
-        "baseline": _levels(known[NONE].ctr),
-        "true_style": _told(true),
-        "methods": [_method(result, gains[result.label], true) for result in entrants],
-        "against": [_against(entrants[0], rival) for rival in entrants[1:]],
-        "prediction": _prediction(entrants, gains, bootstrap, seed),
-    }
-    plain: dict[str, Any] = nulled(found)
-    return plain
-
-
-def _gains(result: Results, none: Results) -> Keyed:
-    """What images add to the same model with the same seed: (model, images, part) -> seed -> difference of AUCs."""
-    found: Keyed = {}
-    for key, samples in result.ctr.items():
-        model, _, part = key
-        plain = none.ctr[(model, NONE, part)]
-        found[key] = {seed: sample - plain[seed] for seed, sample in samples.items() if seed in plain}
-    return found
-
-
-def _method(result: Results, gains: Keyed, true: Keyed) -> dict[str, Any]:
-    facts = [result.facts[seed] for seed in sorted(result.facts)]
-    told_gains = _told(gains)
-    for key, samples in gains.items():
-        whole = true.get((key[0], TRUE_STYLE, key[2]))
-        if whole:
-            told_gains["/".join(key)]["share"] = share(_ordered(samples), _ordered(whole))
-    return {
-        "label": result.label,
-        "seeds": sorted(result.facts),
-        "encoder": facts[0]["encoder"],
-        "steps": facts[0]["steps"],
-        "seconds": float(np.mean([one["seconds"] for one in facts])),
-        "collapse": {name: float(np.mean([one["collapse"][name] for one in facts])) for name in facts[0]["collapse"]},
-        "probe": _levels(result.probe),
-        "gains": told_gains,
-        "order": {model: _order(result, model) for model in dict.fromkeys(key[0] for key in gains)},
-    }
-
-
-def _order(result: Results, model: str) -> dict[str, Any]:
-    """Whether Vector < SimScore < Cluster-ID in the mean over seeds, and how sure each of the two steps is."""
-    steps = {}
-    for less, more in pairwise(IMAGES):
-        pair = (result.ctr[(model, images, "all")] for images in (more, less))
-        steps[f"{more} over {less}"] = told(common(*pair))
-    return {"holds": all(step["value"] > 0 for step in steps.values()), **steps}
-
-
-def _against(ours: Results, theirs: Results) -> dict[str, Any]:
-    """The reference less a rival, for every seed that both have."""
-    found: dict[str, Any] = {"rival": theirs.label}
-    for what in ("ctr", "probe"):
-        mine, other = getattr(ours, what), getattr(theirs, what)
-        pairs = {key: common(mine[key], other[key]) for key in mine if key in other}
-        found[what] = {"/".join(key): told(samples) for key, samples in pairs.items() if samples}
-    return found
-
-
-def _prediction(
-    entrants: Sequence[Results], gains: Mapping[str, Keyed], bootstrap: int, seed: int
-) -> list[dict[str, Any]]:
-    runs = [(result, k) for result in entrants for k in sorted(result.facts)]
-    found = []
-    for kind, name in RANKED:
-        for model, images, part in gains[entrants[0].label] if entrants else ():
-            if part != "all":
-                continue
-            left = [result.probe[(kind, name, "all")][k].value for result, k in runs]
-            right = [gains[result.label][(model, images, "all")][k].value for result, k in runs]
-            labels = [result.label for result, _ in runs]
-            figures = rank_correlation(left, right, labels, replicates=bootstrap, seed=seed)
-            found.append({"probe": f"{kind}/{name}", "gain": f"{model}/{images}", **figures})
-    return found
-
-
-def _ordered(samples: Samples) -> list[Sample]:
-    return [samples[seed] for seed in sorted(samples)]
-
-
-def _levels(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
-    return {"/".join(key): level(_ordered(each)) for key, each in samples.items()}
-
-
-def _told(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
-    return {"/".join(key): told(_ordered(each)) for key, each in samples.items()}
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -356,7 +208,7 @@ def _summed(
         },
         "settings": {entrant.label: dict(entrant.settings) for entrant in entrants},
         "bootstrap": bootstrap,
-        "probe": {"period": bench.period, "match": bench.match.name if bench.match else None},
+        "asked": {"period": bench.period, "match": bench.match.name if bench.match else None},
         "failures": [asdict(failure) for failure in failures],
     }
     reports = road.workspace / "reports"
@@ -369,11 +221,11 @@ def _summed(
 
 def print_tables(found: Mapping[str, Any]) -> None:
     """The comparison's tables on stdout."""
-    console = Console(width=max(160, shutil.get_terminal_size().columns))
+    console = Console(width=max(180, shutil.get_terminal_size().columns))  # a cell is never cut
     for sheet in compare_page.sheets(found):
         table = Table(title=sheet.title, caption=sheet.caption)
         for number, name in enumerate(sheet.columns):
-            table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+            table.add_column(name.replace(", ", ",\n"), justify="left" if number == 0 else "right", no_wrap=True)
         for line in sheet.lines:
             table.add_row(*line)
         console.print(table)

@@ -17,6 +17,7 @@ NEGATIVES: Final = {
     "matched": "50 alike",
     "page": "of the same page",
 }
+FIGURES: Final = {"auc": "AUC", "recall_at_10": "recall@10", "mrr": "MRR"}
 SMALL: Final = 0.01  # the p-value that the comparison aims at
 COLOURS: Final = ("#0072B2", "#C44E00", "#009E73", "#8C5A9E", "#E69F00", "#444444", "#56B4E9", "#B03060")
 
@@ -35,12 +36,15 @@ class Sheet:
 
 def sheets(found: Found) -> list[Sheet]:
     """The comparison's tables. found: what comparison.json holds."""
-    models = list(dict.fromkeys(key.split("/")[0] for key in found["baseline"]))
-    tables = [_probe_sheet(found)]
-    for model in models:
-        tables += [_gain_sheet(found, model), *([_against_sheet(found, model)] if found["against"] else [])]
-        tables.append(_order_sheet(found, model))
-    return [*tables, _prediction_sheet(found)]
+    models = _models(found)
+    tables = [_probe_sheet(found), *(_gain_sheet(found, model) for model in models)]
+    if found["against"]:
+        tables += _against_sheets(found, models)
+    return [*tables, *(_order_sheet(found, model) for model in models), _prediction_sheet(found)]
+
+
+def _models(found: Found) -> list[str]:
+    return list(dict.fromkeys(key.split("/")[0] for key in found["baseline"]))
 
 
 def headline(found: Found) -> str:
@@ -48,9 +52,8 @@ def headline(found: Found) -> str:
     rivals, reference = found["against"], found["reference"]
     if not rivals:
         return "There is nothing that the runs could be held against."
-    models = list(dict.fromkeys(key.split("/")[0] for key in found["baseline"]))
     told = []
-    for model in models:
+    for model in _models(found):
         for images in ("simscore", "cluster_id"):
             figures = [rival["ctr"].get(f"{model}/{images}/all") for rival in rivals]
             above = sum(1 for one in figures if one and _is_sure(one) and one["value"] > 0)
@@ -76,96 +79,91 @@ def render(found: Found) -> str:
 def _probe_sheet(found: Found) -> Sheet:
     kinds = [kind for kind in NEGATIVES if any(f"{kind}/auc/all" in one["probe"] for one in found["methods"])]
     columns = [f"{NEGATIVES[kind]}, {part}" for kind in kinds for part in ("warm", "cold")]
+    left = any(one["left"] for one in found["methods"])
     lines = []
     for one in found["methods"]:
         cells = [_level(one["probe"].get(f"{kind}/auc/{part}")) for kind in kinds for part in ("warm", "cold")]
-        lines.append((one["label"], _seeds(one), f"{one['steps']:,}", f"{one['seconds']:.0f}", *cells))
-    period, match = found["probe"]["period"], found["probe"]["match"]
-    caption = f"mean over seeds, spread over seeds; clicks of the {period} period" + (
-        f"; alike in {match}" if match else ""
+        cells += [_percent(one["left"].get(part)) for part in ("warm", "cold") if left]
+        lines.append((one["label"], str(len(one["seeds"])), f"{one['steps']:,}", f"{one['seconds']:.0f}", *cells))
+    more = [f"left when alike, {part}" for part in ("warm", "cold") if left]
+    caption = f"mean over seeds ± spread over seeds; clicks of the {found['asked']['period']} period" + (
+        f"; left: share of the AUC above chance among negatives alike in {found['asked']['match']}" if left else ""
     )
-    return Sheet("Probe: AUC of the next click", caption, ("encoder", "seeds", "steps", "seconds", *columns), lines)
+    columns = ["encoder", "seeds", "steps", "training s", *columns, *more]
+    return Sheet("Probe: the AUC of the next click", caption, tuple(columns), lines)
 
 
 def _gain_sheet(found: Found, model: str) -> Sheet:
-    columns = ["encoder"]
-    for images in GAINS:
-        columns += [IMAGES[images], "95 % CI", "spread"]
-    columns += ["cold SimScore", "cold cluster ID", "of true style: SimScore", "cluster ID"]
+    sure, parts = any("share" in gain for one in found["methods"] for gain in one["gains"].values()), ("warm", "cold")
+    columns = ["encoder", *(IMAGES[images] for images in GAINS)]
+    columns += [f"{IMAGES[images]}, {part}" for images in GAINS[1:] for part in parts]
+    columns += [f"{IMAGES[images]}, of true style" for images in GAINS[1:] if sure]
     lines = []
     for one in found["methods"]:
-        cells: list[str] = []
-        for images in GAINS:
-            gain = one["gains"].get(f"{model}/{images}/all")
-            cells += [_gain(gain), _between(gain), _spread(gain)]
-        cells += [_gain(one["gains"].get(f"{model}/{images}/cold")) for images in GAINS[1:]]
-        cells += [_share(one["gains"].get(f"{model}/{images}/all")) for images in GAINS[1:]]
+        gains = {key.removeprefix(f"{model}/"): gain for key, gain in one["gains"].items()}
+        cells = [_difference(gains.get(f"{images}/all"), spread=True) for images in GAINS]
+        cells += [_difference(gains.get(f"{images}/{part}")) for images in GAINS[1:] for part in parts]
+        cells += [_percent((gains.get(f"{images}/all") or {}).get("share")) for images in GAINS[1:] if sure]
         lines.append((one["label"], *cells))
-    if true := found["true_style"].get(f"{model}/true_style/all"):
-        lines.append(
-            ("true style", *["-"] * 6, _gain(true), _between(true), _spread(true), *["-"] * 2, "100 %", "100 %")
-        )
+    true = {part: found["true_style"].get(f"{model}/true_style/{part}") for part in ("all", *parts)}
+    if true["all"]:
+        cells = ["", "", _difference(true["all"], spread=True), "", ""]
+        lines.append(("true style", *cells, *(_difference(true[part]) for part in parts), *["", "100%"] * sure))
     plain = found["baseline"][f"{model}/none/all"]["value"]
-    caption = f"points (AUC x 100) over the same model without images, AUC {plain:.4f}; mean over seeds"
-    return Sheet(f"{MODELS.get(model, model)}: AUC gain of images", caption, tuple(columns), lines)
+    caption = f"points (AUC x 100) over the same model without images, whose AUC is {plain:.4f}; 95 % CI; ± spread"
+    return Sheet(f"{MODELS.get(model, model)}: what images add", caption, tuple(columns), lines)
 
 
-def _against_sheet(found: Found, model: str) -> Sheet:
-    columns = [f"{found['reference']} less"]
-    kept = [f"{model}/{images}/all" for images in GAINS]
-    asked = [f"{kind}/auc/{part}" for kind in ("popular", "matched") for part in ("warm", "cold")]
-    asked = [key for key in asked if any(key in rival["probe"] for rival in found["against"])]
-    for key in kept:
-        columns += [IMAGES[key.split("/")[1]], "95 % CI", "p"]
-    for key in asked:
-        kind, _, part = key.split("/")
-        columns += [f"probe, {NEGATIVES[kind]}, {part}", "p"]
-    lines = []
-    for rival in found["against"]:
-        cells: list[str] = []
-        for key in kept:
-            one = rival["ctr"].get(key)
-            cells += [_gain(one), _between(one), _p(one)]
-        for key in asked:
-            one = rival["probe"].get(key)
-            cells += [_gain(one), _p(one)]
-        lines.append((rival["rival"], *cells))
-    caption = "differences of AUCs in points, paired: the same resamples of users for both and for all seeds"
-    return Sheet(f"{MODELS.get(model, model)}: {found['reference']} against the others", caption, tuple(columns), lines)
+def _against_sheets(found: Found, models: Sequence[str]) -> list[Sheet]:
+    """The reference less each rival: with each CTR model, and by the probe."""
+    keys = {f"with {MODELS.get(model, model)}": [f"{model}/{images}/all" for images in GAINS] for model in models}
+    keys["by the probe"] = [f"{kind}/auc/{part}" for kind in NEGATIVES for part in ("warm", "cold")]
+    tables = []
+    for by, asked in keys.items():
+        what = "probe" if by == "by the probe" else "ctr"
+        asked = [key for key in asked if any(key in rival[what] for rival in found["against"])]
+        columns = ["less"]
+        for kind, name, part in (key.split("/") for key in asked):
+            columns += [IMAGES[name] if what == "ctr" else f"{NEGATIVES[kind]}, {part}", "p"]
+        lines = []
+        for rival in found["against"]:
+            pairs = [(_difference(rival[what].get(key)), _p(rival[what].get(key))) for key in asked]
+            lines.append((rival["rival"], *(cell for pair in pairs for cell in pair)))
+        caption = "differences of AUCs in points, 95 % CI: the same resamples of users for both and for all their seeds"
+        tables.append(Sheet(f"{found['reference']} against the others, {by}", caption, tuple(columns), lines))
+    return tables
 
 
 def _order_sheet(found: Found, model: str) -> Sheet:
-    lines = []
     steps = [f"{more} over {less}" for less, more in pairwise(GAINS)]
+    lines = []
     for one in found["methods"]:
         order = one["order"][model]
-        cells = [cell for step in steps for cell in (_gain(order[step]), _between(order[step]), _p(order[step]))]
+        cells = [cell for step in steps for cell in (_difference(order[step]), _p(order[step]))]
         lines.append((one["label"], "yes" if order["holds"] else "no", *cells))
     columns = ["encoder", "holds"]
     for less, more in pairwise(GAINS):
-        columns += [f"{IMAGES[more]} over {IMAGES[less]}", "95 % CI", "p"]
+        columns += [f"{IMAGES[more]} over {IMAGES[less]}", "p"]
     title = f"{MODELS.get(model, model)}: vector < SimScore < cluster ID?"
-    return Sheet(title, "differences of AUCs in points", tuple(columns), lines)
+    return Sheet(title, "differences of AUCs in points, 95 % CI", tuple(columns), lines)
 
 
 def _prediction_sheet(found: Found) -> Sheet:
+    """Rank correlations, a line for each figure of the probe and a column for each gain."""
+    gains = list(dict.fromkeys(one["gain"] for one in found["prediction"]))
+    known = {(one["probe"], one["gain"]): one for one in found["prediction"]}
     lines = []
-    for one in found["prediction"]:
-        kind, name = one["probe"].split("/")
-        model, images = one["gain"].split("/")
-        value = "-" if one["value"] is None else f"{one['value']:+.2f}"
-        between = "-" if one["ci_low"] is None else f"{one['ci_low']:+.2f} to {one['ci_high']:+.2f}"
-        named = f"{name.replace('_at_', '@').replace('auc', 'AUC').replace('mrr', 'MRR')}, {NEGATIVES[kind]}"
-        gain = f"{IMAGES[images]} ({MODELS.get(model, model)})"
-        lines.append((named, gain, value, between, str(one["runs"]), str(one["methods"])))
-    columns = ("probe", "gain", "Spearman", "95 % CI", "runs", "encoders")
-    return Sheet(
-        "Does the probe foretell the gain?", "the interval resamples encoders with all their seeds", columns, lines
+    for asked in dict.fromkeys(one["probe"] for one in found["prediction"]):
+        kind, name = asked.split("/")
+        named = f"{FIGURES[name]}, {NEGATIVES[kind]}"
+        lines.append((named, *(_correlation(known[asked, gain]) for gain in gains)))
+    columns = [f"{IMAGES[gain.split('/')[1]]}, {MODELS.get(gain.split('/')[0], '')}" for gain in gains]
+    some = found["prediction"][0] if found["prediction"] else {"runs": 0, "methods": 0}
+    caption = (
+        f"Spearman's rank correlation over {some['runs']} runs; 95 % CI by resampling the {some['methods']} encoders "
+        "with all their seeds"
     )
-
-
-def _seeds(one: Found) -> str:
-    return str(len(one["seeds"]))
+    return Sheet("Does the probe foretell what images add?", caption, ("probe", *columns), lines)
 
 
 def _level(figure: Found | None) -> str:
@@ -174,28 +172,30 @@ def _level(figure: Found | None) -> str:
     return f"{figure['value']:.4f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.4f}")
 
 
-def _gain(figure: Found | None) -> str:
-    return "-" if figure is None else points(figure["value"])
-
-
-def _between(figure: Found | None) -> str:
-    return "-" if figure is None else interval(figure)
-
-
-def _spread(figure: Found | None) -> str:
-    return "-" if figure is None or figure["spread"] is None else f"{figure['spread'] * POINTS:.2f}"
+def _difference(figure: Found | None, *, spread: bool = False) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    more = f" ± {figure['spread'] * POINTS:.2f}" if spread and figure["spread"] is not None else ""
+    return f"{points(figure['value'])} ({interval(figure)}){more}"
 
 
 def _p(figure: Found | None) -> str:
     return "-" if figure is None else p_text(figure["p_value"])
 
 
-def _share(figure: Found | None) -> str:
-    found = None if figure is None else figure.get("share")
-    if found is None or found["value"] is None:
+def _percent(figure: Found | None) -> str:
+    if figure is None or figure["value"] is None:
         return "-"
-    low, high = (f"{found[end]:.0%}" for end in ("ci_low", "ci_high"))
-    return f"{found['value']:.0%} ({low} to {high})"
+    return f"{figure['value']:.0%}" + (
+        "" if figure["ci_low"] is None else f" ({figure['ci_low']:.0%} to {figure['ci_high']:.0%})"
+    )
+
+
+def _correlation(figure: Found) -> str:
+    if figure["value"] is None:
+        return "-"
+    between = "" if figure["ci_low"] is None else f" ({figure['ci_low']:+.2f} to {figure['ci_high']:+.2f})"
+    return f"{figure['value']:+.2f}{between}"
 
 
 def _is_sure(figure: Found) -> bool:
@@ -207,7 +207,7 @@ def _is_sure(figure: Found) -> bool:
 
 def gains_figure(found: Found) -> Figure:
     """Each encoder's gains in points with their 95 % intervals, a panel for each image input; small marks are seeds."""
-    model = next(iter(found["baseline"])).split("/")[0]
+    model = _models(found)[0]
     methods = found["methods"]
     figure = Figure(figsize=(10, 1.4 + 0.36 * len(methods)), layout="constrained")
     panels = figure.subplots(1, len(GAINS), sharey=True, squeeze=False)[0]
@@ -232,7 +232,7 @@ def gains_figure(found: Found) -> Figure:
 
 def prediction_figure(found: Found) -> Figure:
     """The probe's AUC against popularity's negatives beside the gain, a mark a run, a panel for each image input."""
-    model = next(iter(found["baseline"])).split("/")[0]
+    model = _models(found)[0]
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     panels: Sequence[Any] = figure.subplots(1, len(GAINS), squeeze=False)[0]
     for axes, images in zip(panels, GAINS, strict=True):

@@ -121,12 +121,25 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
     paths = {step: folder / step for step in STEPS}
     config = settle(replace(bench.pretrain, seed=seed, **entrant.settings))
     behaviour = {"sequences": bench.sequences, "images": bench.images}
-    ensure(paths["pretrain"], behaviour, asdict(config), lambda out: train.build(**behaviour, out=out, config=config))
-    pictures = {"pretrain": paths["pretrain"], "images": bench.images}
-    ensure(paths["embed"], pictures, None, lambda out: embed.build(**pictures, out=out))
-    codes = {"embed": paths["embed"], "sequences": bench.sequences}
+    ensure(
+        paths["pretrain"],
+        behaviour,
+        asdict(config),
+        lambda out: train.build(sequences=bench.sequences, images=bench.images, out=out, config=config),
+    )
+    ensure(
+        paths["embed"],
+        {"pretrain": paths["pretrain"], "images": bench.images},
+        None,
+        lambda out: embed.build(pretrain=paths["pretrain"], images=bench.images, out=out),
+    )
     codebook = replace(bench.cluster, seed=seed)
-    ensure(paths["cluster"], codes, asdict(codebook), lambda out: cluster.build(**codes, out=out, config=codebook))
+    ensure(
+        paths["cluster"],
+        {"embed": paths["embed"], "sequences": bench.sequences},
+        asdict(codebook),
+        lambda out: cluster.build(embed=paths["embed"], sequences=bench.sequences, out=out, config=codebook),
+    )
     asked = behaviour | {"embed": paths["embed"]}
     ensure(paths[PROBE], asked, _probed(bench), lambda out: probe_run(bench, out, asked))
     clicks = {"rows": bench.rows, "embed": paths["embed"], "cluster": paths["cluster"]}

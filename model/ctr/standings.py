@@ -34,6 +34,10 @@ class Sample:
     def __sub__(self, other: "Sample") -> "Sample":
         return Sample(self.value - other.value, self.drawn - other.drawn)
 
+    def above(self, floor: float) -> "Sample":
+        """What it has over a number that is the same in every resample, as chance is."""
+        return Sample(self.value - floor, self.drawn - floor)
+
 
 def auc_sample(rows: TestRows, scores: NDArray[Any], keep: Bools, draws: UserBootstrap) -> Sample:
     """The AUC of the kept rows. scores: (n,); keep: (n,); draws: over rows.users."""

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs import compare_page, probe
-from jobs.compare_figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.commands import call
+from jobs.compare_figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.compare_runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
 from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, locked, recall_road, states

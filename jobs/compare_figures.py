@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Final
 
 import numpy as np
@@ -73,7 +73,8 @@ def _gains(result: Results, none: Results) -> Keyed:
     for key, samples in result.ctr.items():
         model, _, part = key
         plain = none.ctr[(model, NONE, part)]
-        found[key] = {seed: sample - plain[seed] for seed, sample in samples.items() if seed in plain}
+        pairs = {seed: sample - plain[seed] for seed, sample in samples.items() if seed in plain}
+        found |= {key: pairs} if pairs else {}
     return found
 
 
@@ -131,17 +132,18 @@ def _against(ours: Results, theirs: Results) -> dict[str, Any]:
 def _prediction(
     entrants: Sequence[Results], gains: Mapping[str, Keyed], bootstrap: int, seed: int
 ) -> list[dict[str, Any]]:
-    runs = [(result, k) for result in entrants for k in sorted(result.facts)]
     found = []
-    for kind, name in RANKED:
-        for model, images, part in gains[entrants[0].label] if entrants else ():
-            if part != "all":
-                continue
-            left = [result.probe[(kind, name, "all")][k].value for result, k in runs]
-            right = [gains[result.label][(model, images, "all")][k].value for result, k in runs]
-            labels = [result.label for result, _ in runs]
-            figures = rank_correlation(left, right, labels, replicates=bootstrap, seed=seed)
-            found.append({"probe": f"{kind}/{name}", "gain": f"{model}/{images}", **figures})
+    variants = dict.fromkeys(key for one in entrants for key in gains[one.label] if key[2] == "all")
+    for (kind, name), variant in product(RANKED, variants):
+        runs = [(one, k, gain) for one in entrants for k, gain in gains[one.label].get(variant, {}).items()]
+        figures = rank_correlation(
+            [one.probe[kind, name, "all"][k].value for one, k, _ in runs],
+            [gain.value for _, _, gain in runs],
+            [one.label for one, _, _ in runs],
+            replicates=bootstrap,
+            seed=seed,
+        )
+        found.append({"probe": f"{kind}/{name}", "gain": "/".join(variant[:2]), **figures})
     return found
 
 

@@ -18,6 +18,7 @@ NEGATIVES: Final = {
     "page": "of the same page",
 }
 FIGURES: Final = {"auc": "AUC", "recall_at_10": "recall@10", "mrr": "MRR"}
+PAIRED: Final = "the same resamples of users for both and for all their seeds"
 SMALL: Final = 0.01  # the p-value that the comparison aims at
 COLOURS: Final = ("#0072B2", "#C44E00", "#009E73", "#8C5A9E", "#E69F00", "#444444", "#56B4E9", "#B03060")
 
@@ -37,9 +38,9 @@ class Sheet:
 def sheets(found: Found) -> list[Sheet]:
     """The comparison's tables. found: what comparison.json holds."""
     models = _models(found)
-    tables = [_probe_sheet(found), *(_gain_sheet(found, model) for model in models)]
+    tables = [_probe_sheet(found), *(make(found, model) for model in models for make in (_gain_sheet, _warmth_sheet))]
     if found["against"]:
-        tables += _against_sheets(found, models)
+        tables += [*(_against_sheet(found, model) for model in models), _against_probe_sheet(found)]
     return [*tables, *(_order_sheet(found, model) for model in models), _prediction_sheet(found)]
 
 
@@ -94,44 +95,51 @@ def _probe_sheet(found: Found) -> Sheet:
 
 
 def _gain_sheet(found: Found, model: str) -> Sheet:
-    sure, parts = any("share" in gain for one in found["methods"] for gain in one["gains"].values()), ("warm", "cold")
+    sure = any("share" in gain for one in found["methods"] for gain in one["gains"].values())
     columns = ["encoder", *(IMAGES[images] for images in GAINS)]
-    columns += [f"{IMAGES[images]}, {part}" for images in GAINS[1:] for part in parts]
     columns += [f"{IMAGES[images]}, of true style" for images in GAINS[1:] if sure]
     lines = []
     for one in found["methods"]:
-        gains = {key.removeprefix(f"{model}/"): gain for key, gain in one["gains"].items()}
-        cells = [_difference(gains.get(f"{images}/all"), spread=True) for images in GAINS]
-        cells += [_difference(gains.get(f"{images}/{part}")) for images in GAINS[1:] for part in parts]
-        cells += [_percent((gains.get(f"{images}/all") or {}).get("share")) for images in GAINS[1:] if sure]
-        lines.append((one["label"], *cells))
-    true = {part: found["true_style"].get(f"{model}/true_style/{part}") for part in ("all", *parts)}
-    if true["all"]:
-        cells = ["", "", _difference(true["all"], spread=True), "", ""]
-        lines.append(("true style", *cells, *(_difference(true[part]) for part in parts), *["", "100%"] * sure))
+        gains = [one["gains"].get(f"{model}/{images}/all") for images in GAINS]
+        shares = [_percent((gain or {}).get("share")) for gain in gains[1:] if sure]
+        lines.append((one["label"], *(_difference(gain, spread=True) for gain in gains), *shares))
+    if true := found["true_style"].get(f"{model}/true_style/all"):
+        lines.append(("true style", "", "", _difference(true, spread=True), "", "100%"))
     plain = found["baseline"][f"{model}/none/all"]["value"]
     caption = f"points (AUC x 100) over the same model without images, whose AUC is {plain:.4f}; 95 % CI; ± spread"
     return Sheet(f"{MODELS.get(model, model)}: what images add", caption, tuple(columns), lines)
 
 
-def _against_sheets(found: Found, models: Sequence[str]) -> list[Sheet]:
-    """The reference less each rival: with each CTR model, and by the probe."""
-    keys = {f"with {MODELS.get(model, model)}": [f"{model}/{images}/all" for images in GAINS] for model in models}
-    keys["by the probe"] = [f"{kind}/auc/{part}" for kind in NEGATIVES for part in ("warm", "cold")]
-    tables = []
-    for by, asked in keys.items():
-        what = "probe" if by == "by the probe" else "ctr"
-        asked = [key for key in asked if any(key in rival[what] for rival in found["against"])]
-        columns = ["less"]
-        for kind, name, part in (key.split("/") for key in asked):
-            columns += [IMAGES[name] if what == "ctr" else f"{NEGATIVES[kind]}, {part}", "p"]
-        lines = []
-        for rival in found["against"]:
-            pairs = [(_difference(rival[what].get(key)), _p(rival[what].get(key))) for key in asked]
-            lines.append((rival["rival"], *(cell for pair in pairs for cell in pair)))
-        caption = "differences of AUCs in points, 95 % CI: the same resamples of users for both and for all their seeds"
-        tables.append(Sheet(f"{found['reference']} against the others, {by}", caption, tuple(columns), lines))
-    return tables
+def _warmth_sheet(found: Found, model: str) -> Sheet:
+    asked = [f"{model}/{images}/{part}" for images in GAINS[1:] for part in ("warm", "cold")]
+    named = [f"{IMAGES[images]}, {part}" for images in GAINS[1:] for part in ("warm", "cold")]
+    lines = [
+        (one["label"], *(_difference(one["gains"].get(key), spread=True) for key in asked)) for one in found["methods"]
+    ]
+    title = f"{MODELS.get(model, model)}: what images add for items clicked before the test period, and for new ones"
+    return Sheet(title, "points, 95 % CI; ± spread", ("encoder", *named), lines)
+
+
+def _against_sheet(found: Found, model: str) -> Sheet:
+    lines = []
+    for rival in found["against"]:
+        figures = [rival["ctr"].get(f"{model}/{images}/all") for images in GAINS]
+        lines.append((rival["rival"], *(cell for one in figures for cell in (_difference(one), _p(one)))))
+    columns = ["less", *(name for images in GAINS for name in (IMAGES[images], "p"))]
+    title = f"{found['reference']} against the others, with {MODELS.get(model, model)}"
+    return Sheet(title, f"differences of AUCs in points, 95 % CI: {PAIRED}", tuple(columns), lines)
+
+
+def _against_probe_sheet(found: Found) -> Sheet:
+    asked = [(kind, part) for kind in NEGATIVES for part in ("warm", "cold")]
+    asked = [(k, part) for k, part in asked if any(f"{k}/auc/{part}" in rival["probe"] for rival in found["against"])]
+    lines = []
+    for rival in found["against"]:
+        figures = [rival["probe"].get(f"{kind}/auc/{part}") for kind, part in asked]
+        lines.append((rival["rival"], *(_difference_p(one) for one in figures)))
+    columns = ["less", *(f"{NEGATIVES[kind]}, {part}" for kind, part in asked)]
+    title = f"{found['reference']} against the others, by the probe"
+    return Sheet(title, f"differences of AUCs in points: {PAIRED}", tuple(columns), lines)
 
 
 def _order_sheet(found: Found, model: str) -> Sheet:
@@ -177,6 +185,12 @@ def _difference(figure: Found | None, *, spread: bool = False) -> str:
         return "-"
     more = f" ± {figure['spread'] * POINTS:.2f}" if spread and figure["spread"] is not None else ""
     return f"{points(figure['value'])} ({interval(figure)}){more}"
+
+
+def _difference_p(figure: Found | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return f"{points(figure['value'])}, {p_text(figure['p_value'], equals=True)}"
 
 
 def _p(figure: Found | None) -> str:

@@ -260,8 +260,8 @@ def _values(items: pa.Table, match: Attribute, rows: _Rows) -> Floats:
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def print_table(found: dict[str, Any], title: str, console: Console) -> None:
-    """The figures as a table: a line for each kind of negatives and each part of the clicks."""
+def print_table(found: Mapping[str, Any], title: str) -> None:
+    """The figures as a table on stderr: a line for each kind of negatives and each part of the clicks."""
     table = Table(title=title, caption="means over clicks, with 95 % intervals from a bootstrap over users")
     for name in ("negatives", "images"):
         table.add_column(name, no_wrap=True)
@@ -273,6 +273,8 @@ def print_table(found: dict[str, Any], title: str, console: Console) -> None:
             cells = (_cell(figures.get(name), "value") for name in (f"recall_at_{FIRST}", "mrr"))
             auc = figures["auc"]
             table.add_row(named, part, f"{figures['clicks']:,}", _cell(auc, "value"), interval(auc), *cells)
+    console = Console(stderr=True)
+    console.width = max(console.width, 100)  # figures are not cut
     console.print(table)
     for part, figures in found.get("left", {}).items():
         share, between = _percent(figures["value"]), f"{_percent(figures['ci_low'])} to {_percent(figures['ci_high'])}"
@@ -321,7 +323,7 @@ def command(
         match=attribute(match, attributes),
         seed=seed,
     )
-    print_table(found, f"{found['encoder']} on the {period} period of {road.workspace}", Console(stderr=True))
+    print_table(found, f"{found['encoder']} on the {period} period of {road.workspace}")
     print(json.dumps(found, indent=1, allow_nan=False))
 
 

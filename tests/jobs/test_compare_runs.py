@@ -30,9 +30,8 @@ MOMENT = pa.timestamp("us", tz="UTC")
 PRETRAIN = CourierConfig(
     backbone="small", backbone_weights="random", image_size=SIZE, batch_rows=16, steps=3, warmup_steps=1, heads=2
 )
-CTR = CtrConfig(
-    models=("lightgbm",), boosted=BoostedConfig(trees=8, leaves=4, min_rows_in_leaf=20), vector_components=4
-)
+TREES = BoostedConfig(trees=8, leaves=4, min_rows_in_leaf=20)
+CTR = CtrConfig(models=("lightgbm",), boosted=TREES, vector_components=4)
 ENTRANTS = [
     Entrant("courier", {"method": "courier"}),
     Entrant("broken", {"negatives": "nobody"}),

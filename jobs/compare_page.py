@@ -87,9 +87,10 @@ def _probe_sheet(found: Found) -> Sheet:
         cells += [_percent(one["left"].get(part)) for part in ("warm", "cold") if left]
         lines.append((one["label"], str(len(one["seeds"])), f"{one['steps']:,}", f"{one['seconds']:.0f}", *cells))
     more = [f"left when alike, {part}" for part in ("warm", "cold") if left]
-    caption = f"mean over seeds ± spread over seeds; clicks of the {found['asked']['period']} period" + (
-        f"; left: share of the AUC above chance among negatives alike in {found['asked']['match']}" if left else ""
-    )
+    caption = f"mean over seeds ± spread over seeds; clicks of the {found['asked']['period']} period"
+    if left:
+        caption += f"; left: share of the AUC above chance among negatives alike in {found['asked']['match']}, which "
+        caption += ", ".join(f"differs by {_apart(found, part)} for {part} clicks" for part in ("warm", "cold"))
     columns = ["encoder", "seeds", "steps", "training s", *columns, *more]
     return Sheet("Probe: the AUC of the next click", caption, tuple(columns), lines)
 
@@ -172,6 +173,13 @@ def _prediction_sheet(found: Found) -> Sheet:
         "with all their seeds"
     )
     return Sheet("Does the probe foretell what images add?", caption, ("probe", *columns), lines)
+
+
+def _apart(found: Found, part: str) -> str:
+    """How far negatives are from the target in the matched attribute, and how far those drawn by popularity are."""
+    figures = [found["methods"][0]["probe"].get(f"{kind}/distance/{part}") for kind in ("matched", "popular")]
+    apart = ["-" if one is None or one["value"] is None else f"{one['value']:.1f}" for one in figures]
+    return f"{apart[0]} (by popularity {apart[1]})"
 
 
 def _level(figure: Found | None) -> str:

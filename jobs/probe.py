@@ -28,6 +28,7 @@ from model.artifact import Manifest
 from model.courier import probe
 from model.courier.probe import FIRST, NEGATIVES, PADDING, PAGE, Clicks, Ints, Measured, Pool
 from model.ctr.evaluate import nulled
+from model.ctr.inputs import MICROSECONDS_A_DAY
 from model.metrics import Floats, UserBootstrap
 
 log = structlog.get_logger()
@@ -58,7 +59,8 @@ class Attribute:
 class Questions:
     """What encoders of one images artifact are asked: the clicks, the negatives' pools, and what was left out.
 
-    image_ids: (images,) the image of each row that `clicks` and `pools` speak of.
+    image_ids: (images,) the image of each row that `clicks` and `pools` speak of.  match, value: the attribute that
+    negatives are alike in, (images,).
     """
 
     period: str
@@ -67,6 +69,7 @@ class Questions:
     pools: dict[str, Pool]
     repeats: int
     match: str | None
+    value: Floats | None
 
 
 def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: Attribute | None = None) -> Questions:
@@ -89,9 +92,10 @@ def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: At
         POPULAR: probe.everyone(popularity, clicks.target),
         CATEGORY: probe.of_the_same(popularity, clicks.target, _categories(items, rows)),
     }
-    if match is not None:
-        pools[MATCHED] = probe.alike(popularity, clicks.target, _values(items, match, rows))
-    return Questions(period, rows.image_ids, clicks, pools, repeats, match.name if match else None)
+    value = None if match is None else _values(items, match, rows)
+    if value is not None:
+        pools[MATCHED] = probe.alike(popularity, clicks.target, value)
+    return Questions(period, rows.image_ids, clicks, pools, repeats, match.name if match else None, value)
 
 
 def measure(questions: Questions, embed: Path, *, seed: int = 0) -> Measured:
@@ -102,7 +106,8 @@ def measure(questions: Questions, embed: Path, *, seed: int = 0) -> Measured:
     listed = pq.read_table(embed / "items.parquet")
     if _Rows(listed).image_ids != questions.image_ids:
         raise ValueError(f"{embed} holds vectors of other images than were asked about: embed them again")
-    return probe.measure(np.load(embed / "vectors.npy"), questions.clicks, questions.pools, seed=seed)
+    vectors = np.load(embed / "vectors.npy")
+    return probe.measure(vectors, questions.clicks, questions.pools, seed=seed, value=questions.value)
 
 
 def summary(questions: Questions, measured: Measured, *, bootstrap: int = BOOTSTRAP, seed: int = 0) -> dict[str, Any]:
@@ -232,7 +237,7 @@ def _categories(items: pa.Table, rows: _Rows) -> Ints:
 
 
 def _values(items: pa.Table, match: Attribute, rows: _Rows) -> Floats:
-    """The mean of an attribute over each image's items; NaN where none of them has it."""
+    """The mean of an attribute over each image's items, moments in days; NaN where none of them has it."""
     where = match.table or "the items"
     if match.table is not None:
         if not match.table.is_file():
@@ -242,7 +247,7 @@ def _values(items: pa.Table, match: Attribute, rows: _Rows) -> Floats:
         raise ValueError(f"{where} have no column {match.name}: choose among {', '.join(items.column_names)}")
     values = items[match.name]
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        values = values.cast(pa.timestamp("us")).cast(pa.int64())
+        values = pc.divide(values.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), MICROSECONDS_A_DAY)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         raise ValueError(f"column {match.name} of {where} is {values.type}: only numbers and moments can be matched")
     number = values.cast(pa.float64()).fill_null(np.nan).to_numpy()
@@ -278,7 +283,11 @@ def print_table(found: Mapping[str, Any], title: str) -> None:
     console.print(table)
     for part, figures in found.get("left", {}).items():
         share, between = _percent(figures["value"]), f"{_percent(figures['ci_low'])} to {_percent(figures['ci_high'])}"
-        console.print(f"left of the effect where {found['match']} is alike, {part}: {share} ({between})")
+        apart = [_cell(found["negatives"][kind][part]["distance"], "value", 1) for kind in (POPULAR, MATCHED)]
+        console.print(
+            f"left of the effect where {found['match']} is alike, {part}: {share} ({between}); "
+            f"{found['match']} differs by {apart[1]}, by popularity {apart[0]}"
+        )
 
 
 def interval(figure: Mapping[str, Any]) -> str:
@@ -286,8 +295,8 @@ def interval(figure: Mapping[str, Any]) -> str:
     return "-" if figure["ci_low"] is None else f"{figure['ci_low']:.3f} to {figure['ci_high']:.3f}"
 
 
-def _cell(figure: Mapping[str, Any] | None, name: str) -> str:
-    return "-" if figure is None or figure[name] is None else f"{figure[name]:.4f}"
+def _cell(figure: Mapping[str, Any] | None, name: str, digits: int = 4) -> str:
+    return "-" if figure is None or figure[name] is None else f"{figure[name]:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:

@@ -205,11 +205,15 @@ class Figure:
     ci_high: float
 
 
-def measure(vectors: Vectors, clicks: Clicks, pools: Mapping[str, Pool], *, seed: int) -> dict[str, dict[str, Floats]]:
+def measure(
+    vectors: Vectors, clicks: Clicks, pools: Mapping[str, Pool], *, seed: int, value: Floats | None = None
+) -> dict[str, dict[str, Floats]]:
     """For each kind of negatives the figures of every click, (C,) each, NaN where a click has no such negative.
 
     vectors: (images, D) float32 of unit length.  pools: what the negatives are called -> among whom they are drawn.
     "page" is added to them: the unclicked items of the same page, for which there is the AUC alone.
+    value: (images,) an attribute, NaN where unknown; with it comes the "distance" in it of a click's negatives from the
+    target, the mean of absolute differences: how well a pool of `alike` could match.
     The negatives depend on the seed and the clicks, never on the vectors: two encoders of the same images are asked
     the same questions.
     """
@@ -219,8 +223,16 @@ def measure(vectors: Vectors, clicks: Clicks, pools: Mapping[str, Pool], *, seed
         negatives = draw_negatives(pool, refused, np.random.default_rng([seed, number]))
         places = find_places(vectors, clicks, negatives)
         found[name] = {"auc": places.auc(), f"recall_at_{FIRST}": places.recall(), "mrr": places.reciprocal_rank()}
+        if value is not None:
+            found[name]["distance"] = _distance(value, clicks.target, negatives)
     page = np.where((clicks.page[:, :, None] == refused[:, None, :]).any(axis=2), PADDING, clicks.page)
     return found | {PAGE: {"auc": find_places(vectors, clicks, page).auc()}}
+
+
+def _distance(value: Floats, target: Ints, negatives: Ints) -> Floats:
+    apart = np.abs(value[negatives] - value[target][:, None])
+    known = ~np.isnan(apart) & (negatives != PADDING)
+    return _share(np.where(known, apart, 0).sum(axis=1), known.sum(axis=1))
 
 
 def summarise(measured: Measured, clicks: Clicks, draws: UserBootstrap) -> dict[str, dict[str, Any]]:
@@ -232,9 +244,8 @@ def summarise(measured: Measured, clicks: Clicks, draws: UserBootstrap) -> dict[
     for kind, values in measured.items():
         found[kind] = {}
         for part, keep in parts_of(clicks).items():
-            keep = keep & ~np.isnan(values["auc"])
-            figures = {name: asdict(_mean(each, keep, draws)) for name, each in values.items()}
-            found[kind][part] = {**figures, "clicks": int(keep.sum())}
+            figures = {name: asdict(_mean(each, keep & ~np.isnan(each), draws)) for name, each in values.items()}
+            found[kind][part] = {**figures, "clicks": int((keep & ~np.isnan(values["auc"])).sum())}
     return found
 
 

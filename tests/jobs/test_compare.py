@@ -132,6 +132,11 @@ def test_what_is_left_of_an_effect_is_of_the_clicks_that_have_the_attribute(resu
     left = {name: line["left"] for name, line in by_name(found["methods"]).items()}
     assert left["courier"]["warm"]["value"] == pytest.approx(0.25)
     assert left["clip"]["cold"]["value"] == pytest.approx(0.5)
+    for one, value in (("matched", 1.25), ("popular", 12.0)):
+        found["methods"][0]["probe"][f"{one}/distance/warm"] = {"value": value}
+    sheet = compare_page.sheets(found | {"asked": {"period": "test", "match": "year"}})[0]
+    assert "alike in year, which differs by 1.2 (by popularity 12.0) for warm clicks, differs by - (by" in sheet.caption
+    assert sheet.lines[0][-2:] == ("25% (25% to 25%)",) * 2
 
 
 def test_a_comparison_without_truth_or_rivals_is_no_crash(results, found):

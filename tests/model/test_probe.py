@@ -276,3 +276,18 @@ def test_the_share_left_is_a_ratio_of_effects_counted_by_hand():
     left = probe.effect_left(np.array([0.9, 0.7, 0.1]), np.array([0.7, 0.6, np.nan]), clicks, draws)["all"]
     assert left["value"] == pytest.approx((0.65 - 0.5) / (0.8 - 0.5))
     assert (left["auc"], left["auc_matched"]) == (pytest.approx(0.8), pytest.approx(0.65))
+
+
+def test_how_far_apart_negatives_are_in_the_attribute_is_a_mean_over_those_that_have_it():
+    value = np.array([10.0, 12.0, np.nan, 4.0])
+    assert probe._distance(value, np.array([0, 2, 3]), np.array([[1, 2, 3], [0, 1, 3], [-1, -1, 0]])).tolist() == [
+        4.0,
+        pytest.approx(np.nan, nan_ok=True),
+        6.0,
+    ]
+    clicks = clicks_of([0, 3], [[1], [1]])
+    pools = {"matched": probe.alike(np.ones(4, dtype=np.int64), clicks.target, value)}
+    measured = probe.measure(np.eye(4, dtype=np.float32), clicks, pools, seed=0, value=value)
+    assert measured["matched"]["distance"].tolist() == [6.0, 6.0]  # image 1 is in the history, and so never drawn
+    found = probe.summarise(measured, clicks, UserBootstrap(clicks.user, replicates=20, seed=0))
+    assert found["matched"]["all"]["distance"]["value"] == 6.0

@@ -40,12 +40,16 @@ DEFAULT_METHODS: Final = ",".join(METHODS)
 # --- from artifacts to samples ---------------------------------------------------------------------------------------
 
 
-def gather(bench: Bench, labels: Sequence[str], seeds: Sequence[int], *, bootstrap: int, seed: int) -> list[Results]:
-    """The finished runs' figures in every resample, the baselines' first; a label without any is left out."""
+def gather(bench: Bench, runs: Sequence[tuple[str, int]], *, bootstrap: int, seed: int) -> list[Results]:
+    """The figures of finished runs in every resample, the baselines' of their seeds first.
+
+    runs: label and seed of each, up to date; what an earlier run left where a later one failed is none of them.
+    """
     rows = TestRows.of(bench.tables["test"])
     draws = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
     kept = {"all": np.ones(len(rows.clicked), dtype=bool), "warm": ~rows.cold, "cold": rows.cold}
-    wanted = [(label, k) for label in (*OUTSIDE, *labels) for k in seeds if _is_finished(bench, label, k)]
+    outside = OUTSIDE if bench.styles is not None else OUTSIDE[:1]
+    wanted = [(label, k) for label in outside for k in sorted({k for _, k in runs})] + list(runs)
     found: dict[str, Results] = {}
     questions = None
     with progress_bar() as progress:
@@ -84,14 +88,6 @@ def _probe_samples(
 def _put(into: Keyed, seed: int, samples: Mapping[tuple[str, ...], Sample]) -> None:
     for key, sample in samples.items():
         into.setdefault(key, {})[seed] = sample
-
-
-def _is_finished(bench: Bench, label: str, seed: int) -> bool:
-    try:
-        read_scores(bench.run_folder(label, seed) / "scores")
-    except (artifact.ArtifactMissing, artifact.ArtifactMismatch):
-        return False
-    return True
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
@@ -195,8 +191,11 @@ def _summed(
     bench: Bench, road: Road, entrants: Sequence[Entrant], failures: Sequence[Failure], seeds: range, bootstrap: int
 ) -> dict[str, Any]:
     """The comparison, written beside its runs and into the workspace's reports."""
-    results = gather(bench, [entrant.label for entrant in entrants], seeds, bootstrap=bootstrap, seed=0)
-    found = compare(results, bootstrap=bootstrap, seed=0)
+    failed = {(failure.label, failure.seed) for failure in failures}
+    runs = [(entrant.label, k) for entrant in entrants for k in seeds if (entrant.label, k) not in failed]
+    if not runs:
+        raise ValueError(f"every run failed; {failures[0].label}, seed {failures[0].seed}: {failures[0].error}")
+    found = compare(gather(bench, runs, bootstrap=bootstrap, seed=0), bootstrap=bootstrap, seed=0)
     rows = TestRows.of(bench.tables["test"])
     found |= {
         "dataset": {

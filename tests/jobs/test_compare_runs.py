@@ -13,10 +13,11 @@ from PIL import Image
 
 from feature_repo.contract import PERIODS
 from jobs import compare_page, compare_runs
-from jobs.compare import gather
+from jobs.compare import _summed, gather
 from jobs.compare_figures import compare
-from jobs.compare_runs import Bench, Entrant, ensure, read_measured, read_scores, run_all
+from jobs.compare_runs import Bench, Entrant, Failure, ensure, read_measured, read_scores, run_all
 from jobs.config import ClusterConfig
+from jobs.pipeline import Road
 from model import artifact
 from model.courier.config import CourierConfig
 from model.ctr import train
@@ -221,7 +222,7 @@ def test_the_probe_is_kept_click_by_click(bench):
 
 @pytest.mark.usefixtures("failures")
 def test_finished_runs_are_gathered_into_one_comparison(bench):
-    results = gather(bench, ["courier", "broken", "random"], [0, 1], bootstrap=40, seed=0)
+    results = gather(bench, [("courier", 0), ("random", 0)], bootstrap=40, seed=0)
     assert [one.label for one in results] == ["none", "true_style", "courier", "random"]
     found = compare(results, bootstrap=40, seed=0)
     assert [one["label"] for one in found["methods"]] == ["courier", "random"]
@@ -259,3 +260,18 @@ def test_a_step_is_built_once_for_the_same_inputs_and_config(tmp_path):
     (out / "x").write_text("cut")  # damaged
     step(out, {"embed": other}, {"seed": 1, "wide": (1, 2)}, built)
     assert len(built) == 4
+
+
+@pytest.mark.usefixtures("failures")
+def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
+    road = Road(bench.folder.parent, bench.raw, "tiny")
+    failed = [Failure("random", 0, "Collapsed: at last")]
+    found = _summed(bench, road, [ENTRANTS[0], ENTRANTS[2]], failed, range(1), 30)
+    assert [one["label"] for one in found["methods"]] == ["courier"]
+    assert found["failures"] == [{"label": "random", "seed": 0, "error": "Collapsed: at last"}]
+    assert found["settings"]["random"] == {"method": "random"}
+    reports = bench.folder.parent / "reports"
+    assert json.loads((reports / "comparison.json").read_text()) == found
+    assert "random, seed 0: Collapsed: at last" in (reports / "comparison.html").read_text()
+    with pytest.raises(ValueError, match="every run failed; random, seed 0: Collapsed"):
+        _summed(bench, road, [ENTRANTS[2]], failed, range(1), 30)

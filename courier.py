@@ -34,6 +34,11 @@ VERBS = {
     "rows": ("jobs.commands:stage_main", "[stage]  CTR training rows by point-in-time join (Feast)"),
     "ctr": ("jobs.commands:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),
     "evaluate": ("jobs.commands:stage_main", "[stage]  what images add: the table, the page, the confidence intervals"),
+    "probe": ("jobs.probe:main", "does a user's history find the next click by the encoder's vectors alone?"),
+    "compare": (
+        "jobs.compare:main",
+        "WORKSPACE  courier, its rivals and ablations through probe and CTR models, into one table",
+    ),
     "release": ("jobs.commands:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
     "releases": ("jobs.releases:releases_main", "every release, newest first, and the one that answers"),
     "promote": ("jobs.releases:promote_main", "RELEASE  let this release answer"),

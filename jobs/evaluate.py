@@ -77,8 +77,8 @@ def build(
         with progress_bar() as progress:
             if (raw / STYLES).is_file():
                 tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
-                styles = _table(raw / STYLES)
-                variants += _true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
+                styles = read_truth(raw / STYLES)
+                variants += fit_true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
         (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False))
@@ -126,7 +126,7 @@ def _ctr_config(manifest: Manifest) -> CtrConfig:
     return CtrConfig(**values, boosted=boosted, neural=neural)
 
 
-def _true_style(
+def fit_true_style(
     tables: Mapping[str, pa.Table], styles: pa.Table, vectors: ItemVectors, config: CtrConfig, progress: Any
 ) -> list[Variant]:
     """Every model with the true style labels in place of cluster IDs: what perfect visual clusters would give.
@@ -174,10 +174,11 @@ def _evaluation(
 def _oracle(test: TestRows, predictions: pa.Table, raw: AnyPath) -> dict[str, Any] | None:
     if not (raw / PROBABILITIES).is_file():
         return None
-    return oracle(test, true_probabilities(predictions, _table(raw / PROBABILITIES)))
+    return oracle(test, true_probabilities(predictions, read_truth(raw / PROBABILITIES)))
 
 
-def _table(path: AnyPath) -> pa.Table:
+def read_truth(path: AnyPath) -> pa.Table:
+    """A table of what a generated world knows of itself."""
     where, files = arrow_source(path)
     return pq.read_table(where, filesystem=files)
 

@@ -46,9 +46,9 @@ def render(evaluation: Mapping[str, Any]) -> str:
         moments=MOMENTS,
         oracle=evaluation["oracle"],
         true_style=any(row["images"] == "true_style" for row in rows),
-        forest=_svg("forest", "AUC gain of each image input, with intervals", gains_figure(rows)),
-        calibration=_svg("calibration", "Predicted against observed click rates", calibration_figure(rows)),
-        warmth=_svg("warmth", "AUC gains on warm and on new items, with intervals", warmth_figure(rows)),
+        forest=svg("forest", "AUC gain of each image input, with intervals", gains_figure(rows)),
+        calibration=svg("calibration", "Predicted against observed click rates", calibration_figure(rows)),
+        warmth=svg("warmth", "AUC gains on warm and on new items, with intervals", warmth_figure(rows)),
     )
 
 
@@ -66,8 +66,8 @@ def _told(row: Row) -> str:
     if row["auc_gain"] is None or row["p_value"] is None:
         return f"{model} by an amount that these rows cannot tell"
     verdict = "" if row["p_value"] < SIGNIFICANT else ", not told apart from zero"
-    p_value = _p(row["p_value"], equals=True)
-    return f"{model} by {_points(row['auc_gain'])} points (95 % CI {_interval(row)}, {p_value}{verdict})"
+    p_value = p_text(row["p_value"], equals=True)
+    return f"{model} by {points(row['auc_gain'])} points (95 % CI {interval(row)}, {p_value}{verdict})"
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -101,22 +101,25 @@ def _figures(row: Row) -> list[str]:
 def _gain_cells(row: Row) -> tuple[str, str, str]:
     if row.get("auc_gain") is None:
         return "-", "-", "-"
-    return _points(row["auc_gain"]), _interval(row), _p(row["p_value"])
+    return points(row["auc_gain"]), interval(row), p_text(row["p_value"])
 
 
-def _points(difference: float | None) -> str:
+def points(difference: float | None) -> str:
+    """A difference of two AUCs, in points; a dash where undefined."""
     return "-" if difference is None else f"{difference * POINTS:+.2f}"
 
 
-def _interval(row: Row) -> str:
-    return "-" if row["ci_low"] is None else f"{_points(row['ci_low'])} to {_points(row['ci_high'])}"
+def interval(row: Row) -> str:
+    """The interval of a difference of two AUCs, in points."""
+    return "-" if row["ci_low"] is None else f"{points(row['ci_low'])} to {points(row['ci_high'])}"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _p(value: float | None, *, equals: bool = False) -> str:
+def p_text(value: float | None, *, equals: bool = False) -> str:
+    """A p-value, not finer than a thousandth; equals: as it is told in a sentence."""
     if value is None:
         return "-"
     text = "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -217,7 +220,7 @@ def _legend(axes: Axes, models: Sequence[str]) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _svg(name: str, label: str, figure: Figure) -> str:
+def svg(name: str, label: str, figure: Figure) -> str:
     """The figure as an SVG element, its text kept as text, the same bytes each time; ids are unique to `name`."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):

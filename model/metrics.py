@@ -151,6 +151,21 @@ class UserBootstrap:
                 out[i] = weight_positive @ (cumulative[below] + cumulative[upto]) / (2 * pairs)
         return out
 
+    def means(self, values: ArrayLike, keep: NDArray[np.bool_] | None = None) -> Floats:
+        """The mean of `values` (n,) in every resample: (replicates,), NaN where a resample holds no row.
+
+        keep: (n,), the rows to look at; all, if not given.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        keep = np.ones(len(values), dtype=bool) if keep is None else keep
+        count = self.weights.shape[1]
+        rows = np.bincount(self.users[keep], minlength=count).astype(np.float64)
+        sums = np.bincount(self.users[keep], weights=values[keep], minlength=count)
+        drawn = self.weights @ np.stack([sums, rows], axis=1)
+        out = np.full(len(drawn), np.nan)
+        np.divide(drawn[:, 0], drawn[:, 1], out=out, where=drawn[:, 1] > 0)
+        return out
+
     @staticmethod
     def gain(value: float, ours: Floats, theirs: Floats) -> Gain:
         """`value` is the observed AUC difference; ours, theirs: (replicates,) from `aucs` of the two models.

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from feature_repo.contract import ITEM_KEY
 from model import metrics
 from model.ctr.inputs import BASE_FEATURES, ModelInput
 from model.ctr.rows import HISTORY, HISTORY_CLUSTERS, along_history
@@ -115,9 +116,18 @@ def with_true_labels(rows: pa.Table, truth_items: pa.Table, label: str) -> pa.Ta
 
     truth_items: item_id and a column named `label`.
     """
-    item_ids = truth_items.column("item_id").cast(pa.string())
-    codes = pa.chunked_array([pa.array(_codes(truth_items.column(label)), pa.int32())])
-    found = pc.index_in(rows.column("item_id"), value_set=item_ids.combine_chunks())
+    codes = pa.array(_codes(truth_items.column(label)), pa.int32())
+    return with_cluster_ids(rows, pa.table({ITEM_KEY: truth_items.column("item_id"), "cluster_id": codes}))
+
+
+def with_cluster_ids(rows: pa.Table, clusters: pa.Table) -> pa.Table:
+    """The rows with other cluster IDs, the target's and the history's; -1 for an item without one.
+
+    clusters: item_id, cluster_id; each item once.
+    """
+    item_ids = clusters.column(ITEM_KEY).cast(pa.string())
+    codes = clusters.column("cluster_id").cast(pa.int32())
+    found = pc.index_in(rows.column(ITEM_KEY), value_set=item_ids.combine_chunks())
     target = codes.take(found).fill_null(pa.scalar(-1, pa.int32()))
     history = along_history(rows.column(HISTORY).combine_chunks(), item_ids, codes, default=-1)
     replaced = {"cluster_id": target, HISTORY_CLUSTERS: history}

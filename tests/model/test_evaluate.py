@@ -146,7 +146,7 @@ def test_every_true_label_has_a_number_of_its_own_in_the_models_inputs(shop, mon
         {"item_id": ids, "wide": [str(n % 8) for n in range(len(ids))], "narrow": ["x", "y"] * (len(ids) // 2)}
     )
     tables = {"train": shop.train, "valid": shop.valid, "test": shop.test}
-    evaluate._true_style(tables, truth, shop.vectors, CtrConfig(), None)
+    evaluate.fit_true_style(tables, truth, shop.vectors, CtrConfig(), None)
     assert seen == [(set(range(8)), 8)] * 2  # both models: eight labels, and eight known to the vocabulary
 
 

@@ -146,3 +146,14 @@ def test_the_same_seed_draws_the_same_resamples():
     users = np.arange(20) % 7
     first, second = (metrics.UserBootstrap(users, replicates=5, seed=9).weights for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+@given(ROWS, st.integers(0, 5))
+def test_a_resampled_mean_is_that_of_its_users_rows_repeated(rows, seed):
+    keep, values, users = _columns(rows)
+    bootstrap = metrics.UserBootstrap(users, replicates=5, seed=seed)
+    codes = np.unique(users, return_inverse=True)[1]
+    for part, fast in ((keep > 0, bootstrap.means(values, keep > 0)), (keep >= 0, bootstrap.means(values))):
+        for weights, value in zip(bootstrap.weights, fast, strict=True):
+            drawn = np.repeat(values[part], weights[codes[part]].astype(int))
+            _same(value, float(drawn.mean()) if len(drawn) else math.nan)

@@ -92,16 +92,23 @@ def open_image(
     return image, ImageFacts(image.width, image.height, mode, frames, orientation)
 
 
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """The whole image as a square of this side in pixels, bicubic; what else its file said is dropped."""
+    square = image.resize((size, size), Image.Resampling.BICUBIC)
+    square.info.clear()  # else a PNG of it holds the file's colour profile
+    return square
+
+
 def resize(image: Image.Image, size: int) -> Pixels:
-    """The whole image squashed to a square, bicubic: (size, size, 3)."""
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+    """The pixels of `squash`: (size, size, 3)."""
+    return np.array(squash(image, size))
 
 
-def to_png(pixels: Pixels) -> bytes:
-    """RGB pixels (H, W, 3) as a PNG; lossless."""
+def to_png(image: Image.Image) -> bytes:
+    """An RGB image as a PNG; lossless."""
     stream = BytesIO()
     # Runs alone: in filtered photographs nearly as small as level 6, and faster than level 1. docs/LOG.md
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    image.save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 

@@ -5,7 +5,7 @@ same pixels everywhere.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -159,8 +159,44 @@ def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[l
     if found < len(rows_of):
         held = set(_held(shards))
         absent = next(image_id for image_id in rows_of if image_id not in held)
-        raise ValueError(f"{images} holds no image {absent}: rebuild the stage that asks for it")
+        raise _not_held(images, absent)
     return ids, pixels
+
+
+def stream_images(images: Path, image_ids: Sequence[str], batch: int) -> Iterator[tuple[list[int], Pixels]]:
+    """The pixels of these distinct images, a part at a time, in the order of the shards: (n,) rows and (n, S, S, 3).
+
+    A row is a place in image_ids; n is at most `batch`, and no more than two parts are in memory: the next is decoded
+    meanwhile. Raises as load_images does, for an absent id at the end.
+    """
+    artifact.read(images, kind="images")
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    with ThreadPoolExecutor(DECODING_THREADS) as decoding, ThreadPoolExecutor(1) as reading:
+        parts = _parts(images, row_of, batch, decoding)
+        coming = reading.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reading.submit(next, parts, None)
+            yield part
+
+
+def _parts(
+    images: Path, row_of: Mapping[str, int], batch: int, decoding: ThreadPoolExecutor
+) -> Iterator[tuple[list[int], Pixels]]:
+    absent = set(row_of)
+    for shard in sorted((images / "shards").glob("images-*.parquet")):
+        for table in pq.ParquetFile(shard).iter_batches(batch, columns=["image_id", "image"]):
+            wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in row_of]
+            if wanted:
+                table = table.take(pa.array(wanted, pa.int64()))
+                ids = table["image_id"].to_pylist()
+                absent.difference_update(ids)
+                yield [row_of[one] for one in ids], np.stack(list(decoding.map(from_png, table["image"].to_pylist())))
+    if absent:
+        raise _not_held(images, min(absent))
+
+
+def _not_held(images: Path, image_id: str) -> ValueError:
+    return ValueError(f"{images} holds no image {image_id}: rebuild the stage that asks for it")
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------

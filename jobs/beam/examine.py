@@ -15,8 +15,9 @@ from apache_beam.utils.shared import Shared
 from jobs.beam import progress
 from jobs.beam.fetch import Fetcher, HttpsConfig
 from jobs.beam.hosts import Hosts
-from jobs.beam.image_store import ImageStore, Outcome, absolute
+from jobs.beam.image_store import ImageStore, absolute
 from jobs.beam.look import CORES, Look, Looker, Reference, look_at_files, start_processes
+from jobs.beam.outcome import Outcome
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import CatalogueRow, Item
@@ -25,7 +26,7 @@ from model.artifact import AnyPath
 KIND: Final = "images"
 WAITING: Final = 16  # threads that may wait for a disk or a network; no more than CORES of them decode at a time
 CHUNK: Final = 16  # files that one thread, or one process, looks at in turn
-MANY: Final = 256  # files after which processes are started: that takes a second of each
+MANY: Final = 64  # files after which processes are started: that takes half a second of each core
 NO_REFERENCE: Final = Outcome(uri="", reason="no_reference")
 
 
@@ -75,6 +76,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         self.threads = ThreadPoolExecutor(max(WAITING, CORES))
         self.processes: Any = None
         self.opened, self.counting = 0, threading.Lock()
+        self.starting: Future[None] | None = None
         https = HttpsConfig(allowed_hosts=self.config.allowed_hosts)
         hosts = self.hosts.acquire(lambda: Hosts(https.per_host, https.down_after))
         self.fetcher = Fetcher(self.folder, self.config.max_bytes, https, hosts=hosts)
@@ -82,7 +84,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
     def teardown(self) -> None:
         """End them."""
-        self.threads.shutdown(cancel_futures=True)
+        self.threads.shutdown(cancel_futures=True)  # and wait for what has begun
         if self.processes is not None:
             self.processes.shutdown(kill_workers=True)
         self.fetcher.close()
@@ -134,12 +136,18 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         return map(self.looker.open, references)
 
     def _processes_for(self, more: int) -> Any:
-        """The processes, or None until files enough were opened for them to pay."""
+        """The processes, or None until files enough were opened for them to pay and they have come up."""
         with self.counting:
             self.opened += more
-            if self.in_processes and self.processes is None and self.opened > MANY:
-                self.processes = start_processes(self.folder, self.config, self.retry_failed)
+            if self.in_processes and self.starting is None and self.opened > MANY:
+                self.starting = self.threads.submit(self._start)
             return self.processes
+
+    def _start(self) -> None:
+        """Start the processes while threads go on opening files."""
+        processes = start_processes(self.folder, self.config, self.retry_failed)
+        processes.submit(look_at_files, ()).result()
+        self.processes = processes
 
     def _finish(self, begun: Begun) -> ExaminedShard:
         """Wait for the looks at a shard, and save it where they differ from what it held."""

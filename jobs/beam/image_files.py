@@ -4,9 +4,11 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.beam.examine import Examined, ExaminedShard
@@ -70,13 +72,15 @@ class Shared:
     used: ImageUse
 
 
-def write_shard(group: tuple[int, list[tuple[str, Location]]], folder: AnyPath, shards: int, store: ImageStore) -> str:
-    """Write (shard, [(image_id, where the store holds it)]) sorted by id, and its statistics; returns its path."""
+def write_shard(
+    group: tuple[int, list[list[tuple[str, Location]]]], folder: AnyPath, shards: int, store: ImageStore
+) -> str:
+    """Write (shard, lists of (image_id, where the store holds it)), sorted by id, and statistics; returns its path."""
     shard, wanted = group
     path = folder / f"images-{shard:05d}-of-{shards:05d}.parquet"
-    pictures = store.gather(wanted)
+    pictures = store.gather(chain.from_iterable(wanted))
     write_pictures(pictures, path, pixels="image")
-    png_bytes = sum(map(len, pictures["image"].to_pylist()))
+    png_bytes = pc.sum(pc.binary_length(pictures["image"])).as_py() or 0
     _write_json({"images": len(pictures), "png_bytes": png_bytes, "sha256": artifact.sha256_file(path)}, path)
     return str(path)
 

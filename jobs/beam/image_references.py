@@ -64,7 +64,8 @@ def wire(pipeline: Any, job: Job) -> None:
     items, rejected = read | "KeepItems" >> KeepItems()
     examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, in_processes=job.in_processes)
     examined = items | "ExamineReferences" >> examine
-    pictures = examined | "FindPictures" >> FindPictures(config.placeholder_items, config.placeholder_categories)
+    find = FindPictures(config.shards, config.placeholder_items, config.placeholder_categories)
+    pictures = examined | "FindPictures" >> find
 
     write_items = partial(image_files.write_items, config=config)
     write_placeholders = partial(image_files.write_placeholders, store=job.store)

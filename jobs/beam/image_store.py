@@ -22,6 +22,7 @@ import structlog
 from filelock import FileLock, Timeout
 from PIL import features
 
+from jobs.beam.outcome import Outcome
 from jobs.beam.whole_files import write_pictures
 from jobs.config import ImagesConfig
 from jobs.paths import arrow_source
@@ -32,23 +33,6 @@ log = structlog.get_logger()
 
 FORMAT: Final = 2  # raise it when a column changes its meaning: what was stored before is then examined anew
 CODECS: Final = ("pil", "libjpeg_turbo", "zlib", "libtiff", "webp", "avif")  # another version may give other pixels
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a reference gave when it was last opened; the facts are None where no image could be decoded."""
-
-    uri: str  # absolute: a path relative to a raw folder stands with its folder
-    fingerprint: str | None = None  # of its bytes; None or empty where only reading tells whether they changed
-    reason: str = ""  # a code of jobs.logic.catalogue.STATUS_OF; "" for a usable image
-    bytes_sha256: str | None = None
-    image_id: str | None = None
-    phash: str | None = None
-    width: int | None = None
-    height: int | None = None
-    mode: str | None = None
-    frames: int | None = None
-    stale: str | None = None  # of catalogue.OUTAGES: why it gave nothing now; the rest is what it gave before
 
 
 # Where the store holds a picture: the reference as the items table writes it, and its absolute form.

@@ -1,5 +1,6 @@
 """The transforms of the images job, one idea each."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final
@@ -19,6 +20,8 @@ from jobs.logic.catalogue import ImageUse
 from jobs.paths import any_path
 from jobs.sources.raw import TableFiles
 from model.artifact import AnyPath
+
+Uses = list[tuple[str, ImageUse, Location]]  # (image_id, one use of the picture, where the store holds it)
 
 ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
@@ -79,19 +82,23 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
 
 
 class FindPictures(beam.PTransform):  # type: ignore[misc]
-    """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`."""
+    """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`.
 
-    def __init__(self, min_items: int, min_categories: int) -> None:
+    groups: into so many the pictures are divided by their ids; a worker holds the uses of one, rows without pixels.
+    """
+
+    def __init__(self, groups: int, min_items: int, min_categories: int) -> None:
         super().__init__()
+        self.groups = groups
         self.divide = partial(_divide, min_items=min_items, min_categories=min_categories)
 
     def expand(self, examined: Any) -> Any:
-        """PCollection of ExaminedShard -> outputs of (image_id, Location) and of Shared."""
+        """PCollection of ExaminedShard -> outputs of lists of (image_id, Location), and of Shared."""
         return (
             examined
-            | "Use" >> beam.FlatMap(_uses)
-            | "Uses" >> beam.CombinePerKey(_together)
-            | "Divide" >> beam.Map(self.divide).with_outputs("placeholders", main="images")
+            | "Use" >> beam.FlatMap(_uses, groups=self.groups)
+            | "Uses" >> beam.GroupByKey()
+            | "Divide" >> beam.FlatMap(self.divide).with_outputs("placeholders", main="images")
         )
 
 
@@ -104,8 +111,8 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
         self.write = partial(image_files.write_shard, folder=folder, shards=shards, store=store)
 
     def expand(self, images: Any) -> Any:
-        """PCollection of (image_id, Location) -> PCollection of the paths written."""
-        keyed = images | "Shard" >> beam.Map(_shard, shards=self.shards, store=self.store)
+        """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
+        keyed = images | "Shard" >> beam.FlatMap(_shards, shards=self.shards, store=self.store)
         return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.Map(self.write)
 
 
@@ -171,28 +178,40 @@ def _reject(place: Place, row: Raw, reason: str) -> Any:
     return TaggedOutput("rejected", (place, row, reason))
 
 
-def _uses(shard: ExaminedShard) -> Iterator[tuple[str, tuple[ImageUse, Location]]]:
+def _uses(shard: ExaminedShard, groups: int) -> Iterator[tuple[int, Uses]]:
+    """(group, the uses of its pictures in this shard): a list is pickled in a fraction of its elements' time."""
+    found: defaultdict[int, Uses] = defaultdict(list)
     for one in shard.rows:
         item, image_id = one.row.item, one.row.image_id
         if image_id is not None:
-            yield image_id, (catalogue.use(item.item_id, item.category), (str(item.image_uri), one.outcome.uri))
+            used = catalogue.use(item.item_id, item.category)
+            found[int(image_id, 16) % groups].append((image_id, used, (str(item.image_uri), one.outcome.uri)))
+    yield from found.items()
 
 
-def _together(uses: Iterable[tuple[ImageUse, Location]]) -> tuple[ImageUse, Location]:
-    every = list(uses)
-    return catalogue.together(use for use, _ in every), min(location for _, location in every)
+def _divide(group: tuple[int, Iterable[Uses]], min_items: int, min_categories: int) -> Iterator[Any]:
+    found: defaultdict[str, list[tuple[ImageUse, Location]]] = defaultdict(list)
+    for uses in group[1]:
+        for image_id, used, location in uses:
+            found[image_id].append((used, location))
+    images: list[tuple[str, Location]] = []
+    for image_id, every in found.items():
+        used, location = catalogue.together(one for one, _ in every), min(one for _, one in every)
+        if catalogue.is_placeholder(used, min_items, min_categories):
+            yield TaggedOutput("placeholders", Shared(image_id, location, used))
+        else:
+            images.append((image_id, location))
+    yield images
 
 
-def _divide(picture: tuple[str, tuple[ImageUse, Location]], min_items: int, min_categories: int) -> Any:
-    image_id, (used, location) = picture
-    if catalogue.is_placeholder(used, min_items, min_categories):
-        return TaggedOutput("placeholders", Shared(image_id, location, used))
-    return image_id, location
-
-
-def _shard(image: tuple[str, Location], shards: int, store: ImageStore) -> tuple[int, tuple[str, Location]]:
+def _shards(
+    images: list[tuple[str, Location]], shards: int, store: ImageStore
+) -> Iterator[tuple[int, list[tuple[str, Location]]]]:
     # By the store's shard, so that each shard of the store is read for one shard of the artifact only.
-    return store.number(image[1][0]) % shards, image
+    found: defaultdict[int, list[tuple[str, Location]]] = defaultdict(list)
+    for image_id, location in images:
+        found[store.number(location[0]) % shards].append((image_id, location))
+    yield from found.items()
 
 
 def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], AnyPath], None], path: AnyPath) -> None:

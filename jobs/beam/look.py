@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import loky
-from PIL import Image
 
 from jobs.beam.fetch import Fetcher, NotFetched
-from jobs.beam.image_store import Outcome
+from jobs.beam.outcome import Outcome
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from model.artifact import AnyPath
@@ -105,12 +104,12 @@ class Looker:
     def _decode(self, found: Outcome, data: bytes) -> tuple[Outcome, bytes]:
         limits = {name: getattr(self.config, name) for name in LIMITS}
         image, facts = images.open_image(data, **limits)
-        square = images.resize(image, self.config.size)
+        square = images.squash(image, self.config.size)
         usable = replace(
             found,
             image_id=images.pixel_hash(image),
             # The square holds all that the hash looks at; of the whole image it takes a third of the decoding again.
-            phash=images.perceptual_hash(Image.fromarray(square)),
+            phash=images.perceptual_hash(square),
             width=facts.width,
             height=facts.height,
             mode=facts.mode,

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from jobs.beam import image_store
 from jobs.beam.fetch import Fetcher, HttpsConfig, is_far
-from jobs.beam.image_store import ImageStore, Outcome
+from jobs.beam.image_store import ImageStore
 from jobs.beam.look import Looker, Reference
+from jobs.beam.outcome import Outcome
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from model.artifact import AnyPath

@@ -5,7 +5,7 @@ same pixels everywhere.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -92,16 +92,23 @@ def open_image(
     return image, ImageFacts(image.width, image.height, mode, frames, orientation)
 
 
+def squash(image: Image.Image, size: int) -> Image.Image:
+    """The whole image as a square of this side in pixels, bicubic; what else its file said is dropped."""
+    square = image.resize((size, size), Image.Resampling.BICUBIC)
+    square.info.clear()  # else a PNG of it holds the file's colour profile
+    return square
+
+
 def resize(image: Image.Image, size: int) -> Pixels:
-    """The whole image squashed to a square, bicubic: (size, size, 3)."""
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+    """The pixels of `squash`: (size, size, 3)."""
+    return np.array(squash(image, size))
 
 
-def to_png(pixels: Pixels) -> bytes:
-    """RGB pixels (H, W, 3) as a PNG; lossless."""
+def to_png(image: Image.Image) -> bytes:
+    """An RGB image as a PNG; lossless."""
     stream = BytesIO()
     # Runs alone: in filtered photographs nearly as small as level 6, and faster than level 1. docs/LOG.md
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    image.save(stream, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return stream.getvalue()
 
 
@@ -164,7 +171,43 @@ def decode_images(images: Path, image_ids: Sequence[str], pixels: Pixels) -> Non
     if found < len(rows_of):
         held = set(_held(shards))
         absent = next(image_id for image_id in rows_of if image_id not in held)
-        raise ValueError(f"{images} holds no image {absent}: rebuild the stage that asks for it")
+        raise _not_held(images, absent)
+
+
+def stream_images(images: Path, image_ids: Sequence[str], batch: int) -> Iterator[tuple[list[int], Pixels]]:
+    """The pixels of these distinct images, a part at a time, in the order of the shards: (n,) rows and (n, S, S, 3).
+
+    A row is a place in image_ids; n is at most `batch`, and no more than two parts are in memory: the next is decoded
+    meanwhile. Raises as load_images does, for an absent id at the end.
+    """
+    artifact.read(images, kind="images")
+    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+    with ThreadPoolExecutor(DECODING_THREADS) as decoding, ThreadPoolExecutor(1) as reading:
+        parts = _parts(images, row_of, batch, decoding)
+        coming = reading.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reading.submit(next, parts, None)
+            yield part
+
+
+def _parts(
+    images: Path, row_of: Mapping[str, int], batch: int, decoding: ThreadPoolExecutor
+) -> Iterator[tuple[list[int], Pixels]]:
+    absent = set(row_of)
+    for shard in sorted((images / "shards").glob("images-*.parquet")):
+        for table in pq.ParquetFile(shard).iter_batches(batch, columns=["image_id", "image"]):
+            wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in row_of]
+            if wanted:
+                table = table.take(pa.array(wanted, pa.int64()))
+                ids = table["image_id"].to_pylist()
+                absent.difference_update(ids)
+                yield [row_of[one] for one in ids], np.stack(list(decoding.map(from_png, table["image"].to_pylist())))
+    if absent:
+        raise _not_held(images, min(absent))
+
+
+def _not_held(images: Path, image_id: str) -> ValueError:
+    return ValueError(f"{images} holds no image {image_id}: rebuild the stage that asks for it")
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------

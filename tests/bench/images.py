@@ -74,18 +74,18 @@ def furnish(raw: Path, files: int) -> list[Path]:
 def by_pillow(path: Path) -> bytes:
     """The bare loop's deed."""
     with Image.open(path) as image:
-        return images.to_png(images.resize(image.convert("RGB"), CONFIG.size))
+        return images.to_png(images.squash(image.convert("RGB"), CONFIG.size))
 
 
 def by_simplejpeg(path: Path, simplejpeg: Any) -> bytes:
     """The same with simplejpeg's decoder."""
-    return images.to_png(images.resize(Image.fromarray(simplejpeg.decode_jpeg(path.read_bytes())), CONFIG.size))
+    return images.to_png(images.squash(Image.fromarray(simplejpeg.decode_jpeg(path.read_bytes())), CONFIG.size))
 
 
 def by_opencv(path: Path, cv2: Any) -> bytes:
     """The same with OpenCV's decoder."""
     pixels = cv2.cvtColor(cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    return images.to_png(images.resize(Image.fromarray(pixels), CONFIG.size))
+    return images.to_png(images.squash(Image.fromarray(pixels), CONFIG.size))
 
 
 OTHERS: dict[str, tuple[str, Callable[..., bytes]]] = {

@@ -27,7 +27,7 @@ PLACEHOLDERS = pa.schema(
 
 
 def png(seed, side=16):
-    return images.to_png(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
+    return images.to_png(Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)))
 
 
 def write_folder(folder, rows, rejected=(), pictures=(), placeholders=(), read=None, schema=ITEMS):

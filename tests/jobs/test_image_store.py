@@ -19,7 +19,8 @@ from filelock import FileLock
 from PIL import Image
 
 from jobs.beam import image_files, image_references, image_store
-from jobs.beam.image_store import Outcome, StoreBusy, StoreChanged
+from jobs.beam.image_store import StoreBusy, StoreChanged
+from jobs.beam.outcome import Outcome
 from jobs.config import ImagesConfig
 from model import artifact
 

@@ -46,7 +46,7 @@ class MeanColour:
 
 
 def png(colour: str) -> bytes:
-    return to_png(np.asarray(picture(colour)))
+    return to_png(picture(colour))
 
 
 def build_search() -> VisualSearch:

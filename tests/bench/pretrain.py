@@ -60,11 +60,13 @@ def draw_pixels(folder: Path, images: int, size: int) -> npt.NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Round:
-    """One batch: its distinct images, and the seconds of the bare loop, of the step, and of those the wait."""
+    """One batch: its distinct images, seconds and CPU seconds of both ways, and of the step's seconds the wait."""
 
     images: int
     bare: float
+    bare_cpu: float
     step: float
+    step_cpu: float
     waited: float
 
 
@@ -92,19 +94,19 @@ class Race:
         found = []
         with loaded(range(rounds + 1), self.batch_of, self.source, ALONE.device) as parts:
             for part in parts:
-                seconds = timed(partial(self.bare, self.source.prepare(part.raw))) if bare else 0.0
-                step = timed(partial(self.fit.take_step, part, self.source))
-                found.append(Round(part.images, seconds, step + part.waited, part.waited))
+                without, cpu = timed(partial(self.bare, self.source.prepare(part.raw))) if bare else (0.0, 0.0)
+                step, step_cpu = timed(partial(self.fit.take_step, part, self.source))
+                found.append(Round(part.images, without, cpu, step + part.waited, step_cpu, part.waited))
         return found[1:]  # the first one warms up
 
 
-def timed(deed: Callable[[], None]) -> float:
-    """Seconds, with whatever an accelerator still has to do."""
-    started = time.perf_counter()
+def timed(deed: Callable[[], None]) -> tuple[float, float]:
+    """Seconds, with whatever an accelerator still has to do, and seconds of CPU: on a busy machine they tell more."""
+    started, used = time.perf_counter(), time.process_time()
     deed()
     if ALONE.device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def peak_memory() -> float:
@@ -138,16 +140,20 @@ def main(
 
 def report(found: list[Round], config: CourierConfig) -> None:
     """The table, on stdout."""
-    table = Table("way", "distinct images/s", "of the bare backbone", "loader stall", "images/s of the rounds")
+    columns = ("distinct images/s", "of the bare", "CPU ms an image", "of the bare", "loader stall")
+    table = Table("way", *columns, "images/s of the rounds")
     steps = [one.images / one.step for one in found]
     stall = sum(one.waited for one in found) / sum(one.step for one in found)
+    ratio = cpu_ratio = ""
     if found[0].bare:
         bare = [one.images / one.bare for one in found]
-        table.add_row("bare backbone", f"{statistics.median(bare):.1f}", "1.00", "", row_of(bare))
+        cpu = f"{statistics.median(one.bare_cpu / one.images for one in found) * 1e3:.2f}"
+        table.add_row("bare backbone", f"{statistics.median(bare):.1f}", "1", cpu, "1", "", row_of(bare))
         ratio = f"{statistics.median(one.bare / one.step for one in found):.3f}"
-    else:
-        ratio = ""
-    table.add_row("training step", f"{statistics.median(steps):.1f}", ratio, f"{stall:.2%}", row_of(steps))
+        cpu_ratio = f"{statistics.median(one.step_cpu / one.bare_cpu for one in found):.3f}"
+    cpu = f"{statistics.median(one.step_cpu / one.images for one in found) * 1e3:.2f}"
+    rate = f"{statistics.median(steps):.1f}"
+    table.add_row("training step", rate, ratio, cpu, cpu_ratio, f"{stall:.2%}", row_of(steps))
     Console(width=120).print(table)
     caching = f"in chunks of {config.chunk_images}" if config.chunk_images else "all at once"
     caching += ", activations recomputed" if config.recompute_activations else ""

@@ -35,7 +35,7 @@ def tokenise(titles: Sequence[str]) -> Tensor:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sorted(titles), trainer)
+    tokenizer.train_from_iterator(titles, trainer)
     rows = [[START, *encoded.ids][:LENGTH] for encoded in tokenizer.encode_batch(list(titles))]
     longest = max(map(len, rows), default=1)
     return torch.tensor([row + [PADDING] * (longest - len(row)) for row in rows]).reshape(-1, longest)

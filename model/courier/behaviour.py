@@ -65,7 +65,7 @@ class BehaviourObjective(Objective):
         self.register_buffer("popularity", popularity, persistent=False)  # of the data, no weight
         self.views = int(augmented)
         if weight_self > 0:
-            self.terms, self.weights, self.views = (*self.terms, "self"), (*weights, weight_self), 2
+            self.terms, self.weights, self.views = (*self.terms, "views"), (*weights, weight_self), 2
 
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:
         """See Objective.losses; (terms,). Of several views the losses of behaviour see the first."""

@@ -12,7 +12,7 @@ from model.courier.batches import Batch
 from model.courier.checkpoint import Checkpoint, State
 from model.courier.config import CourierConfig
 from model.courier.gradients import Gradients, random_state, set_random_state
-from model.courier.loader import Source, loaded
+from model.courier.loader import Loaded, Source, loaded
 from model.courier.objective import Objective
 from model.courier.processes import Processes
 from model.courier.progress import Curve
@@ -55,18 +55,22 @@ class Fit:
         device = self.processes.device
         with self.curve.bar, loaded(range(self.step, self.steps), batch_of, source, device) as parts:
             for part in parts:
-                set_learning_rate(self.optimizer, self.config, self.step)
-                self.optimizer.zero_grad(set_to_none=True)
-                losses = self.gradients.of(part.raw, source.prepare, part.batch)
-                self.gradients.scaler.step(self.optimizer)
-                self.gradients.scaler.update()
-                self.step += 1
-                figures = self.objective.figures(part.batch) if self.curve.ends_line(self.step) else {}
-                self.curve.add(losses, self.gradients.weights, part.images, part.waited, figures)
+                self.take_step(part, source)
                 if checkpoint and self.step % checkpoint.every == 0:
                     self._keep(checkpoint)
         self.objective.eval()
         return Trained(self.objective, self.curve.lines, self.curve.seconds, self.curve.images, self.curve.waited)
+
+    def take_step(self, part: Loaded, source: Source) -> None:
+        """Move the weights by one step, and say so in the curve."""
+        set_learning_rate(self.optimizer, self.config, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.gradients.of(part.raw, source.prepare, part.batch)
+        self.gradients.scaler.step(self.optimizer)
+        self.gradients.scaler.update()
+        self.step += 1
+        figures = self.objective.figures(part.batch) if self.curve.ends_line(self.step) else {}
+        self.curve.add(losses, self.gradients.weights, part.images, part.waited, figures)
 
     def state(self) -> State:
         """All of it; every process must ask at the same step, and gets the random states of all."""

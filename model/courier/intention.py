@@ -40,6 +40,7 @@ class IntentionReconstruction(nn.Module):
         )
         return F.normalize(self.out(rebuilt.transpose(1, 2).flatten(2)).float(), dim=-1)
 
+    @torch.no_grad()
     def entropy(self, target_RQD: Tensor, history_RHD: Tensor, clicked_RH: Tensor, shown_RQ: Tensor) -> float:
         """The entropy of the weights over a user's clicks by that of equal weights, mean over targets shown and heads.
 

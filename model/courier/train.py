@@ -1,6 +1,7 @@
 """Pre-train the image encoder on behaviour: the pretrain stage, on one process or, under torchrun, on many."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +20,7 @@ from model.artifact import Manifest
 from model.courier import geometry
 from model.courier.backbones import warm_start
 from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
+from model.courier.card import card_of
 from model.courier.checkpoint import Checkpoint, identity_of
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
@@ -62,6 +64,7 @@ def build(
     inputs = {"sequences": artifact.digest(sequences), "images": artifact.digest(images)}
     views = read_page_views(sequences, images, history=config.history)
     preprocessing = Preprocessing(size=config.image_size)
+    begun = time.perf_counter()
     with running() as processes:
         identity = identity_of(asdict(config), inputs, processes.count, processes.device.type)
         checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), identity, checkpoint_every)
@@ -70,6 +73,7 @@ def build(
             checkpoint.sweep()
         pixels = _pixels(images, views, checkpoint, processes)
         trained = train(views, pixels, preprocessing, config, processes, checkpoint)
+        took = time.perf_counter() - begun
         figures = _geometry(trained.objective, views, pixels, preprocessing)
         if processes.rank == 0:
             if geometry.is_collapsed(figures, len(views.image_ids)):
@@ -80,11 +84,13 @@ def build(
                 draft.facts |= {
                     "encoder": f"{config.method}-{config.backbone}",
                     "steps": config.steps if trained.objective.terms else 0,
+                    "wall_seconds": round(took, 1),  # decoding, features and steps; since the last start of the run
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),
                     "distinct_images": len(views.image_ids),
                     "collapse": figures.as_facts(),
+                    "card": card_of(config, views, splits, (trained.curve or [{}])[-1], figures),
                 }
             checkpoint.remove()
         processes.wait()  # nobody reads the artifact before it is there

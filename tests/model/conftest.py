@@ -1,19 +1,25 @@
-"""A small generated shop in the form of CTR rows: users prefer clusters of images, and the clusters show in vectors."""
+"""Small generated shops: as CTR rows, where users prefer clusters of images, and as what pre-training reads."""
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, WINDOWS_DAYS
+from model import artifact
 from model.ctr.inputs import ItemVectors
 from model.ctr.rows import ROW_COLUMNS
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 CLUSTERS, CATEGORIES, PAGE = 12, 4, 5
+SQUARES, SIDE = 24, 16  # images of pre-training, pixels
 
 
 @dataclass(frozen=True)
@@ -107,3 +113,54 @@ def make_shop(*, users: int = 150, items: int = 300, requests: int = 2400, days:
 @pytest.fixture(scope="session")
 def shop() -> Shop:
     return make_shop()
+
+
+# --- pre-training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretrain_inputs(tmp_path: Path) -> dict[str, Path]:
+    """A sequences and an images artifact in which each user clicks one of two colours."""
+    rng = np.random.default_rng(0)
+    ids = [f"p{n:02d}" for n in range(SQUARES)]
+    pngs = []
+    for n in range(SQUARES):
+        stream = BytesIO()
+        colour = (np.array([200, 60, 60]) if n % 2 else np.array([60, 60, 200])) + rng.integers(-50, 50, 3)
+        noise = rng.integers(-40, 40, (SIDE, SIDE, 3))
+        Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(stream, "PNG")
+        pngs.append(stream.getvalue())
+    with artifact.write(tmp_path / "images", kind="images", inputs={}, config={"size": SIDE}) as draft:
+        (draft.path / "shards").mkdir()
+        pq.write_table(
+            pa.table({"image_id": ids, "image": pngs}), draft.path / "shards" / "images-00000-of-00001.parquet"
+        )
+        items = {
+            "item_id": [f"i{n:02d}" for n in range(SQUARES)],
+            "image_id": ids,
+            "category": ["lamp"] * SQUARES,
+            "title": [f"{'Red' if n % 2 else 'Blue'} Lamp {n // 4}" for n in range(SQUARES)],
+            "status": ["ok"] * SQUARES,
+        }
+        pq.write_table(pa.table(items), draft.path / "items.parquet")
+    taste = rng.integers(0, 2, 200)
+    pages = [rng.permutation(SQUARES)[:5] for _ in taste]
+    history = [[f"i{n:02d}" for n in rng.permutation(SQUARES // 2)[:4] * 2 + one] for one in taste]
+    with artifact.write(tmp_path / "sequences", kind="sequences", inputs={}, config={}) as draft:
+        draft.facts["splits"] = {
+            "start": "2025-01-01T00:00:00+00:00",
+            "valid_start": "2025-01-20T00:00:00+00:00",
+        }
+        (draft.path / "page_views").mkdir()
+        table = pa.table(
+            {
+                "request_id": [f"r{n:03d}" for n in range(len(taste))],
+                "request_time": pa.array(range(len(taste)), pa.timestamp("us", "UTC")),
+                "period": ["train"] * 150 + ["valid"] * 50,
+                "item_ids": [[f"i{n:02d}" for n in page] for page in pages],
+                "labels": [[int(n % 2 == one) for n in page] for page, one in zip(pages, taste, strict=True)],
+                "history_item_ids": history,
+            }
+        )
+        pq.write_table(table, draft.path / "page_views" / "part-0.parquet")
+    return {"sequences": tmp_path / "sequences", "images": tmp_path / "images"}

@@ -282,7 +282,7 @@ def test_between_views_is_a_fourth_loss_and_the_others_see_the_first_view() -> N
     first = example.vectors[torch.from_numpy(batch.images)]
     second = torch.nn.functional.normalize(first + 0.3 * torch.randn(first.shape), dim=1)
     losses = objective.losses(torch.cat([first, second]), tensors(batch))
-    assert (objective.terms[-1], objective.weights[-1], objective.views) == ("self", 0.5, 2)
+    assert (objective.terms[-1], objective.weights[-1], objective.views) == ("views", 0.5, 2)
     torch.testing.assert_close(losses[:3], example.losses(objective_of()))
     images = torch.from_numpy(batch.images)
     expected = nt_xent(first, second, images, temperature=0.2, mask_false_negatives=True)

@@ -117,3 +117,30 @@ def test_foretelling_equals_the_plain_loops_for_every_length_of_history(length: 
 
 def test_the_click_head_gives_one_logit_an_image() -> None:
     assert ClickHead(WIDTH)(vectors(2, 3), vectors(2, 3)).shape == (2, 3)
+
+
+def test_equal_weights_have_entropy_one_and_a_weight_on_one_click_none(attention: IntentionReconstruction) -> None:
+    clicked, shown = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool(), torch.ones(2, 1, dtype=torch.bool)
+    alike = vectors(2, 1).expand(2, 3, WIDTH)
+    assert attention.entropy(vectors(2, 1), alike, clicked, shown) == pytest.approx(1.0)
+    for part in (attention.query, attention.key):
+        torch.nn.init.eye_(part.weight)
+        torch.nn.init.zeros_(part.bias)
+    target = torch.full((2, 1, WIDTH), 10.0)
+    opposite = torch.cat([target, -target, -target], dim=1)  # the first click is the target, the others its contrary
+    assert attention.entropy(target, opposite, clicked, shown) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_padded_clicks_and_users_with_fewer_than_two_do_not_count_in_the_entropy(
+    attention: IntentionReconstruction,
+) -> None:
+    target, history = vectors(2, 2) * 3, vectors(2, 4) * 3
+    clicked, shown = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]).bool(), torch.tensor([[1, 0], [1, 1]]).bool()
+    whole = attention.entropy(target, history, clicked, shown)
+    alone = attention.entropy(target[:1, :1], history[:1, :2], clicked[:1, :2], shown[:1, :1])
+    assert whole == pytest.approx(alone)
+    logit = attention.query(target[0, 0]).view(attention.heads, -1, 1)
+    keys = attention.key(history[0, :2]).view(2, attention.heads, -1).transpose(0, 1)
+    weights = (keys @ logit / logit.shape[1] ** 0.5).squeeze(-1).softmax(-1)
+    by_hand = -(weights * weights.log()).sum(-1).mean() / math.log(2)
+    assert alone == pytest.approx(float(by_hand.detach()), abs=1e-6)

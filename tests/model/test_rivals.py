@@ -1,10 +1,12 @@
 """The rivals: each learns on tiny images, the same from the same seed, and on two processes as on one."""
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.courier import train
 from model.courier.augment import draw_views
 from model.courier.batches import PageViews, take_batch
 from model.courier.config import CourierConfig
-from model.courier.encoder import feature_batches, normalise
+from model.courier.encoder import embed_images, feature_batches, load_encoder, normalise
+from model.courier.gradients import Gradients
 from model.courier.methods import METHODS, UNTRAINED, build_objective, settle
 from model.courier.objective import BatchTensors, Objective
+from model.courier.processes import Processes
 from model.courier.rivals import Clip
 from model.space import Preprocessing
 
 ROOT = Path(__file__).parents[2]
 SIZE, IMAGES, ROWS = 16, 24, 12
 TINY = CourierConfig(backbone="small", backbone_weights="random", trainable="all", image_size=SIZE, width=32)
+RIVALS = ("simclr", "simsiam", "clip")
 TRAINED = [method for method in METHODS if method not in UNTRAINED]
 PLAIN = Preprocessing(size=SIZE)
 
@@ -86,7 +92,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: st
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["simclr", "simsiam", "clip"])
+@pytest.mark.parametrize("method", RIVALS)
 def test_a_rival_never_looks_at_a_click(method: str) -> None:
     model = objective(method)
     images, batch = step_inputs(model, np.arange(ROWS))
@@ -158,6 +164,56 @@ def test_the_titles_are_no_part_of_what_is_saved() -> None:
     assert not {"tokens", "title"} & model.state_dict().keys()
 
 
+@pytest.mark.parametrize("method", TRAINED)
+def test_gradients_chunk_by_chunk_are_those_of_the_whole_batch(method: str) -> None:
+    found = []
+    for chunk in (0, 5):
+        model = objective(method)
+        images, batch = step_inputs(model, np.arange(ROWS))
+        alone = Processes(0, 1, torch.device("cpu"))
+        losses = Gradients(model, alone, chunk_images=chunk, precision="fp32").of(images, lambda raw: raw, batch)
+        found.append({name: one.grad for name, one in model.named_parameters()} | {"losses": losses})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_leaves_an_encoder_in_an_artifact_the_same_for_the_same_seed(
+    method: str, trainable: str, pretrain_inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    warm = {"backbone": "lite0", "backbone_weights": "imagenet"} if method == "imagenet" else {}
+    config = replace(TINY, method=method, trainable=trainable, batch_rows=16, steps=3, warmup_steps=1, **warm)
+    first, again = (train.build(**pretrain_inputs, out=tmp_path / name, config=config) for name in ("a", "b"))
+    assert first.facts["space_id"] == again.facts["space_id"]
+    assert first.facts["encoder"] == f"{method}-{config.backbone}"
+    assert first.facts["steps"] == (0 if method in UNTRAINED else 3)
+    assert first.facts["wall_seconds"] > 0
+    vectors = embed_images(load_encoder(tmp_path / "a"), pixels())
+    assert vectors.shape == (IMAGES, TINY.width)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weight_self": 0.5},
+        {"augmented": True, "trainable": "head"},
+        {"attention": "self", "value_maps": True},
+        {"projection_head": True, "popularity_correction": 1.0},
+        {"history_order": "random", "history": 3},
+    ],
+)
+def test_courier_is_trained_with_each_ablation(
+    changes: dict[str, Any], pretrain_inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config = replace(TINY, batch_rows=16, steps=3, warmup_steps=1, **changes)
+    train.build(**pretrain_inputs, out=tmp_path / "out", config=config)
+    losses = json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert ("views" in losses) == ("weight_self" in changes)
+    assert np.isfinite(losses["loss"])
+
+
 def gradients(model: nn.Module, inner: Objective, images: Tensor, batch: BatchTensors) -> dict[str, Tensor]:
     losses = model(images, batch)
     losses.sum().backward()
@@ -175,13 +231,14 @@ def inputs_of(inner: Objective, halves: list[np.ndarray]) -> list[tuple[Tensor, 
     return [step_inputs(inner, rows, seed) for seed, rows in enumerate(halves)]
 
 
-def one_of_two_processes(rank: int, method: str, folder: Path) -> None:
+def one_of_two_processes(rank: int, folder: Path) -> None:
     """What each process of the two-process test runs."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    inner = objective(method)
-    found = gradients(DistributedDataParallel(inner), inner, *inputs_of(inner, two_halves())[rank])
-    save_file(found, folder / f"rank{rank}.safetensors")
+    for method in RIVALS:
+        inner = objective(method)
+        found = gradients(DistributedDataParallel(inner), inner, *inputs_of(inner, two_halves())[rank])
+        save_file(found, folder / f"{method}{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -194,22 +251,22 @@ def together(inner: Objective) -> tuple[Tensor, BatchTensors]:
     return images, replace(parts[0][1], images=torch.cat([batch.images for _, batch in parts]))
 
 
-@pytest.mark.parametrize("method", ["simclr", "simsiam", "clip"])
-def test_two_processes_give_the_gradients_of_one_on_the_same_images(method: str, tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), method, str(tmp_path)], env=environment, cwd=ROOT)
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment, cwd=ROOT)
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    inner = objective(method)
-    alone = gradients(inner, inner, *together(inner))
-    for rank in range(2):
-        theirs = load_file(tmp_path / f"rank{rank}.safetensors")
-        assert theirs.keys() == alone.keys()
-        for name, gradient in alone.items():
-            torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    for method in RIVALS:
+        inner = objective(method)
+        alone = gradients(inner, inner, *together(inner))
+        for rank in range(2):
+            theirs = load_file(tmp_path / f"{method}{rank}.safetensors")
+            assert theirs.keys() == alone.keys()
+            for name, gradient in alone.items():
+                torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-3, msg=f"{method} {name}")
 
 
 if __name__ == "__main__":
-    one_of_two_processes(int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))

@@ -6,27 +6,24 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model import artifact
 from model.courier import geometry, train
 from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.behaviour import BehaviourObjective
+from model.courier.card import warm_start_of
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, load_encoder
 from model.courier.fit import learning_rate_at
+from model.courier.gradients import Gradients
 from model.courier.objective import BatchTensors, Objective
 from model.courier.processes import Processes
 
@@ -36,7 +33,6 @@ TINY = CourierConfig(
     backbone="small", backbone_weights="random", image_size=SIZE, batch_rows=16, steps=25, warmup_steps=5
 )
 SPEEDS = ("images_per_second", "loader_stall")
-SPLITS = {"start": "2025-01-01T00:00:00+00:00", "valid_start": "2025-01-20T00:00:00+00:00"}
 
 
 def generated_views(seed: int = 0) -> PageViews:
@@ -76,13 +72,24 @@ def gradients(model: nn.Module, inner: Objective, batch: Batch) -> dict[str, tor
     return found | {"losses": losses.detach()}
 
 
+def chunked_gradients(inner: Objective, batch: Batch, processes: Processes) -> dict[str, torch.Tensor]:
+    """The same, with gradient caching in chunks of seven."""
+    tensors = BatchTensors.of(batch, torch.device("cpu"))
+    losses = Gradients(inner, processes, chunk_images=7, precision="fp32").of(pixels_of(batch), Tensor.clone, tensors)
+    found = {name: p.grad.contiguous() for name, p in inner.named_parameters() if p.grad is not None}
+    return found | {"losses": losses}
+
+
 def one_of_two_processes(rank: int, folder: Path) -> None:
     """What each process of the two-process test runs."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     inner = objective()
     batch = take_batch(generated_views(), np.arange(32).reshape(2, 16)[rank])
-    save_file(gradients(DistributedDataParallel(inner), inner, batch), folder / f"rank{rank}.safetensors")
+    save_file(gradients(DistributedDataParallel(inner), inner, batch), folder / f"whole{rank}.safetensors")
+    inner = objective()
+    processes = Processes(rank, 2, torch.device("cpu"))
+    save_file(chunked_gradients(inner, batch, processes), folder / f"in chunks{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -97,15 +104,15 @@ def run_together(commands: Sequence[Sequence[str]], environments: Sequence[dict[
         assert process.returncode == 0, stderr.decode()[-2000:]
 
 
-def test_two_processes_give_the_gradients_of_one_on_the_same_global_batch(tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_of_one_on_the_same_global_batch_whole_or_in_chunks(tmp_path: Path) -> None:
     run_together([[__file__, str(rank), str(tmp_path)] for rank in range(2)], [{}, {}])
     inner = objective()
     alone = gradients(inner, inner, take_batch(generated_views(), np.arange(32)))
-    for rank in range(2):
-        theirs = load_file(tmp_path / f"rank{rank}.safetensors")
+    for part in ("whole0", "whole1", "in chunks0", "in chunks1"):
+        theirs = load_file(tmp_path / f"{part}.safetensors")
         assert theirs.keys() == alone.keys()
         for name, gradient in alone.items():
-            torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{part} {name}")
 
 
 def test_encoding_each_image_once_equals_encoding_every_place() -> None:
@@ -132,48 +139,8 @@ def test_encoding_each_image_once_equals_encoding_every_place() -> None:
 
 
 @pytest.fixture
-def inputs(tmp_path: Path) -> dict[str, Path]:
-    """A sequences and an images artifact in which each user clicks one of two colours."""
-    rng = np.random.default_rng(0)
-    ids = [f"p{n:02d}" for n in range(IMAGES)]
-    pngs = []
-    for n in range(IMAGES):
-        stream = BytesIO()
-        colour = (np.array([200, 60, 60]) if n % 2 else np.array([60, 60, 200])) + rng.integers(-50, 50, 3)
-        noise = rng.integers(-40, 40, (SIZE, SIZE, 3))
-        Image.fromarray(np.clip(colour + noise, 0, 255).astype(np.uint8)).save(stream, "PNG")
-        pngs.append(stream.getvalue())
-    with artifact.write(tmp_path / "images", kind="images", inputs={}, config={"size": SIZE}) as draft:
-        (draft.path / "shards").mkdir()
-        pq.write_table(
-            pa.table({"image_id": ids, "image": pngs}), draft.path / "shards" / "images-00000-of-00001.parquet"
-        )
-        items = {
-            "item_id": [f"i{n:02d}" for n in range(IMAGES)],
-            "image_id": ids,
-            "category": ["lamp"] * IMAGES,
-            "title": [f"{'Red' if n % 2 else 'Blue'} Lamp {n // 4}" for n in range(IMAGES)],
-            "status": ["ok"] * IMAGES,
-        }
-        pq.write_table(pa.table(items), draft.path / "items.parquet")
-    taste = rng.integers(0, 2, 200)
-    pages = [rng.permutation(IMAGES)[:5] for _ in taste]
-    history = [[f"i{n:02d}" for n in rng.permutation(IMAGES // 2)[:4] * 2 + one] for one in taste]
-    with artifact.write(tmp_path / "sequences", kind="sequences", inputs={}, config={}) as draft:
-        draft.facts["splits"] = SPLITS
-        (draft.path / "page_views").mkdir()
-        table = pa.table(
-            {
-                "request_id": [f"r{n:03d}" for n in range(len(taste))],
-                "request_time": pa.array(range(len(taste)), pa.timestamp("us", "UTC")),
-                "period": ["train"] * 150 + ["valid"] * 50,
-                "item_ids": [[f"i{n:02d}" for n in page] for page in pages],
-                "labels": [[int(n % 2 == one) for n in page] for page, one in zip(pages, taste, strict=True)],
-                "history_item_ids": history,
-            }
-        )
-        pq.write_table(table, draft.path / "page_views" / "part-0.parquet")
-    return {"sequences": tmp_path / "sequences", "images": tmp_path / "images"}
+def inputs(pretrain_inputs: dict[str, Path]) -> dict[str, Path]:
+    return pretrain_inputs
 
 
 def curve(out: Path) -> list[dict[str, float]]:
@@ -206,11 +173,37 @@ def test_training_lowers_every_loss_and_leaves_the_frozen_backbone_alone(
 
 def test_the_manifest_says_what_was_trained_on_what(inputs: dict[str, Path], tmp_path: Path) -> None:
     facts = train.build(**inputs, out=tmp_path / "out", config=TINY).facts
-    assert (facts["trained_from"], facts["trained_until"]) == (SPLITS["start"], SPLITS["valid_start"])
+    assert (facts["trained_from"], facts["trained_until"]) == ("2025-01-01T00:00:00+00:00", "2025-01-20T00:00:00+00:00")
     assert (facts["page_views"], facts["distinct_images"], facts["steps"]) == (150, IMAGES, 25)
     assert facts["encoder"] == "courier-small"
     assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity", "attention_entropy"}
+    assert 0 <= facts["collapse"]["attention_entropy"] <= 1
+    assert 0 <= facts["loader_stall"] <= 1
     assert (tmp_path / "out" / "objective.safetensors").is_file()
+
+
+def test_the_card_names_data_metrics_and_the_licence_of_the_warm_start(inputs: dict[str, Path], tmp_path: Path) -> None:
+    card = train.build(**inputs, out=tmp_path / "out", config=TINY).facts["card"]
+    assert card["data"]["page_views"] == 150
+    assert card["data"]["clicks"] > 150
+    assert card["metrics"]["loss"] == json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert card["warm_start"]["licence"] is None
+    assert warm_start_of("imagenet")["licence"] == "Apache-2.0"
+
+
+def test_the_curve_shows_the_collapse_figures_and_the_loaders_stall_as_it_grows(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    train.build(**inputs, out=tmp_path / "out", config=replace(TINY, trainable="all"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "loss.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 25]
+    for line in lines:
+        assert 1 <= line["effective_rank"] <= IMAGES
+        assert line["deviation"] > 0
+        assert line["uniformity"] <= 0
+        assert 0 <= line["alignment"] <= 4
+        assert 0 <= line["attention_entropy"] <= 1
+        assert 0 <= line["loader_stall"] <= 1
 
 
 def test_two_processes_started_like_torchrun_give_the_curve_of_one(inputs: dict[str, Path], tmp_path: Path) -> None:

@@ -286,7 +286,8 @@ def print_table(found: Mapping[str, Any], title: str) -> None:
         apart = [_cell(found["negatives"][kind][part]["distance"], "value", 1) for kind in (POPULAR, MATCHED)]
         console.print(
             f"left of the effect where {found['match']} is alike, {part}: {share} ({between}); "
-            f"{found['match']} differs by {apart[1]}, by popularity {apart[0]}"
+            f"{found['match']} differs by {apart[1]}, by popularity {apart[0]}",
+            soft_wrap=True,
         )
 
 

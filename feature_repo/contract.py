@@ -49,6 +49,9 @@ PERIODS: Final = ("train", "valid", "test")  # in time order, half open; nothing
 PAGE_VIEW_SIZE: Final = 5  # Yang et al. 2025: up to 5 page-view images a row
 PRETRAIN_HISTORY: Final = 5  # ... and the user's last 5 clicked images
 CTR_HISTORY: Final = 50
+# A cluster ID holds the code of an image in each of up to three codebooks: ten bits each, the first codebook's lowest.
+CODE_BITS: Final = 10
+MAX_CODEBOOKS: Final = 3  # so that an ID is a positive number of 32 bits
 WINDOWS_DAYS: Final = (1, 7, 30)  # statistics cover [midnight - window, midnight)
 # A smoothed CTR is that of a Beta prior: as if this much had been seen before.
 SMOOTHING_CLICKS: Final = 1.0

@@ -1,4 +1,4 @@
-"""Fit the codebook and give every item its cluster ID: the cluster stage."""
+"""Fit the codebooks and give every item its cluster ID: the cluster stage."""
 
 import json
 import time
@@ -19,7 +19,7 @@ import typer
 from jobs.config import ClusterConfig
 from model import artifact
 from model.artifact import Manifest
-from model.codebook import Codebook
+from model.codebook import Codebooks
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -49,19 +49,21 @@ def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> 
     fitted = vectors[_rows_shown_before(sequences, items, datetime.fromisoformat(splits["valid_start"]))]
     if not len(fitted):
         raise NothingToFit(f"no item shown in {sequences} has a vector in {embed}: check the items' image_uri")
-    codebook = Codebook.fit(fitted, clusters=config.clusters, iterations=config.iterations, seed=config.seed)
-    cluster_ids = codebook.assign(vectors)[items["row"].to_numpy()]
-    occupancy = codebook.occupancy(cluster_ids)
+    codebooks = Codebooks.fit(fitted, **asdict(config))
+    codes = codebooks.codes(vectors)[items["row"].to_numpy()]
+    cluster_ids = codebooks.assign(vectors)[items["row"].to_numpy()]
+    occupancy = [level.occupancy(codes[:, place]) for place, level in enumerate(codebooks.levels)]
     inputs = {"embed": artifact.digest(embed), "sequences": artifact.digest(sequences)}
     with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
-        np.save(draft.path / CENTROIDS, codebook.centroids)
+        np.save(draft.path / CENTROIDS, np.concatenate([level.centroids for level in codebooks.levels]))
         pq.write_table(pa.table({"item_id": items["item_id"], "cluster_id": cluster_ids}), draft.path / ITEMS)
         draft.facts |= {
             "space_id": embedded.facts["space_id"],
-            "clusters": len(codebook),
-            "occupied": int((occupancy > 0).sum()),
-            "largest_share": round(float(occupancy.max() / occupancy.sum()), 4),
-            "inertia": round(codebook.inertia(fitted), 6),
+            "clusters": sum(map(len, codebooks.levels)),  # of all codebooks, in their order in centroids.npy
+            "codebooks": [len(level) for level in codebooks.levels],
+            "occupied": sum(int((count > 0).sum()) for count in occupancy),
+            "largest_share": round(max(float(count.max() / count.sum()) for count in occupancy), 4),
+            "inertia": round(codebooks.inertia(fitted), 6),
             "fitted_on": len(fitted),
         }
     log.info("codebook_fitted", **draft.facts, seconds=round(time.monotonic() - begun, 1))
@@ -83,12 +85,14 @@ def cluster(
     embed: Annotated[Path, typer.Option(help="the embed artifact")],
     sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
     out: Annotated[Path, typer.Option(help="where the cluster artifact goes")],
-    clusters: Annotated[int, typer.Option(min=1, help="number of clusters")] = DEFAULTS.clusters,
+    clusters: Annotated[int, typer.Option(min=1, help="number of clusters of each codebook")] = DEFAULTS.clusters,
+    codebooks: Annotated[int, typer.Option(min=1, help="each of what the ones before leave")] = DEFAULTS.codebooks,
+    starts: Annotated[int, typer.Option(min=1, help="of k-means, of which the best is kept")] = DEFAULTS.starts,
     iterations: Annotated[int, typer.Option(min=1, help="rounds of k-means")] = DEFAULTS.iterations,
     seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
 ) -> None:
-    """Fit the codebook and give every item its cluster ID."""
-    config = ClusterConfig(clusters=clusters, iterations=iterations, seed=seed)
+    """Fit the codebooks and give every item its cluster ID."""
+    config = ClusterConfig(clusters=clusters, codebooks=codebooks, starts=starts, iterations=iterations, seed=seed)
     print(json.dumps(dict(build(embed=embed, sequences=sequences, out=out, config=config).facts), indent=1))
 
 

@@ -48,9 +48,11 @@ class ImagesConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConfig:
-    """The k-means codebook."""
+    """The k-means codebooks."""
 
-    clusters: int = 128
+    clusters: int = 128  # of each codebook
+    codebooks: int = 1  # each of what the ones before leave; a part of style each, where its parts vary by themselves
+    starts: int = 1  # of k-means, of which the best is kept
     iterations: int = 25
     seed: int = 0
 

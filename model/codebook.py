@@ -1,10 +1,13 @@
-"""Cluster IDs: k-means over image vectors, and the nearest centre of any vector."""
+"""Cluster IDs: k-means over image vectors, then over what the centres leave, and the codes of any vector."""
 
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
 import numpy.typing as npt
+
+from feature_repo.contract import MAX_CODEBOOKS
+from model.cluster_id import LARGEST_CODEBOOK, packed
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -53,6 +56,61 @@ class Codebook:
         """The mean squared distance of `vectors` (N, D) to their nearest centre; 0 is perfect."""
         gaps = vectors - self.centroids[self.assign(vectors)]
         return float(np.einsum("nd,nd->n", gaps, gaps, dtype=np.float64).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Codebooks:
+    """Codebooks one after the other: the first of the vectors, each next of what is left of them without their centres.
+
+    Where looks are made of parts that vary by themselves (a palette, a texture) one codebook sees the loudest part, and
+    the next ones the others. Residual quantisation: Juang & Gray 1982, Multiple stage vector quantization for speech
+    coding; as codes of items for ranking: Luo et al. 2024, QARM, https://arxiv.org/abs/2411.11739.
+    """
+
+    levels: tuple[Codebook, ...]
+
+    @classmethod
+    def fit(
+        cls, vectors: Floats, *, codebooks: int, clusters: int, iterations: int = 25, starts: int = 1, seed: int = 0
+    ) -> "Codebooks":
+        """So many codebooks over `vectors` (N, D), float32 unit rows; the best of `starts` random starts of each.
+
+        Raises ValueError as Codebook.fit does, and for what does not fit into a cluster ID.
+        """
+        if not 1 <= codebooks <= MAX_CODEBOOKS or clusters > LARGEST_CODEBOOK:
+            raise ValueError(
+                f"{codebooks} codebooks of {clusters} clusters do not fit into a cluster ID: "
+                f"choose 1 to {MAX_CODEBOOKS} codebooks of up to {LARGEST_CODEBOOK} clusters"
+            )
+        levels: list[Codebook] = []
+        for _ in range(codebooks):
+            tried = [
+                Codebook.fit(vectors, clusters=clusters, iterations=iterations, seed=seed * starts + start)
+                for start in range(starts)
+            ]
+            levels.append(min(tried, key=lambda level: level.inertia(vectors)))
+            vectors = vectors - levels[-1].centroids[levels[-1].assign(vectors)]
+        return cls(tuple(levels))
+
+    def codes(self, vectors: Floats) -> Ids:
+        """The code of each row of `vectors` (N, D) in each codebook: (N, codebooks) int32."""
+        return self._walk(vectors)[0]
+
+    def assign(self, vectors: Floats) -> Ids:
+        """The cluster ID of each row of `vectors` (N, D): (N,) int32, its codes packed as the contract says."""
+        return packed(self.codes(vectors))
+
+    def inertia(self, vectors: Floats) -> float:
+        """The mean square of what the centres leave of `vectors` (N, D); 0 is perfect."""
+        left = self._walk(vectors)[1]
+        return float(np.einsum("nd,nd->n", left, left, dtype=np.float64).mean())
+
+    def _walk(self, vectors: Floats) -> tuple[Ids, Floats]:
+        codes = np.empty((len(vectors), len(self.levels)), np.int32)
+        for place, level in enumerate(self.levels):
+            codes[:, place] = level.assign(vectors)
+            vectors = vectors - level.centroids[codes[:, place]]
+        return codes, vectors
 
 
 def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floats:

@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
+from feature_repo.contract import MAX_CODEBOOKS
 from model.ctr import inputs
 from model.ctr.config import BoostedConfig
 from model.ctr.inputs import Floats, InputsState, ItemVectors, ModelInput
 
 KIND = "lightgbm"
-CATEGORICAL = ("category", "cluster")
+CATEGORICAL = ("category", *(f"cluster_{place}" if place else "cluster" for place in range(MAX_CODEBOOKS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def columns_of(given: ModelInput, state: InputsState) -> tuple[tuple[str, ...], 
         names, parts = [*names, *more], [*parts, components]
     singles = {"position": given.rows.position, "category": given.rows.category}
     if given.images == "cluster_id":
-        singles["cluster"] = inputs.cluster_code(given.rows.cluster, state.clusters)
+        singles |= zip(CATEGORICAL[1:], inputs.cluster_codes(given.rows.cluster, state), strict=False)
     columns = np.column_stack([*parts, *(column.astype(np.float32) for column in singles.values())])
     return (*names, *singles), columns
 

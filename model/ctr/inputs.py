@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, ITEM_KEY, WINDOWS_DAYS
+from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, ITEM_KEY, MAX_CODEBOOKS, WINDOWS_DAYS
 from model.artifact import ArtifactMismatch
+from model.cluster_id import unpacked
 from model.ctr.rows import HISTORY, HISTORY_CATEGORIES, HISTORY_CLUSTERS
 
 Floats = NDArray[np.float32]
@@ -37,7 +38,7 @@ HISTOGRAM_BINS: Final = 10
 TOP: Final = 3
 CHUNK_ROWS: Final = 1024  # (1024, 50, 256) float32 is 52 MB: the most that is ever gathered of the vectors
 MICROSECONDS_A_DAY: Final = 86_400e6
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 STATISTICS: Final = tuple(f"{who}_{{}}_{days}d" for who in ("item", "user") for days in WINDOWS_DAYS)
 BASE_FEATURES: Final = (
@@ -111,7 +112,7 @@ class ItemVectors:
 class InputsState:
     """What the inputs learned from the training rows.
 
-    items, categories: vocabularies; code 0 is unknown, code i + 1 is entry i.  clusters: the codebook's size as seen.
+    items, categories: vocabularies; code 0 is unknown, code i + 1 is entry i.  clusters: each codebook's size as seen.
     median_price: (categories + 1,) float32, entry 0 for an unknown category.
     bin_edges: (HISTOGRAM_BINS - 1,) cosines that cut the training similarities into equal parts.
     mean (256,), components (K, 256): principal axes of the vectors of the training items.
@@ -119,7 +120,7 @@ class InputsState:
 
     items: tuple[str, ...]
     categories: tuple[str, ...]
-    clusters: int
+    clusters: tuple[int, ...]
     median_price: Floats
     bin_edges: Floats
     mean: Floats
@@ -145,7 +146,7 @@ class InputsState:
             raise ArtifactMismatch(f"{folder / 'inputs.json'} is of another format: train the CTR models again")
         with np.load(folder / "inputs.npz", allow_pickle=False) as arrays:
             text |= {name: arrays[name] for name in arrays.files}
-        return cls(**text | {"items": tuple(text["items"]), "categories": tuple(text["categories"])})
+        return cls(**text | {name: tuple(text[name]) for name in ("items", "categories", "clusters")})
 
 
 def fit(train: pa.Table, vectors: ItemVectors | None, components: int) -> InputsState:
@@ -159,7 +160,7 @@ def fit(train: pa.Table, vectors: ItemVectors | None, components: int) -> Inputs
     state = InputsState(
         items=_frequent(train.column(ITEM_KEY), MIN_ITEM_ROWS),
         categories=categories,
-        clusters=1 + max(_largest(train.column("cluster_id")), _largest(_flat(train.column(HISTORY_CLUSTERS)))),
+        clusters=_codebook_sizes(train),
         median_price=_median_prices(train, categories),
         bin_edges=np.linspace(-1, 1, HISTOGRAM_BINS + 1, dtype=np.float32)[1:-1],
         mean=np.zeros(EMBEDDING_DIM, dtype=np.float32),
@@ -177,9 +178,14 @@ def _frequent(column: pa.ChunkedArray, least: int) -> tuple[str, ...]:
     return tuple(sorted(v for v in values.filter(pc.greater_equal(counts, least)).to_pylist() if v))
 
 
-def _largest(values: pa.Array | pa.ChunkedArray) -> int:
-    found = pc.max(values).as_py()
-    return -1 if found is None else int(found)
+def _codebook_sizes(train: pa.Table) -> tuple[int, ...]:
+    """One more than the largest code of each codebook; of the first, and of the others that have any code but 0."""
+    columns = (train.column("cluster_id"), _flat(train.column(HISTORY_CLUSTERS)))
+    seen = _whole(pa.concat_arrays([pc.unique(column).cast(pa.int64()) for column in columns]))
+    sizes = [1 + int(unpacked(seen, place).max(initial=-1)) for place in range(MAX_CODEBOOKS)]
+    while len(sizes) > 1 and sizes[-1] <= 1:
+        sizes.pop()
+    return tuple(sizes)
 
 
 def _median_prices(train: pa.Table, categories: Sequence[str]) -> Floats:
@@ -234,7 +240,7 @@ def labels(table: pa.Table) -> Floats:
 class Encoded:
     """Rows as arrays, before any image input is chosen; H = 50 places of history, newest first.
 
-    item, category: (B,) int32 codes, 0 unknown.  cluster: (B,) int32, -1 unknown.  position: (B,) int32, 0 the top.
+    item, category: (B,) int32 codes, 0 unknown.  cluster: (B,) int32 ID, -1 unknown.  position: (B,) int32, 0 the top.
     base: (B, len(BASE_FEATURES)) float32, NaN where unknown.  length: (B,) clicks in the history.
     history_item, history_category: (B, H) codes.  history_cluster: (B, H), -1 unknown.
     history_age: (B, H) float32, log(1 + days since the click).  Places at and after `length` hold 0 (clusters: -1).
@@ -357,18 +363,30 @@ def with_images(rows: Encoded, state: InputsState, vectors: ItemVectors | None, 
         raise ValueError(f"image input '{images}' needs the items' vectors, and none were given")
     similarity = rows.similarity(vectors) if images == "simscore" and vectors is not None else None
     columns: list[NDArray[Any]] = []
+    names = IMAGE_FEATURES[images]
     if images == "cluster_id":
-        columns = _cluster_columns(rows)
+        columns = [column for place in range(len(state.clusters)) for column in _cluster_columns(rows, place)]
+        names = tuple(name for place in range(len(state.clusters)) for name in cluster_names(place))
     if similarity is not None:
         columns = _similarity_columns(similarity, rows.filled, state.bin_edges)
     dense = np.column_stack([rows.base, *columns]).astype(np.float32) if columns else rows.base
     matrix = vectors.matrix if vectors is not None and needs_vectors(images) else None
-    return ModelInput(images, rows, (*BASE_FEATURES, *IMAGE_FEATURES[images]), dense, similarity, matrix)
+    return ModelInput(images, rows, (*BASE_FEATURES, *names), dense, similarity, matrix)
 
 
-def cluster_code(cluster: Ints, clusters: int) -> Ints:
-    """Cluster IDs as codes 1..clusters; 0 for -1 and for what lies beyond the codebook seen in training."""
-    return np.where((cluster >= 0) & (cluster < clusters), cluster + 1, UNKNOWN).astype(np.int32)
+def cluster_names(codebook: int) -> tuple[str, ...]:
+    """The names of the match columns of a codebook, 0 being the first, whose names carry no number."""
+    prefix = f"codebook_{codebook}_" if codebook else ""
+    return tuple(prefix + name for name in CLUSTER_FEATURES)
+
+
+def cluster_codes(cluster: Ints, state: InputsState) -> list[Ints]:
+    """For each codebook the codes 1..size of cluster IDs (any shape); 0 for -1 and for one not seen in training."""
+    codes = [unpacked(cluster, place) for place in range(len(state.clusters))]
+    return [
+        np.where((code >= 0) & (code < size), code + 1, UNKNOWN).astype(np.int32)
+        for code, size in zip(codes, state.clusters, strict=True)
+    ]
 
 
 def component_columns(given: ModelInput, state: InputsState) -> tuple[tuple[str, ...], Floats]:
@@ -418,9 +436,10 @@ def _matches(same: Bools, length: Ints) -> list[NDArray[Any]]:
     return [*counts, counts[-1] / np.maximum(length, 1)]
 
 
-def _cluster_columns(rows: Encoded) -> list[NDArray[Any]]:
+def _cluster_columns(rows: Encoded, codebook: int) -> list[NDArray[Any]]:
     """Matches as for categories, and how many clicks ago the newest match was; NaN if there is none, or no cluster."""
-    same = (rows.history_cluster == rows.cluster[:, None]) & (rows.cluster >= 0)[:, None] & rows.filled
+    same = unpacked(rows.history_cluster, codebook) == unpacked(rows.cluster, codebook)[:, None]
+    same &= (rows.cluster >= 0)[:, None] & rows.filled
     rank = np.where(same.any(axis=1), same.argmax(axis=1), np.nan)
     columns = [*_matches(same, rows.length), rank]
     return [np.where(rows.cluster >= 0, column, np.nan) for column in columns]

@@ -46,7 +46,7 @@ class Widths:
     images: str
     items: int
     categories: int
-    clusters: int
+    clusters: tuple[int, ...]
     dense: int
     id_width: int
     hidden: tuple[int, ...]
@@ -61,8 +61,8 @@ class Batch:
     """
 
     dense: Tensor  # (B, F)
-    ids: Tensor  # (B, 4): item, category, cluster, position
-    clicks: Tensor  # (C, 3): item, category, cluster
+    ids: Tensor  # (B, 3 + codebooks): item, category, position, a code of each codebook
+    clicks: Tensor  # (C, 2 + codebooks): item, category, a code of each codebook
     click_facts: Tensor  # (C, 2): age, cosine
     click_row: Tensor  # (C,)
     vectors: Tensor
@@ -87,8 +87,8 @@ class TargetAttention(nn.Module):
         self.position = _embedding(POSITIONS, 4)
         one = width + small
         if self.images == "cluster_id":
-            self.cluster = _embedding(widths.clusters + 1, width)
-            one += width
+            self.clusters = nn.ModuleList(_embedding(size + 1, width) for size in widths.clusters)
+            one += width * len(widths.clusters)
         if self.images == "vector":
             self.project = nn.Linear(EMBEDDING_DIM, width, bias=False)
             # a unit vector comes out at half a unit a place: torch's 0.04 leaves target x click too faint to learn from
@@ -106,20 +106,20 @@ class TargetAttention(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Logits: (B,)."""
         vectors = self.project(batch.vectors) if self.images == "vector" else None
-        target = self._describe(batch.ids, vectors, batch.target_vector)
-        click = self._describe(batch.clicks, vectors, batch.click_vector)
+        target = self._describe(batch.ids, batch.ids[:, 3:], vectors, batch.target_vector)
+        click = self._describe(batch.clicks, batch.clicks[:, 2:], vectors, batch.click_vector)
         interest = torch.zeros_like(target)
         interest = interest.index_add(0, batch.click_row, click * self._weights(batch, target, click)) * SUM_SCALE
         dense = ((batch.dense - self.median) / self.scale).clamp(-OUTLIER, OUTLIER).nan_to_num(0.0)
-        position = self.position(batch.ids[:, 3].clamp(max=POSITIONS - 1))
+        position = self.position(batch.ids[:, 2].clamp(max=POSITIONS - 1))
         logits: Tensor = self.head(torch.cat([dense, target, interest, position], dim=1))
         return logits[:, 0]
 
-    def _describe(self, ids: Tensor, vectors: Tensor | None, which: Tensor) -> Tensor:
+    def _describe(self, ids: Tensor, codes: Tensor, vectors: Tensor | None, which: Tensor) -> Tensor:
         """(n, D): an item as the concatenation of its embeddings."""
         parts = [self.item(ids[:, 0]), self.category(ids[:, 1])]
         if self.images == "cluster_id":
-            parts.append(self.cluster(ids[:, 2]))
+            parts += [table(codes[:, place]) for place, table in enumerate(self.clusters)]
         if vectors is not None:
             parts.append(F.embedding(which, vectors))
         return torch.cat(parts, dim=1)
@@ -214,7 +214,7 @@ class NeuralModel:
     def load(cls, folder: Path) -> "NeuralModel":
         """Read what `save` wrote."""
         about: dict[str, Any] = json.loads((folder / "model.json").read_text())
-        widths = Widths(**about["widths"] | {"hidden": tuple(about["widths"]["hidden"])})
+        widths = Widths(**about["widths"] | {name: tuple(about["widths"][name]) for name in ("hidden", "clusters")})
         with torch.random.fork_rng(devices=[]):
             network = TargetAttention(widths)
         network.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -234,14 +234,14 @@ def batch_of(
     item, clicked_item = encoded.item[rows], encoded.history_item[here]
     if hide is not None:
         item, clicked_item = np.where(hide[item], 0, item), np.where(hide[clicked_item], 0, clicked_item)
-    cluster = inputs.cluster_code(encoded.cluster[rows], state.clusters)
-    clicked_cluster = inputs.cluster_code(encoded.history_cluster[here], state.clusters)
+    codes = inputs.cluster_codes(encoded.cluster[rows], state)
+    clicked_codes = inputs.cluster_codes(encoded.history_cluster[here], state)
     cosine = np.zeros(len(row), np.float32) if given.similarity is None else np.nan_to_num(given.similarity[here])
     vectors, target_vector, click_vector = _vectors(given, rows, here)
     return Batch(
         dense=torch.from_numpy(given.dense[rows]),
-        ids=_tensor(item, encoded.category[rows], cluster, encoded.position[rows]),
-        clicks=_tensor(clicked_item, encoded.history_category[here], clicked_cluster),
+        ids=_tensor(item, encoded.category[rows], encoded.position[rows], *codes),
+        clicks=_tensor(clicked_item, encoded.history_category[here], *clicked_codes),
         click_facts=torch.from_numpy(np.column_stack([encoded.history_age[here], cosine])),
         click_row=torch.from_numpy(row),
         vectors=vectors,

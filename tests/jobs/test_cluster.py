@@ -118,4 +118,10 @@ def test_the_stage_is_a_plain_program(tmp_path: Path, capsys: pytest.CaptureFixt
         cluster.main([*options, "--clusters", "4"])
     assert end.value.code == 0
     assert '"fitted_on": 1' in capsys.readouterr().out
-    assert artifact.read(tmp_path / "out", kind="cluster").config == {"clusters": 4, "iterations": 25, "seed": 0}
+    assert artifact.read(tmp_path / "out", kind="cluster").config == {
+        "clusters": 4,
+        "codebooks": 1,
+        "starts": 1,
+        "iterations": 25,
+        "seed": 0,
+    }

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.codebook import Codebook
+from model.cluster_id import packed, unpacked
+from model.codebook import Codebook, Codebooks
 
 Floats = npt.NDArray[np.float32]
 
@@ -76,3 +77,69 @@ def test_no_vectors_have_no_ids() -> None:
 def test_what_cannot_be_fitted_is_refused(points: int, clusters: int) -> None:
     with pytest.raises(ValueError, match=f"{clusters} clusters cannot be fitted on {points} vectors"):
         Codebook.fit(np.ones((points, 2), np.float32), clusters=clusters)
+
+
+def parts(points: int = 600, seed: int = 0) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Vectors that are the sum of three choices made apart, louder to quieter, and the choices: (N, 8), (N, 3)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, [4, 3, 2], (points, 3))
+    vectors = 3 * np.eye(9)[labels[:, 0]] + 2 * np.eye(9)[4 + labels[:, 1]] + 1.2 * np.eye(9)[7 + labels[:, 2]]
+    return (vectors + 0.05 * rng.normal(size=vectors.shape)).astype(np.float32), labels
+
+
+def test_what_varies_by_itself_gets_a_codebook_of_its_own() -> None:
+    vectors, labels = parts()
+    first, second, *_ = Codebooks.fit(vectors, codebooks=2, clusters=4, starts=5).codes(vectors).T
+    assert len(set(zip(labels[:, 0], first, strict=True))) == 4  # a palette, a code
+    assert {len(set(labels[second == code, 1])) for code in range(4)} == {1}
+
+
+def test_each_codebook_is_fitted_and_read_on_what_the_ones_before_leave() -> None:
+    vectors, _ = parts()
+    books = Codebooks.fit(vectors, codebooks=3, clusters=4, seed=2)
+    for vector, codes, cluster_id in zip(
+        vectors[:50], books.codes(vectors[:50]), books.assign(vectors[:50]), strict=True
+    ):
+        left, number = vector.copy(), 0
+        for place, level in enumerate(books.levels):
+            nearest = min(range(4), key=lambda code: float(((left - level.centroids[code]) ** 2).sum()))
+            assert codes[place] == nearest
+            left, number = left - level.centroids[nearest], number + nearest * 1024**place
+        assert cluster_id == number
+    left = vectors - books.levels[0].centroids[books.codes(vectors)[:, 0]]
+    assert books.levels[1].centroids.tobytes() == Codebook.fit(left, clusters=4, seed=2).centroids.tobytes()
+
+
+def test_one_codebook_gives_the_ids_of_plain_k_means_and_more_leave_less() -> None:
+    vectors, _ = parts()
+    plain = Codebook.fit(vectors, clusters=4, seed=1)
+    one, two = (Codebooks.fit(vectors, codebooks=count, clusters=4, seed=1) for count in (1, 2))
+    np.testing.assert_array_equal(one.assign(vectors), plain.assign(vectors))
+    assert one.inertia(vectors) == pytest.approx(plain.inertia(vectors))
+    assert two.inertia(vectors) < 0.7 * one.inertia(vectors)
+
+
+def test_of_several_starts_the_tightest_is_kept() -> None:
+    vectors, _ = parts(seed=3)
+    tried = [Codebook.fit(vectors, clusters=6, seed=12 + start).inertia(vectors) for start in range(4)]
+    assert Codebooks.fit(vectors, codebooks=1, clusters=6, starts=4, seed=3).inertia(vectors) == min(tried)
+
+
+@given(st.lists(st.lists(st.integers(0, 1023), min_size=3, max_size=3), max_size=20))
+def test_codes_survive_their_packing(rows: list[list[int]]) -> None:
+    codes = np.array(rows, np.int32).reshape(-1, 3)
+    ids = packed(codes)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [a + 1024 * b + 1024**2 * c for a, b, c in rows]
+    for place in range(3):
+        np.testing.assert_array_equal(unpacked(ids, place), codes[:, place])
+
+
+def test_an_unknown_cluster_is_unknown_in_every_codebook() -> None:
+    assert [unpacked(np.array([-1], np.int32), place).tolist() for place in range(3)] == [[-1]] * 3
+
+
+@pytest.mark.parametrize(("codebooks", "clusters"), [(0, 4), (4, 4), (1, 1025)])
+def test_what_does_not_fit_into_a_cluster_id_is_refused(codebooks: int, clusters: int) -> None:
+    with pytest.raises(ValueError, match=f"{codebooks} codebooks of {clusters} clusters do not fit"):
+        Codebooks.fit(np.ones((4, 2), np.float32), codebooks=codebooks, clusters=clusters)

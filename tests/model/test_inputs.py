@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -203,7 +204,7 @@ def test_the_columns_agree_with_a_loop_over_each_history(histories, cluster):
     state = InputsState(
         items=("i0",),
         categories=("a",),
-        clusters=3,
+        clusters=(3,),
         median_price=np.ones(2, np.float32),
         bin_edges=np.linspace(-1, 1, 11, dtype=np.float32)[1:-1],
         mean=np.zeros(256, np.float32),
@@ -226,6 +227,44 @@ def test_the_columns_agree_with_a_loop_over_each_history(histories, cluster):
             same = [at for at, (*_, other) in enumerate(newest) if other == cluster]
             assert row["cluster_matches_10"] == sum(at < 10 for at in same)
             assert row["cluster_recency_rank"] == pytest.approx(same[0] if same else math.nan, nan_ok=True)
+
+
+CODES = st.lists(st.integers(0, 3), min_size=3, max_size=3)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(CODES | st.none(), max_size=60), CODES | st.none())
+def test_every_codebook_matches_as_if_its_codes_were_the_cluster_ids(codes, target):
+    state = InputsState(
+        items=("i0",),
+        categories=("a",),
+        clusters=(4, 4, 4),
+        median_price=np.ones(2, np.float32),
+        bin_edges=np.linspace(-1, 1, 11, dtype=np.float32)[1:-1],
+        mean=np.zeros(256, np.float32),
+        components=np.zeros((0, 256), np.float32),
+    )
+
+    def number(three):
+        return -1 if three is None else sum(code << 10 * place for place, code in enumerate(three))
+
+    (given,) = _read(state, "cluster_id", _row(history=[("i1", 1, number(c)) for c in codes], cluster=number(target)))
+    for place, prefix in enumerate(("", "codebook_1_", "codebook_2_")):
+        history = [("i1", 1, -1 if c is None else c[place]) for c in codes]
+        plain = _row(history=history, cluster=-1 if target is None else target[place])
+        (alone,) = _read(replace(state, clusters=(4,)), "cluster_id", plain)
+        for name in inputs.CLUSTER_FEATURES:
+            assert given[prefix + name] == pytest.approx(alone[name], nan_ok=True)
+    assert len(given) == len(BASE_FEATURES) + 3 * len(inputs.CLUSTER_FEATURES)
+    rows = inputs.encode(_table(_row(history=[], cluster=number(target))), state, None)
+    found = [int(code[0]) for code in inputs.cluster_codes(rows.cluster, state)]
+    assert found == ([0, 0, 0] if target is None else [code + 1 for code in target])
+
+
+def test_the_codebooks_are_as_many_and_as_large_as_the_training_rows_show():
+    rows = [_row(clicked=n % 2, cluster=5 + 1024 * 2, history=[("i1", 1, 1 + 1024 * 6)]) for n in range(4)]
+    assert inputs.fit(_table(*rows), None, 0).clusters == (6, 7)
+    assert inputs.fit(_table(_row(cluster=-1)), None, 0).clusters == (0,)
 
 
 def test_a_list_that_does_not_match_its_history_is_refused_with_the_row(state):

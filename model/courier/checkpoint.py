@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -51,19 +51,23 @@ class Checkpoint:
     def read(self) -> State | None:
         """The state that was written last; None where there is none.
 
-        Raises CheckpointMismatch where it belongs to another config, other data, or another number of processes.
+        Raises CheckpointMismatch where it is damaged, or of another config, other data, another number of processes.
         """
         path = self.folder / STATE
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as opened:
-            said = json.loads(opened.metadata()["state"])
-            if (said["format"], said["identity"]) != (FORMAT, self.identity):
-                raise CheckpointMismatch(
-                    f"{self.folder} holds an unfinished run of another config, other data or another number of "
-                    "processes: repeat that run's command to finish it, or remove the folder"
-                )
-            return State({name: opened.get_tensor(name) for name in opened.keys()}, said["facts"])  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as opened:
+                said = json.loads(opened.metadata()["state"])
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        except SafetensorError as error:  # as after a power cut: what a killed run leaves is whole
+            raise CheckpointMismatch(f"{path} is damaged ({error}): remove {self.folder.name} to begin anew") from None
+        if (said["format"], said["identity"]) != (FORMAT, self.identity):
+            raise CheckpointMismatch(
+                f"{self.folder} holds an unfinished run of another config, other data or another number of processes: "
+                "repeat that run's command to finish it, or remove the folder"
+            )
+        return State(tensors, said["facts"])
 
     def sweep(self) -> None:
         """Remove what a killed writer left half done. For one process, before the others write."""

@@ -98,7 +98,7 @@ def stamp(folder: Path) -> int:
 def test_a_run_killed_five_times_at_random_moments_ends_with_the_weights_and_curve_of_an_unbroken_one(
     pretrain_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
-    config, out, rng = replace(TINY, steps=60, chunk_images=16), tmp_path / "killed", random.Random()
+    config, out, rng = replace(TINY, steps=120, chunk_images=16), tmp_path / "killed", random.Random()
     for _ in range(5):
         process = start(command(pretrain_inputs, out, config, 2))
         kill_after(rng.randint(0, 4), [process], tmp_path / "killed.checkpoint", rng.uniform(0, 0.05))
@@ -117,7 +117,7 @@ def test_two_processes_killed_and_started_again_end_as_two_that_were_not(
             listening.bind(("127.0.0.1", 0))
             port = str(listening.getsockname()[1])
         meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        argv = command(pretrain_inputs, out, TINY, 3)
+        argv = command(pretrain_inputs, out, replace(TINY, steps=60), 3)
         return [start(argv, **meet, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
 
     kill_after(3, both(tmp_path / "killed"), tmp_path / "killed.checkpoint", 0.0)
@@ -217,6 +217,16 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read.facts == {"step": 8, "lines": [{"loss": 0.1}]}
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in said.tensors.items())
     assert [path.name for path in checkpoint.folder.iterdir()] == [STATE]
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "run.checkpoint", "one run", 10)
+    checkpoint.write(State({"a": torch.zeros(100)}, {"step": 1}))
+    whole = (checkpoint.folder / STATE).read_bytes()
+    for damaged in (b"", whole[:20], whole[:-50]):
+        (checkpoint.folder / STATE).write_bytes(damaged)
+        with pytest.raises(CheckpointMismatch, match=r"is damaged .*: remove run.checkpoint to begin"):
+            checkpoint.read()
 
 
 def test_images_are_decoded_once_however_often_a_run_is_stopped(

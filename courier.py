@@ -25,7 +25,7 @@ VERBS = {
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
     "sequences": ("jobs.commands:stage_main", "[stage]  page views, clicks and histories (Spark); --date adds a day"),
     "images": ("jobs.commands:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
-    "pretrain": ("jobs.commands:stage_main", "[stage]  train the COURIER image encoder (torch)"),
+    "pretrain": ("jobs.commands:stage_main", "[stage]  train the image encoder (torch); --method trains a rival"),
     "embed": ("jobs.commands:stage_main", "[stage]  a unit vector for every distinct image"),
     "cluster": ("jobs.commands:stage_main", "[stage]  the k-means codebook and a cluster ID per item (FAISS)"),
     "features": ("jobs.commands:stage_main", "[stage]  the feature store's offline tables"),

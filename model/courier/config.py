@@ -20,6 +20,10 @@ class CourierConfig:
         256  # principal components of the frozen features that the head sees; 0: the features themselves
     )
     feature_whitening: float = 0.5  # 0: components keep their spread, 1: all have the same
+    basis: str = "all"  # what the components are the spread of: all images | category: those of one category
+    # random | taste: a linear head begins at the axes along which users' clicks agree, see linear_start.taste_axes; it
+    # needs components of equal spread (feature_whitening 1).
+    head_start: str = "random"
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4
     value_maps: bool = False  # of the attention; the paper has them, see IntentionReconstruction

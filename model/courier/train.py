@@ -27,6 +27,7 @@ from model.courier.batches import Batch, PageViews, read_page_views, rows_of_ste
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, Encoder, build_encoder, feature_batches, normalise, save_encoder
 from model.courier.images import load_images
+from model.courier.linear_start import prepare
 from model.courier.objective import BatchTensors, Objective
 from model.courier.progress import Curve, watched
 from model.space import Preprocessing
@@ -106,7 +107,7 @@ def train(
         torch.manual_seed(config.seed)
         objective = _objective(config).to(processes.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
-        inputs = _inputs(objective.encoder, pixels, preprocessing, config, processes.device)
+        inputs = _inputs(objective.encoder, views, pixels, preprocessing, config, processes.device)
         torch.manual_seed(config.seed + processes.rank)  # dropout differs from process to process
         return _fit(objective, views, inputs, config, processes)
 
@@ -150,6 +151,7 @@ def _objective(config: CourierConfig) -> Objective:
 
 def _inputs(
     encoder: Encoder,
+    views: PageViews,
     pixels: npt.NDArray[np.uint8],
     preprocessing: Preprocessing,
     config: CourierConfig,
@@ -162,8 +164,7 @@ def _inputs(
         encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
         return lambda numbers: normalise(pixels[numbers], preprocessing).to(device)
     features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
-    encoder.standardise_by(features, config.feature_whitening)
-    standard = encoder.standard(features)  # a fraction of the features' width: a step costs so much less
+    standard = prepare(encoder, features, views, config)  # a fraction of the features' width: a step costs less
     return lambda numbers: standard[torch.from_numpy(numbers).to(device)]
 
 

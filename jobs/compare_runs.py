@@ -26,7 +26,7 @@ from jobs.probe import Attribute, Period, Questions
 from model import artifact
 from model.artifact import AnyPath, ArtifactMismatch, ArtifactMissing
 from model.courier import embed, train
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, for_method
 from model.courier.methods import settle
 from model.courier.probe import Measured
 from model.ctr.config import CtrConfig
@@ -72,6 +72,7 @@ class Bench:
     rows: Path
     raw: AnyPath
     pretrain: CourierConfig
+    base: Mapping[str, Any]
     cluster: ClusterConfig
     ctr: CtrConfig
     period: Period = "valid"
@@ -119,7 +120,7 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
     folder = bench.run_folder(entrant.label, seed)
     artifact.sweep(folder)
     paths = {step: folder / step for step in STEPS}
-    config = settle(replace(bench.pretrain, seed=seed, **entrant.settings))
+    config = settle(for_method(bench.pretrain, {"seed": seed, **bench.base, **entrant.settings}))
     behaviour = {"sequences": bench.sequences, "images": bench.images}
     ensure(
         paths["pretrain"],

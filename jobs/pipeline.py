@@ -27,6 +27,7 @@ from jobs.presets import PRESETS
 from jobs.sources.raw import raw_digest, truth_digest
 from model import artifact
 from model.artifact import AnyPath, Manifest
+from model.courier.config import for_method
 
 console = Console(stderr=True)
 
@@ -114,7 +115,7 @@ class Road:
             return None
         config = PRESETS[self.preset][stage.name]
         if stage.name == "pretrain":
-            return replace(config, **dict(self.pretrain))
+            return for_method(config, dict(self.pretrain))
         return replace(config, allowed_hosts=self.allowed_hosts) if stage.name == "images" else config
 
     def config(self, stage: Stage) -> Mapping[str, Any]:

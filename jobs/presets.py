@@ -21,8 +21,17 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     "demo": {
         "sequences": SequencesConfig(),
         "images": ImagesConfig(),
-        "pretrain": CourierConfig(temperature=0.5, steps=400, learning_rate=3e-4),  # docs/LOG.md, 2026-11-22
-        "cluster": ClusterConfig(clusters=16),  # of 8 to 256, by validation: docs/LOG.md, 2026-11-22
+        # The start is the linearised objective's best already; larger steps lead away from it: docs/LOG.md
+        "pretrain": CourierConfig(
+            basis="category",
+            feature_components=64,
+            feature_whitening=1.0,
+            head_start="taste",
+            temperature=0.5,
+            steps=400,
+            learning_rate=1e-5,
+        ),
+        "cluster": ClusterConfig(clusters=6, codebooks=3, starts=10),  # by validation: docs/LOG.md, 2026-11-22
         "index": IndexConfig(),
         "ctr": CtrConfig(),
         "evaluate": EvaluateConfig(),

@@ -1,6 +1,8 @@
 """What a COURIER pre-training run depends on; saved beside its weights."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from feature_repo.contract import EMBEDDING_DIM, PRETRAIN_HISTORY
 
@@ -24,6 +26,10 @@ class CourierConfig:
         256  # principal components of the frozen features that the head sees; 0: the features themselves
     )
     feature_whitening: float = 0.5  # 0: components keep their spread, 1: all have the same
+    basis: str = "all"  # what the components are the spread of: all images | category: those of one category
+    # random | taste: a linear head begins at the axes along which users' clicks agree, see linear_start.taste_axes; it
+    # needs components of equal spread (feature_whitening 1).
+    head_start: str = "random"
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4
     value_maps: bool = False  # of the attention; the paper has them, see IntentionReconstruction
@@ -52,3 +58,15 @@ class CourierConfig:
     recompute_activations: bool = False  # activation checkpointing of the backbone
     precision: str = "auto"  # auto: bf16 on a GPU, fp32 on a CPU | fp32 | bf16 | fp16
     seed: int = 0
+
+
+# What a preset may have tuned for courier's own losses and start: a rival would only be hindered by it.
+TUNED = ("basis", "head_start", "feature_components", "feature_whitening", "learning_rate")
+
+
+def for_method(config: CourierConfig, settings: Mapping[str, Any]) -> CourierConfig:
+    """The config with these settings; what was TUNED for courier is at its defaults for another method."""
+    method = settings.get("method", config.method)
+    defaults = {field.name: field.default for field in fields(config)}
+    plain = {} if method == "courier" else {name: defaults[name] for name in TUNED}
+    return replace(config, **plain | dict(settings))

@@ -105,18 +105,22 @@ class Encoder(nn.Module):
         """images: (N, 3, S, S) normalised -> (N, width) of unit length."""
         return self.project(self.features(images))
 
-    def standardise_by(self, features: Tensor, whitening: float = 0.0) -> None:
+    def standardise_by(self, features: Tensor, whitening: float = 0.0, categories: Tensor | None = None) -> None:
         """Measure mean, deviation and basis of the features on `features` (N, feature_width); they are kept as weights.
 
         Colour directions of the early stages vary little in absolute terms; unstandardised, shape drowns them.
         A principal component of spread s is divided by s ** whitening: at 0 the few loud ones (product shape) drown the
         quiet ones, at 1 noise is as loud as signal.
+        categories: (N,) int64; where given, the components are those of the spread within a category: whose shape says
+        what kind of product it is takes no component away from how it looks.
         """
         self.feature_mean.copy_(features.mean(0))
         scale = features.std(0, correction=0)
         self.feature_scale.copy_(torch.where(scale > MIN_SCALE, scale, torch.ones_like(scale)))
         if self.components:
             standard = (features - self.feature_mean) / self.feature_scale
+            if categories is not None:
+                standard = standard - _category_means(standard, categories)[categories]
             self.feature_basis.copy_(_principal_basis(standard, self.components, whitening))
 
     def freeze_backbone(self) -> None:
@@ -276,6 +280,12 @@ def _statistics(one: Tensor) -> Iterator[Tensor]:
 
 def _statistics_width(channels: Sequence[int]) -> int:
     return sum(2 * c + (c * (c + 1) // 2 if c <= PRODUCT_CHANNELS else 0) for c in channels)
+
+
+def _category_means(standard: Tensor, categories: Tensor) -> Tensor:
+    """(N, width), (N,) -> (largest category + 1, width); zero for a number that no row has."""
+    total = standard.new_zeros(int(categories.max()) + 1, standard.shape[1]).index_add_(0, categories, standard)
+    return total / torch.bincount(categories).clamp(min=1)[:, None]
 
 
 def _principal_basis(standard: Tensor, components: int, whitening: float) -> Tensor:

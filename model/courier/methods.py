@@ -20,6 +20,7 @@ METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
 }
 UNTRAINED = ("imagenet", "random")
 OF_COURIER = (
+    "head_start",
     "weight_self",
     "augmented",
     "attention",

@@ -26,6 +26,7 @@ from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
 from model.courier.fit import Fit, Trained
 from model.courier.images import decode_images, image_size
+from model.courier.linear_start import prepare
 from model.courier.loader import Activations, Features, Pixels, Source, kept_on_disk
 from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
@@ -114,7 +115,7 @@ def train(
         torch.manual_seed(config.seed)
         objective = build_objective(config, views).to(processes.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
-        source = _source(objective, pixels, preprocessing, config, processes, checkpoint)
+        source = _source(objective, views, pixels, preprocessing, config, processes, checkpoint)
         torch.manual_seed(config.seed + processes.rank)  # dropout differs from process to process
         return Fit(objective, config, processes).run(
             lambda step: _local_batch(views, config, step, processes), source, checkpoint
@@ -139,6 +140,7 @@ def _pixels(images: Path, views: PageViews, checkpoint: Checkpoint, processes: P
 
 def _source(
     objective: Objective,
+    views: PageViews,
     pixels: npt.NDArray[np.uint8],
     preprocessing: Preprocessing,
     config: CourierConfig,
@@ -149,10 +151,10 @@ def _source(
     encoder, drawn = objective.encoder, {"views": objective.views, "seed": config.seed, "rank": processes.rank}
     if config.trainable == "head":
         features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
-        encoder.standardise_by(features, config.feature_whitening)
+        standard = prepare(encoder, features, views, config)
         if objective.views:
             return FeatureViews(feature_versions(encoder, pixels, preprocessing, config.seed), **drawn)
-        return Features(encoder.standard(features))  # a fraction of the features' width: a step costs so much less
+        return Features(standard)  # a fraction of the features' width: a step costs so much less
     # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
     sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
     encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))

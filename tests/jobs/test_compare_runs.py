@@ -154,6 +154,7 @@ def bench(tmp_path_factory):
         rows=rows_of(folder / "rows", pages),
         raw=folder / "raw",
         pretrain=PRETRAIN,
+        base={},
         cluster=ClusterConfig(clusters=4, iterations=5),
         ctr=CTR,
     )

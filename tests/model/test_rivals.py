@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.courier import train
 from model.courier.augment import draw_views
 from model.courier.batches import PageViews, take_batch
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, for_method
 from model.courier.encoder import embed_images, feature_batches, load_encoder, normalise
 from model.courier.gradients import Gradients
 from model.courier.methods import METHODS, UNTRAINED, build_objective, settle
@@ -270,3 +270,12 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Pa
 
 if __name__ == "__main__":
     one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+def test_what_was_tuned_for_courier_does_not_hinder_a_rival() -> None:
+    tuned = CourierConfig(head_start="taste", basis="category", feature_components=64, learning_rate=1e-5, steps=7)
+    assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
+    rival = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2})
+    assert rival == CourierConfig(method="simclr", steps=7, learning_rate=1e-2)
+    with pytest.raises(ValueError, match="head_start changes method courier alone, not clip"):
+        settle(replace(tuned, method="clip"))

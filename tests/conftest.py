@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import structlog
+from hypothesis import settings
 from PIL import Image
 from upath import UPath
 
@@ -26,6 +27,8 @@ from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS,
 from jobs import features
 from model import artifact
 
+settings.register_profile("courier", deadline=None)  # a busy machine is slow, not wrong
+settings.load_profile("courier")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the front door does, before torch is loaded
 
 START = datetime(2024, 3, 1, tzinfo=UTC)

@@ -68,5 +68,5 @@ def for_method(config: CourierConfig, settings: Mapping[str, Any]) -> CourierCon
     """The config with these settings; what was TUNED for courier is at its defaults for another method."""
     method = settings.get("method", config.method)
     defaults = {field.name: field.default for field in fields(config)}
-    plain = {} if method == "courier" else {name: defaults[name] for name in TUNED}
+    plain: dict[str, Any] = {} if method == "courier" else {name: defaults[name] for name in TUNED}
     return replace(config, **plain | dict(settings))

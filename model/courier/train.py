@@ -85,7 +85,7 @@ def build(
                 draft.facts |= {
                     "encoder": f"{config.method}-{config.backbone}",
                     "steps": config.steps if trained.objective.terms else 0,
-                    "wall_seconds": round(took, 1),  # decoding, features and steps; since the last start of the run
+                    "wall_seconds": round(took, 3),  # decoding, features and steps; since the last start of the run
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),

@@ -1,5 +1,6 @@
 """The encoder as one ONNX graph, from pixels to unit vectors: how a CPU embeds a catalogue."""
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -70,6 +71,8 @@ class ExportedEncoder:
 def _export(loaded: LoadedEncoder, path: Path) -> None:
     size = loaded.preprocessing.size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    # It would say that torchvision, which nothing here needs, is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of the exporter about itself
         torch.onnx.export(

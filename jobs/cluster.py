@@ -19,6 +19,7 @@ import typer
 from jobs.config import ClusterConfig
 from model import artifact
 from model.artifact import Manifest
+from model.cluster_id import packed
 from model.codebook import Codebooks
 
 log = structlog.get_logger()
@@ -51,7 +52,7 @@ def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> 
         raise NothingToFit(f"no item shown in {sequences} has a vector in {embed}: check the items' image_uri")
     codebooks = Codebooks.fit(fitted, **asdict(config))
     codes = codebooks.codes(vectors)[items["row"].to_numpy()]
-    cluster_ids = codebooks.assign(vectors)[items["row"].to_numpy()]
+    cluster_ids = packed(codes)
     occupancy = [level.occupancy(codes[:, place]) for place, level in enumerate(codebooks.levels)]
     inputs = {"embed": artifact.digest(embed), "sequences": artifact.digest(sequences)}
     with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:

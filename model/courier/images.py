@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -34,6 +33,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.
 CODES = ("empty", "not_an_image", "truncated", "unsupported", "too_large", "too_many_pixels", "too_long", "too_small")
 
 DECODING_THREADS = 2
+DECODED = 256  # images in memory at a time beside where they go
 WHITE = (255, 255, 255, 255)
 MAX_PAGES = 1000  # looking for a loop, Pillow compares each page of a TIFF with all before it
 # Pixels; of a photograph, recompressed or resized, the hash by boxes stays as near as the one by Lanczos.
@@ -160,18 +160,13 @@ def image_size(images: Path) -> int:
 
 def decode_images(images: Path, image_ids: Sequence[str], pixels: Pixels) -> None:
     """Put the images asked for into `pixels` (N, S, S, 3), which may be a file that is mapped; a shard at a time."""
-    shards = sorted((images / "shards").glob("images-*.parquet"))
     rows_of: dict[str, list[int]] = {}
     for row, image_id in enumerate(image_ids):
         rows_of.setdefault(image_id, []).append(row)
-    found = 0
-    with ThreadPoolExecutor(DECODING_THREADS) as pool:
-        for shard in shards:
-            found += sum(pool.map(partial(_place, pixels), *_wanted(shard, rows_of)))
-    if found < len(rows_of):
-        held = set(_held(shards))
-        absent = next(image_id for image_id in rows_of if image_id not in held)
-        raise _not_held(images, absent)
+    distinct = list(rows_of)
+    for places, part in stream_images(images, distinct, DECODED):
+        for place, image in zip(places, part, strict=True):
+            pixels[rows_of[distinct[place]]] = image
 
 
 def stream_images(images: Path, image_ids: Sequence[str], batch: int) -> Iterator[tuple[list[int], Pixels]]:
@@ -203,11 +198,8 @@ def _parts(
                 absent.difference_update(ids)
                 yield [row_of[one] for one in ids], np.stack(list(decoding.map(from_png, table["image"].to_pylist())))
     if absent:
-        raise _not_held(images, min(absent))
-
-
-def _not_held(images: Path, image_id: str) -> ValueError:
-    return ValueError(f"{images} holds no image {image_id}: rebuild the stage that asks for it")
+        first = next(image_id for image_id in row_of if image_id in absent)
+        raise ValueError(f"{images} holds no image {first}: rebuild the stage that asks for it")
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -309,15 +301,3 @@ def _held(shards: Sequence[Path]) -> list[str]:
     for shard in shards:
         ids += pq.read_table(shard, columns=["image_id"])["image_id"].to_pylist()
     return sorted(ids)
-
-
-def _wanted(shard: Path, rows_of: dict[str, list[int]]) -> tuple[list[bytes], list[list[int]]]:
-    table = pq.read_table(shard, columns=["image_id", "image"])
-    wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in rows_of]
-    table = table.take(pa.array(wanted, pa.int64()))
-    return table["image"].to_pylist(), [rows_of[image_id] for image_id in table["image_id"].to_pylist()]
-
-
-def _place(pixels: Pixels, png: bytes, rows: list[int]) -> int:
-    pixels[rows] = from_png(png)
-    return 1

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo.contract import MAX_CODEBOOKS
-from model.cluster_id import LARGEST_CODEBOOK, packed
+from model.cluster_id import LARGEST_CODEBOOK
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -95,10 +95,6 @@ class Codebooks:
     def codes(self, vectors: Floats) -> Ids:
         """The code of each row of `vectors` (N, D) in each codebook: (N, codebooks) int32."""
         return self._walk(vectors)[0]
-
-    def assign(self, vectors: Floats) -> Ids:
-        """The cluster ID of each row of `vectors` (N, D): (N,) int32, its codes packed as the contract says."""
-        return packed(self.codes(vectors))
 
     def inertia(self, vectors: Floats) -> float:
         """The mean square of what the centres leave of `vectors` (N, D); 0 is perfect."""

@@ -1,13 +1,15 @@
 """Examine image references: look each up in the store, and open only what is new or has changed."""
 
-import threading
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
@@ -16,33 +18,32 @@ from jobs.beam import progress
 from jobs.beam.fetch import Fetcher, HttpsConfig
 from jobs.beam.hosts import Hosts
 from jobs.beam.image_store import ImageStore, absolute
-from jobs.beam.look import CORES, Look, Looker, Reference, look_at_files, start_processes
+from jobs.beam.look import CORES, Look, Looker, Processes, Reference
 from jobs.beam.outcome import Outcome
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
-from jobs.logic.catalogue import CatalogueRow, Item
+from jobs.logic.catalogue import Item
 from model.artifact import AnyPath
 
 KIND: Final = "images"
 WAITING: Final = 16  # threads that may wait for a disk or a network; no more than CORES of them decode at a time
 CHUNK: Final = 16  # files that one thread, or one process, looks at in turn
-MANY: Final = 64  # files after which processes are started: that takes half a second of each core
 NO_REFERENCE: Final = Outcome(uri="", reason="no_reference")
 
-
-@dataclass(frozen=True)  # here and in what it holds no slots, which slow pickling down threefold
-class Examined:
-    """An accepted item and what its reference gave."""
-
-    row: CatalogueRow
-    outcome: Outcome
-
-
-@dataclass(frozen=True)
-class ExaminedShard:
-    """The items of one shard; one element of a pipeline, for a thousand rows pickle faster at once than one by one."""
-
-    rows: tuple[Examined, ...]
+# Accepted items, and what the reference of each gave: of Outcome the fields of this name.
+EXAMINED: Final = pa.schema(
+    [
+        *((name, pa.string()) for name in ("item_id", "image_uri", "category", "title")),
+        ("price", pa.float64()),
+        ("created_at", pa.timestamp("us", tz="UTC")),
+        *((name, pa.string()) for name in ("uri", "status", "reason", "bytes_sha256", "image_id", "phash")),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("frames", pa.int32()),
+        ("stale", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +60,23 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     """Bring the shards of the store up to date with the references of their items; each reference is opened once.
 
     While one shard is written the next is looked at already, so that no core waits for the last image of each.
-    in_processes: where files are many, open them in a process for each core.
+    processes: the handle of this process's `Processes`, where files are opened in these when they are many.
     """
 
     def __init__(
-        self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool, *, in_processes: bool
+        self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool, processes: Shared | None
     ) -> None:
         super().__init__()
         self.store, self.folder, self.config, self.retry_failed = store, folder, config, retry_failed
-        self.in_processes = in_processes
+        self.shared_processes = processes
         self.hosts = Shared()  # by every copy of this in a process
         self.took = Metrics.distribution(KIND, "open_microseconds")
 
     def setup(self) -> None:
         """Start the threads and what fetches for them."""
         self.threads = ThreadPoolExecutor(max(WAITING, CORES))
-        self.processes: Any = None
-        self.opened, self.counting = 0, threading.Lock()
-        self.starting: Future[None] | None = None
+        start = partial(Processes, self.folder, self.config, self.retry_failed)
+        self.processes: Processes | None = self.shared_processes and self.shared_processes.acquire(start)
         https = HttpsConfig(allowed_hosts=self.config.allowed_hosts)
         hosts = self.hosts.acquire(lambda: Hosts(https.per_host, https.down_after))
         self.fetcher = Fetcher(self.folder, self.config.max_bytes, https, hosts=hosts)
@@ -85,17 +85,15 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def teardown(self) -> None:
         """End them."""
         self.threads.shutdown(cancel_futures=True)  # and wait for what has begun
-        if self.processes is not None:
-            self.processes.shutdown(kill_workers=True)
         self.fetcher.close()
 
     def start_bundle(self) -> None:
         """No shard is begun yet."""
         self.begun: deque[Begun] = deque()
 
-    def process(self, group: tuple[int, Iterable[Item]]) -> Iterator[ExaminedShard]:
-        """(shard, its items) -> every item of the shard before with its outcome."""
-        self.begun.append(self._begin(group[0], list(group[1])))
+    def process(self, group: tuple[int, Iterable[list[Item]]]) -> Iterator[pa.Table]:
+        """(shard, lists of its items) -> the items of the shard before, as EXAMINED has them."""
+        self.begun.append(self._begin(group[0], list(chain.from_iterable(group[1]))))
         if len(self.begun) > 1:
             yield self._finish(self.begun.popleft())
 
@@ -129,27 +127,12 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
     def _open(self, references: Sequence[Reference]) -> Iterable[Look]:
         if references and self.fetcher.is_near(references[0].words):
-            processes = self._processes_for(len(references))
+            processes = self.processes and self.processes.when_they_pay(len(references))
             if processes is not None:
-                opened: list[Look] = processes.submit(look_at_files, references).result()
-                return opened
+                return processes.open(references)
         return map(self.looker.open, references)
 
-    def _processes_for(self, more: int) -> Any:
-        """The processes, or None until files enough were opened for them to pay and they have come up."""
-        with self.counting:
-            self.opened += more
-            if self.in_processes and self.starting is None and self.opened > MANY:
-                self.starting = self.threads.submit(self._start)
-            return self.processes
-
-    def _start(self) -> None:
-        """Start the processes while threads go on opening files."""
-        processes = start_processes(self.folder, self.config, self.retry_failed)
-        processes.submit(look_at_files, ()).result()
-        self.processes = processes
-
-    def _finish(self, begun: Begun) -> ExaminedShard:
+    def _finish(self, begun: Begun) -> pa.Table:
         """Wait for the looks at a shard, and save it where they differ from what it held."""
         found = {words: look for looking in begun.looking for words, look in looking.result().items()}
         outcomes = {look.outcome.uri: look.outcome for look in found.values()}
@@ -161,7 +144,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
             Metrics.counter(KIND, "shards_written").inc()
         self._count(found.values())
         gave = {words: look.outcome for words, look in found.items()} | {None: NO_REFERENCE}
-        return ExaminedShard(tuple(examined(item, gave[item.image_uri]) for item in begun.items))
+        return pa.Table.from_pylist([examined(item, gave[item.image_uri]) for item in begun.items], EXAMINED)
 
     def _count(self, looks: Collection[Look]) -> None:
         opened = [look for look in looks if look.opened]
@@ -174,8 +157,6 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         Metrics.counter(KIND, "decoded").inc(sum(look.png is not None for look in opened))
 
 
-def examined(item: Item, outcome: Outcome) -> Examined:
-    """The item's row of the catalogue as far as its own image tells; `catalogue.settle` has the last word."""
-    if outcome.image_id is None:
-        return Examined(catalogue.unusable(item, outcome.reason, outcome.bytes_sha256), outcome)
-    return Examined(catalogue.usable(item, outcome.image_id, str(outcome.bytes_sha256)), outcome)
+def examined(item: Item, outcome: Outcome) -> dict[str, Any]:
+    """A row of EXAMINED: the item's as far as its own image tells; `pictures.settle` has the last word."""
+    return {**vars(outcome), **vars(item), "status": catalogue.STATUS_OF[outcome.reason]}

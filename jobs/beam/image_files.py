@@ -1,9 +1,8 @@
 """The files of the images artifact: write them deterministically, and count what they hold."""
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any, Final
 
@@ -11,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs.beam.examine import Examined, ExaminedShard
+from jobs.beam import pictures
+from jobs.beam.examine import EXAMINED
 from jobs.beam.image_store import ImageStore, Location
 from jobs.beam.raw_rows import Place, Raw
 from jobs.beam.whole_files import aside, write_pictures
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue, near_duplicates
-from jobs.logic.catalogue import ImageUse
 from jobs.paths import arrow_source
 from model import artifact
 from model.artifact import AnyPath
@@ -63,98 +62,73 @@ class RowsLost(RuntimeError):
     """The job has a fault: what it accepted and rejected is not what it read."""
 
 
-@dataclass(frozen=True)
-class Shared:
-    """A "no image" picture: where the store holds it, and who shows it."""
-
-    image_id: str
-    location: Location
-    used: ImageUse
-
-
 def write_shard(
     group: tuple[int, list[list[tuple[str, Location]]]], folder: AnyPath, shards: int, store: ImageStore
 ) -> str:
     """Write (shard, lists of (image_id, where the store holds it)), sorted by id, and statistics; returns its path."""
     shard, wanted = group
     path = folder / f"images-{shard:05d}-of-{shards:05d}.parquet"
-    pictures = store.gather(chain.from_iterable(wanted))
-    write_pictures(pictures, path, pixels="image")
-    png_bytes = pc.sum(pc.binary_length(pictures["image"])).as_py() or 0
-    _write_json({"images": len(pictures), "png_bytes": png_bytes, "sha256": artifact.sha256_file(path)}, path)
+    images = store.gather(chain.from_iterable(wanted))
+    write_pictures(images, path, pixels="image")
+    png_bytes = pc.sum(pc.binary_length(images["image"])).as_py() or 0
+    _write_json({"images": len(images), "png_bytes": png_bytes, "sha256": artifact.sha256_file(path)}, path)
     return str(path)
 
 
-def write_items(shards: list[ExaminedShard], path: AnyPath, config: ImagesConfig) -> None:
-    """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled."""
-    rows = (one for shard in shards for one in shard.rows)
-    settled = settle(sorted(rows, key=lambda one: one.row.item.item_id), config)
+def write_items(shards: list[pa.Table], path: AnyPath, config: ImagesConfig) -> None:
+    """Write items.parquet, sorted by item_id: every item with its final status, duplicates and placeholders settled.
+
+    shards: rows of EXAMINED.
+    """
+    settled = pictures.settle(pa.concat_tables([EXAMINED.empty_table(), *shards]), config)
     near, not_compared = near_duplicates_of(settled, config.near_distance)
-    flat = [
-        {
-            **vars(one.outcome),
-            **vars(one.row.item),
-            **vars(one.row),
-            "near_duplicate_of": near.get(one.row.item.item_id),
-        }
-        for one in settled
-    ]
     _write_json({"not_compared": not_compared}, path.with_name(NEAR))
-    _write(flat, ITEMS_SCHEMA, path)
+    _write(settled.append_column("near_duplicate_of", near).select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA), path)
 
 
-def settle(rows: Sequence[Examined], config: ImagesConfig) -> list[Examined]:
-    """The rows, each with what all items that show its picture make of it."""
-    uses: defaultdict[str, list[ImageUse]] = defaultdict(list)
-    for one in rows:
-        if one.row.image_id is not None:
-            uses[one.row.image_id].append(catalogue.use(one.row.item.item_id, one.row.item.category))
-    used = {image_id: catalogue.together(every) for image_id, every in uses.items()}
-    limits = (config.placeholder_items, config.placeholder_categories)
-    return [
-        Examined(catalogue.settle(one.row, used[one.row.image_id], *limits), one.outcome) if one.row.image_id else one
-        for one in rows
-    ]
-
-
-def near_duplicates_of(rows: Sequence[Examined], near_distance: int) -> tuple[dict[str, str], int]:
-    """item_id -> the smallest item_id that shows a near-duplicate of its picture, for every item but that one.
+def near_duplicates_of(settled: pa.Table, near_distance: int) -> tuple[pa.Array, int]:
+    """Of each row the smallest item_id that shows a near-duplicate of its picture; null for that item itself.
 
     The second is how many pairs of pictures were not compared: jobs.logic.near_duplicates.
 
-    rows: settled, sorted by item_id. Where a picture has no other near it, the items that show it are not in here:
-    they are plain duplicates.
+    settled: of `pictures.settle`, sorted by item_id. Where a picture has no other near it, the items that show it have
+    none: they are plain duplicates.
     """
-    hashes = {one.row.image_id: str(one.outcome.phash) for one in rows if one.row.image_id is not None}
+    ids = settled["image_id"].to_pylist()
+    hashes = {image_id: phash for image_id, phash in zip(ids, settled["phash"].to_pylist(), strict=True) if image_id}
     search = near_duplicates.search(hashes, near_distance)
-    first: dict[str, str] = {}
-    found: dict[str, str] = {}
-    for one in rows:
-        group, item_id = search.group_of.get(one.row.image_id or ""), one.row.item.item_id
-        if group is not None and first.setdefault(group, item_id) != item_id:
-            found[item_id] = first[group]
-    return found, search.not_compared
+    first: dict[str | None, str] = {None: ""}
+    near: list[str | None] = []
+    for item_id, image_id in zip(settled["item_id"].to_pylist(), ids, strict=True):
+        group = search.group_of.get(image_id or "")
+        smallest = first.setdefault(group, item_id)
+        near.append(smallest if group is not None and smallest != item_id else None)
+    return pa.array(near, pa.string()), search.not_compared
 
 
 def write_rejected(rejected: list[tuple[Place, Raw, str]], path: AnyPath) -> None:
     """Write rejected.parquet in the order of the raw table: each row as JSON, and why it was rejected."""
     ordered = sorted(rejected, key=lambda one: one[0])
-    _write([{"row": _as_json(row), "reason": reason} for _, row, reason in ordered], REJECTED_SCHEMA, path)
+    rows = [{"row": _as_json(row), "reason": reason} for _, row, reason in ordered]
+    _write(pa.Table.from_pylist(rows, REJECTED_SCHEMA), path)
 
 
 def _as_json(row: Raw) -> str:
     return json.dumps(row, default=str, ensure_ascii=False)
 
 
-def write_placeholders(shared: list[Shared], path: AnyPath, store: ImageStore) -> None:
-    """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories."""
-    used = {one.image_id: one.used for one in shared}
-    flat = [
-        {**row, **vars(use), "categories": sorted(use.categories)}
-        for row in store.gather((one.image_id, one.location) for one in shared).to_pylist()
-        for use in [used[row["image_id"]]]
+def write_placeholders(shared: list[dict[str, Any]], path: AnyPath, store: ImageStore) -> None:
+    """Write placeholders.parquet, sorted by image_id: each "no image" picture, its items and their categories.
+
+    shared: rows of `pictures.uses`.
+    """
+    used = {one["image_id"]: one for one in shared}
+    wanted = ((image_id, (one["image_uri"], one["uri"])) for image_id, one in used.items())
+    rows = [
+        {**used[row["image_id"]], **row, "categories": sorted(used[row["image_id"]]["categories"])}
+        for row in store.gather(wanted).to_pylist()
     ]
-    _write(flat, PLACEHOLDERS_SCHEMA, path)
+    _write(pa.Table.from_pylist(rows, PLACEHOLDERS_SCHEMA), path)
 
 
 def write_count(rows: int, path: AnyPath) -> None:
@@ -199,9 +173,9 @@ def _check(counted: Mapping[str, Any], folder: AnyPath) -> None:
         raise RowsLost(f"{folder}: {counted['distinct_images']} distinct images were found, the shards hold {held}")
 
 
-def _write(rows: list[dict[str, Any]], schema: pa.Schema, path: AnyPath) -> None:
+def _write(table: pa.Table, path: AnyPath) -> None:
     with aside(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema), unfinished, compression="zstd")
+        pq.write_table(table, unfinished, compression="zstd")
 
 
 def _write_json(stats: Mapping[str, Any], path: AnyPath) -> None:

@@ -4,10 +4,11 @@ Run it as `python -m jobs.beam.image_references --raw RAW --out DIR`, with any B
 several machines, RAW and DIR lie on a file system that all of them see.
 """
 
+import gc
 import json
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any, Final
@@ -16,6 +17,7 @@ import apache_beam as beam
 import structlog
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
 from upath import UPath
 
 from jobs import coverage
@@ -31,6 +33,7 @@ from jobs.beam.image_transforms import (
     WriteShards,
     WriteTable,
 )
+from jobs.beam.look import Processes
 from jobs.config import ImagesConfig
 from jobs.paths import path_option
 from jobs.sources import raw_layout
@@ -40,6 +43,7 @@ from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
 
+LARGE: Final = 2**16  # bytes of a table that names files enough for processes to pay
 STORE: Final = "image_store"
 WORK: Final = ("references", "opened", "decoded", "shards_written")  # what a run did, as the runner counted it
 
@@ -54,18 +58,17 @@ class Job:
     out: AnyPath
     config: ImagesConfig
     retry_failed: bool = False
-    in_processes: bool = False  # where the runner has no more than this process
+    processes: Shared | None = None  # the handle of `Processes`, where the runner has no more than this process
 
 
 def wire(pipeline: Any, job: Job) -> None:
     """Put the transforms together."""
     config, out = job.config, job.out
     read = pipeline | "ReadItems" >> ReadItems(job.table)
-    items, rejected = read | "KeepItems" >> KeepItems()
-    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, in_processes=job.in_processes)
+    items, rejected = read | "KeepItems" >> KeepItems(config.store_shards)
+    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.processes)
     examined = items | "ExamineReferences" >> examine
-    find = FindPictures(config.shards, config.placeholder_items, config.placeholder_categories)
-    pictures = examined | "FindPictures" >> find
+    pictures = examined | "FindPictures" >> FindPictures(config)
 
     write_items = partial(image_files.write_items, config=config)
     write_placeholders = partial(image_files.write_placeholders, store=job.store)
@@ -112,9 +115,10 @@ def build(
             out=folder,
             config=config,
             retry_failed=retry_failed,
-            in_processes=running.is_local(options),
+            processes=Shared() if running.is_local(options) else None,
         )
-        work = _run(options, job)
+        with _processes(job), _without_full_collections():
+            work = _run(options, job)
         took = time.monotonic() - started
         draft.facts.update(image_files.facts(draft.path), work={name: work.get(name, 0) for name in WORK})
         draft.facts.update(seconds=round(took, 2), images_per_second=round(draft.facts["items_accepted"] / took, 1))
@@ -126,6 +130,31 @@ def build(
 
 def _flat_facts(manifest: Manifest) -> dict[str, Any]:
     return {name: fact for name, fact in manifest.facts.items() if not isinstance(fact, dict)}
+
+
+@contextmanager
+def _processes(job: Job) -> Iterator[None]:
+    """Have the processes of this job until the block ends; for a new store they start at once, beside the pipeline."""
+    if job.processes is None:
+        yield
+        return
+    processes = job.processes.acquire(partial(Processes, job.folder, job.config, job.retry_failed))
+    try:
+        if sum(file.stat().st_size for file in job.table.files) > LARGE and job.store.is_empty():
+            processes.start()
+        yield
+    finally:
+        processes.close()
+
+
+@contextmanager
+def _without_full_collections() -> Iterator[None]:
+    """Let the collector of garbage not look again and again at the million objects that Beam's modules are."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _run(options: PipelineOptions, job: Job) -> dict[str, int]:

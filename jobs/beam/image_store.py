@@ -77,6 +77,10 @@ class ImageStore:
         table = self._read(number, FACTS)
         return {} if table is None else {row["uri"]: Outcome(**row) for row in table.to_pylist()}
 
+    def is_empty(self) -> bool:
+        """Whether it knows of no reference at all."""
+        return next(self.folder.glob("references-*"), None) is None
+
     def save(self, number: int, outcomes: Mapping[str, Outcome], pngs: Mapping[str, bytes]) -> None:
         """Replace the shard by these outcomes. pngs: uri -> PNG where it was made anew; the others keep theirs."""
         usable = [uri for uri, one in outcomes.items() if not one.reason]

@@ -1,40 +1,51 @@
 """The transforms of the images job, one idea each."""
 
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.shared import Shared
 
-from jobs.beam import image_files, progress, raw_rows
-from jobs.beam.examine import KIND, ExaminedShard, ExamineShards
-from jobs.beam.image_files import Shared
+from jobs.beam import image_files, pictures, progress, raw_rows
+from jobs.beam.examine import KIND, ExamineShards
 from jobs.beam.image_store import ImageStore, Location
+from jobs.beam.look import CORES
 from jobs.beam.raw_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
-from jobs.logic.catalogue import ImageUse
+from jobs.logic.catalogue import Item
 from jobs.paths import any_path
 from jobs.sources.raw import TableFiles
 from model.artifact import AnyPath
 
-Uses = list[tuple[str, ImageUse, Location]]  # (image_id, one use of the picture, where the store holds it)
+# Rows travel in lists: to pickle and to carry one costs more than to read it.
+Placed = list[tuple[Place, Raw]]
+
+ROWS: Final = 4096  # of a list
+SHOWN: Final = ("image_id", "item_id", "category", "image_uri", "uri")  # what tells who shows a picture
 
 ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
 
 class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Every row of the items table with its place: (Place, Raw)."""
+    """Every row of the items table with its place: lists of (Place, Raw)."""
 
     def __init__(self, table: TableFiles) -> None:
         super().__init__()
         self.form, self.files = table.format, [str(path.absolute()) for path in table.files]
 
     def expand(self, begin: Any) -> Any:
-        """Begin -> PCollection of (Place, Raw)."""
+        """Begin -> PCollection of Placed."""
         return (
             begin
             | "Files" >> beam.Create(list(enumerate(self.files)))
@@ -44,11 +55,19 @@ class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
 
 
 class KeepItems(beam.PTransform):  # type: ignore[misc]
-    """Accept the first acceptable row of each item; output `items`, and (Place, Raw, reason) at `rejected`."""
+    """Accept the first acceptable row of each item; output `items`, and (Place, Raw, reason) at `rejected`.
+
+    groups: into so many the items are divided by their ids; a worker holds the rows of one.
+    """
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of (Place, Raw) -> (PCollection of Item, PCollection of (Place, Raw, reason))."""
-        tried = rows | "Check" >> beam.FlatMap(_check_row).with_outputs("rejected", main="rows")
+        """PCollection of Placed -> (PCollection of lists of Item, PCollection of (Place, Raw, reason))."""
+        check = beam.FlatMap(_check_rows, groups=self.groups)
+        tried = rows | "Check" >> check.with_outputs("rejected", main="rows")
         kept = (
             tried.rows
             | "ByItem" >> beam.GroupByKey()
@@ -67,16 +86,15 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
         folder: AnyPath,
         config: ImagesConfig,
         retry_failed: bool,
-        *,
-        in_processes: bool = False,
+        processes: Shared | None = None,
     ) -> None:
         super().__init__()
         self.store = store
-        self.work = ExamineShards(store, folder, config, retry_failed, in_processes=in_processes)
+        self.work = ExamineShards(store, folder, config, retry_failed, processes)
 
     def expand(self, items: Any) -> Any:
-        """PCollection of Item -> PCollection of ExaminedShard. No pixels travel: they stay in the store."""
-        placed = items | "Place" >> beam.Map(lambda item, store: (store.number(item.image_uri or ""), item), self.store)
+        """PCollection of lists of Item -> PCollection of tables, EXAMINED. No pixels travel: they stay in the store."""
+        placed = items | "Place" >> beam.FlatMap(_place, store=self.store)
         # Empty ones too: what the store holds there is of items that are gone.
         return _grouped(placed, list(range(self.store.shards))) | "Examine" >> beam.ParDo(self.work)
 
@@ -84,21 +102,21 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
 class FindPictures(beam.PTransform):  # type: ignore[misc]
     """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`.
 
-    groups: into so many the pictures are divided by their ids; a worker holds the uses of one, rows without pixels.
+    They are divided by their ids into as many groups as there are shards; a worker holds the uses of one group, rows
+    without pixels.
     """
 
-    def __init__(self, groups: int, min_items: int, min_categories: int) -> None:
+    def __init__(self, config: ImagesConfig) -> None:
         super().__init__()
-        self.groups = groups
-        self.divide = partial(_divide, min_items=min_items, min_categories=min_categories)
+        self.config = config
 
     def expand(self, examined: Any) -> Any:
-        """PCollection of ExaminedShard -> outputs of lists of (image_id, Location), and of Shared."""
+        """PCollection of EXAMINED -> outputs of lists of (image_id, Location), and of rows of `pictures.uses`."""
         return (
             examined
-            | "Use" >> beam.FlatMap(_uses, groups=self.groups)
+            | "Use" >> beam.FlatMap(_uses, groups=self.config.shards)
             | "Uses" >> beam.GroupByKey()
-            | "Divide" >> beam.FlatMap(self.divide).with_outputs("placeholders", main="images")
+            | "Divide" >> beam.FlatMap(_divide, config=self.config).with_outputs("placeholders", main="images")
         )
 
 
@@ -113,19 +131,19 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
     def expand(self, images: Any) -> Any:
         """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
         keyed = images | "Shard" >> beam.FlatMap(_shards, shards=self.shards, store=self.store)
-        return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.Map(self.write)
+        return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.ParDo(SeveralAtOnce(self.write))
 
 
 class WriteCount(beam.PTransform):  # type: ignore[misc]
-    """Count the elements, none or more, and write down how many they are."""
+    """Count the rows of lists, none or more, and write down how many they are."""
 
     def __init__(self, path: AnyPath) -> None:
         super().__init__()
         self.path = path
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of anything -> PCollection of None."""
-        counted = rows | "Count" >> beam.combiners.Count.Globally()
+        """PCollection of lists -> PCollection of None."""
+        counted = rows | "Lengths" >> beam.Map(len) | "Count" >> beam.CombineGlobally(sum)
         return counted | "Write" >> beam.Map(image_files.write_count, path=self.path)
 
 
@@ -142,34 +160,80 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
         return _grouped(keyed, [0]) | "Write" >> beam.Map(_write_all, write=self.write, path=self.path)
 
 
+class SeveralAtOnce(beam.DoFn):  # type: ignore[misc]
+    """Do it to the elements of a bundle in a thread for each core: for work that waits or lets others run."""
+
+    def __init__(self, deed: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.deed = deed
+
+    def setup(self) -> None:
+        """Start the threads."""
+        self.threads = ThreadPoolExecutor(CORES)
+
+    def teardown(self) -> None:
+        """End them."""
+        self.threads.shutdown(cancel_futures=True)
+
+    def start_bundle(self) -> None:
+        """Nothing is begun yet."""
+        self.begun: list[Future[Any]] = []
+
+    def process(self, element: Any) -> None:
+        """Begin with this one."""
+        self.begun.append(self.threads.submit(self.deed, element))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """What each of them gave."""
+        for done in self.begun:
+            yield GlobalWindows.windowed_value(done.result())
+
+
 # --- what the transforms do to an element ---------------------------------------------------------------------------
 
 
-def _read_rows(file: tuple[int, str], form: str) -> Iterator[tuple[Place, Raw]]:
+def _read_rows(file: tuple[int, str], form: str) -> Iterator[Placed]:
     number, path = file
-    for n, row in enumerate(raw_rows.rows(form, any_path(path))):
-        ITEMS_READ.inc()
-        progress.TALLY.add(read=1)
-        yield (number, n), row
+    placed = (((number, n), row) for n, row in enumerate(raw_rows.rows(form, any_path(path))))
+    while rows := list(islice(placed, ROWS)):
+        ITEMS_READ.inc(len(rows))
+        progress.TALLY.add(read=len(rows))
+        yield rows
 
 
-def _check_row(placed: tuple[Place, Raw]) -> Iterator[Any]:
-    place, row = placed
-    reason = catalogue.BAD_ROW if isinstance(row, str) else catalogue.reject_reason(row)
-    if isinstance(row, str) or reason:
-        yield _reject(place, row, str(reason))
-    else:
-        yield str(row["item_id"]), placed
+def _check_rows(rows: Placed, groups: int) -> Iterator[Any]:
+    found: defaultdict[int, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
+    for place, row in rows:
+        reason = catalogue.BAD_ROW if isinstance(row, str) else catalogue.reject_reason(row)
+        if isinstance(row, str) or reason:
+            yield _reject(place, row, str(reason))
+        else:
+            found[zlib.crc32(str(row["item_id"]).encode(errors="replace")) % groups].append((place, row))
+    yield from found.items()
 
 
-def _keep_first(group: tuple[str, Iterable[tuple[Place, dict[str, Any]]]]) -> Iterator[Any]:
-    described = [(catalogue.described(row), place, row) for place, row in group[1]]
-    if len(described) > 1:
-        described.sort(key=lambda one: (catalogue.precedence(one[0]), one[1]))
-    (first, _, _), *others = described
-    yield first
-    for _, place, row in others:
-        yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)
+def _keep_first(group: tuple[int, Iterable[list[tuple[Place, dict[str, Any]]]]]) -> Iterator[Any]:
+    rows_of: defaultdict[str, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
+    for rows in group[1]:
+        for place, row in rows:
+            rows_of[str(row["item_id"])].append((place, row))
+    kept = []
+    for rows in rows_of.values():
+        described = [(catalogue.described(row), place, row) for place, row in rows]
+        if len(described) > 1:
+            described.sort(key=lambda one: (catalogue.precedence(one[0]), one[1]))
+        (first, _, _), *others = described
+        kept.append(first)
+        for _, place, row in others:
+            yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)
+    yield kept
+
+
+def _place(items: list[Item], store: ImageStore) -> Iterator[tuple[int, list[Item]]]:
+    found: defaultdict[int, list[Item]] = defaultdict(list)
+    for item in items:
+        found[store.number(item.image_uri or "")].append(item)
+    yield from found.items()
 
 
 def _reject(place: Place, row: Raw, reason: str) -> Any:
@@ -178,30 +242,22 @@ def _reject(place: Place, row: Raw, reason: str) -> Any:
     return TaggedOutput("rejected", (place, row, reason))
 
 
-def _uses(shard: ExaminedShard, groups: int) -> Iterator[tuple[int, Uses]]:
-    """(group, the uses of its pictures in this shard): a list is pickled in a fraction of its elements' time."""
-    found: defaultdict[int, Uses] = defaultdict(list)
-    for one in shard.rows:
-        item, image_id = one.row.item, one.row.image_id
-        if image_id is not None:
-            used = catalogue.use(item.item_id, item.category)
-            found[int(image_id, 16) % groups].append((image_id, used, (str(item.image_uri), one.outcome.uri)))
-    yield from found.items()
+def _uses(examined: pa.Table, groups: int) -> Iterator[tuple[int, pa.Table]]:
+    shown = examined.select(SHOWN).filter(pc.is_valid(examined["image_id"]))
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for n, image_id in enumerate(shown["image_id"].to_pylist()):
+        found[int(image_id, 16) % groups].append(n)
+    for group, rows in found.items():
+        yield group, shown.take(rows)
 
 
-def _divide(group: tuple[int, Iterable[Uses]], min_items: int, min_categories: int) -> Iterator[Any]:
-    found: defaultdict[str, list[tuple[ImageUse, Location]]] = defaultdict(list)
-    for uses in group[1]:
-        for image_id, used, location in uses:
-            found[image_id].append((used, location))
-    images: list[tuple[str, Location]] = []
-    for image_id, every in found.items():
-        used, location = catalogue.together(one for one, _ in every), min(one for _, one in every)
-        if catalogue.is_placeholder(used, min_items, min_categories):
-            yield TaggedOutput("placeholders", Shared(image_id, location, used))
-        else:
-            images.append((image_id, location))
-    yield images
+def _divide(group: tuple[int, Iterable[pa.Table]], config: ImagesConfig) -> Iterator[Any]:
+    used = pictures.uses(pa.concat_tables(group[1]), config)
+    for shared in used.filter(used["is_placeholder"]).to_pylist():
+        yield TaggedOutput("placeholders", shared)
+    images = used.filter(pc.invert(used["is_placeholder"]))
+    image_ids, *locations = (images[name].to_pylist() for name in ("image_id", "image_uri", "uri"))
+    yield list(zip(image_ids, zip(*locations, strict=True), strict=True))
 
 
 def _shards(

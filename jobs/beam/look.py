@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import loky
+import structlog
 
 from jobs.beam.fetch import Fetcher, NotFetched
 from jobs.beam.outcome import Outcome
@@ -21,6 +22,8 @@ from jobs.logic import catalogue
 from model.artifact import AnyPath
 from model.courier import images
 from model.courier.images import ImageRefused
+
+log = structlog.get_logger()
 
 LIMITS: Final = ("max_bytes", "max_pixels", "min_side", "max_side")
 CORES: Final = os.cpu_count() or 1
@@ -132,6 +135,7 @@ def _fresh(before: Outcome) -> Outcome:
 
 # --- in processes ---------------------------------------------------------------------------------------------------
 
+MANY: Final = 64  # files after which they are started: that takes half a second of each core
 IDLE_SECONDS: Final = 20.0  # after which a process ends: with work again, or where its parent was killed
 # Else glibc gives the memory of each image back and asks for it again: of 120 page faults an image 20 are left.
 KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**26)}
@@ -139,17 +143,53 @@ KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHO
 _LOOKER: Looker  # of a process that does nothing but look
 
 
-def start_processes(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> Any:
-    """One process a core that runs `look_at_files`, as loky's executor; they start when there is work.
+class Processes:
+    """One process a core that opens files, for any number of threads of this process.
 
     They are neither forked, while Beam's threads hold locks, nor do they run the main module again.
     """
-    given = (folder, config, retry_failed)
-    return loky.ProcessPoolExecutor(CORES, timeout=IDLE_SECONDS, initializer=_begin, initargs=given, env=KEPT_MEMORY)
+
+    def __init__(self, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+        given = (folder, config, retry_failed)
+        self._pool = loky.ProcessPoolExecutor(
+            CORES, timeout=IDLE_SECONDS, initializer=_begin, initargs=given, env=KEPT_MEMORY
+        )
+        self._lock = threading.Lock()
+        self._opened = 0
+        self._first: Any = None  # the answer that tells that they are up
+
+    def start(self) -> None:
+        """Let them come up, and do not wait for it."""
+        with self._lock:
+            if self._first is None:
+                self._first = self._pool.submit(_look_at_files, ())
+                self._first.add_done_callback(_warn)
+
+    def when_they_pay(self, more: int) -> "Processes | None":
+        """Themselves, once they are up; they start when files enough were opened. more: files that are to be opened."""
+        with self._lock:
+            self._opened += more
+            many = self._opened > MANY
+        if many:
+            self.start()
+        return self if self._first is not None and self._first.done() and not self._first.exception() else None
+
+    def open(self, references: Sequence[Reference]) -> list[Look]:
+        """The looks at these references, none of them far away; one process opens them all."""
+        looks: list[Look] = self._pool.submit(_look_at_files, references).result()
+        return looks
+
+    def close(self) -> None:
+        """End them, whatever they do."""
+        self._pool.shutdown(kill_workers=True)
 
 
-def look_at_files(references: Sequence[Reference]) -> list[Look]:
-    """Open these references, none of them far away, in a process of `start_processes`."""
+def _warn(first: Any) -> None:
+    if not first.cancelled() and first.exception() is not None:
+        log.warning("files_opened_in_threads", why=f"the processes for it did not start: {first.exception()}")
+
+
+def _look_at_files(references: Sequence[Reference]) -> list[Look]:
     return [_LOOKER.open(reference) for reference in references]
 
 

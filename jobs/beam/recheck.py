@@ -62,6 +62,6 @@ def _references(told: dict[str, Told], store: ImageStore) -> list[Reference]:
 def _differs(told: Told, now: Outcome) -> bool:
     reason, sha256 = told
     if now.image_id is not None:
-        return now.bytes_sha256 != sha256 or reason not in ("", "shared_by_many")
+        return now.bytes_sha256 != sha256 or reason not in ("", catalogue.SHARED_BY_MANY)
     # One outage is as good as another: none of them is news worth a build.
     return now.reason != reason and not {now.reason, reason} <= catalogue.RETRYABLE

@@ -6,7 +6,7 @@ Plain Python: Beam and Spark translate it natively, and tests hold them to it.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
@@ -28,6 +28,7 @@ MISSING: Final = "missing"
 BROKEN: Final = "broken"
 PLACEHOLDER: Final = "placeholder"
 REFUSED: Final = "refused"
+SHARED_BY_MANY: Final = "shared_by_many"  # the reason of a placeholder
 STATUSES: Final = (OK, MISSING, BROKEN, PLACEHOLDER, REFUSED)
 
 # The status that each reason leads to. The codes of model.courier.images appear as they stand there.
@@ -62,7 +63,7 @@ STATUS_OF: Final = {
     "private_address": REFUSED,
     "credentials_in_url": REFUSED,
     "bad_url": REFUSED,
-    "shared_by_many": PLACEHOLDER,
+    SHARED_BY_MANY: PLACEHOLDER,
 }
 # What each of them means, for whoever reads a report.
 SENTENCES: Final = {
@@ -95,7 +96,7 @@ SENTENCES: Final = {
     "private_address": "The host's address lies inside a private network.",
     "credentials_in_url": "The reference holds a user name or a password.",
     "bad_url": "The reference is no URL.",
-    "shared_by_many": "Many items of unrelated categories show this very picture.",
+    SHARED_BY_MANY: "Many items of unrelated categories show this very picture.",
 }
 # The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
 # after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
@@ -122,27 +123,6 @@ class Item:
     title: str | None = None
     price: float | None = None
     created_at: datetime | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CatalogueRow:
-    """An accepted item and what became of its image; image_id is None unless the status is ok."""
-
-    item: Item
-    status: str
-    reason: str = ""
-    image_id: str | None = None
-    bytes_sha256: str | None = None
-    duplicate_of: str | None = None
-
-
-@dataclass(frozen=True)
-class ImageUse:
-    """Who shows one picture: how many items, the smallest item_id among them, and their known categories."""
-
-    items: int
-    first_item_id: str
-    categories: frozenset[str]
 
 
 # --- rows of the items table ----------------------------------------------------------------------------------------
@@ -256,46 +236,6 @@ def moment(value: object) -> datetime | None:
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
-def unusable(described: Item, reason: str, bytes_sha256: str | None = None) -> CatalogueRow:
-    """The catalogue's row of an item whose image cannot be used, for a reason of STATUS_OF."""
-    return CatalogueRow(item=described, status=STATUS_OF[reason], reason=reason, bytes_sha256=bytes_sha256)
-
-
-def usable(described: Item, image_id: str, bytes_sha256: str) -> CatalogueRow:
-    """The catalogue's row of an item whose image was opened; `settle` may still find that it is a placeholder."""
-    return CatalogueRow(item=described, status=OK, image_id=image_id, bytes_sha256=bytes_sha256)
-
-
-def use(item_id: str, category: str | None) -> ImageUse:
-    """The use that one item makes of its picture; an unknown category counts for none."""
-    return ImageUse(1, item_id, frozenset() if category is None else frozenset((category,)))
-
-
-def together(uses: Iterable[ImageUse]) -> ImageUse:
-    """All uses of one picture as one; in any order, in any grouping. Raises ValueError for no use at all."""
-    every = list(uses)
-    if not every:
-        raise ValueError("a picture that no item shows has no use")
-    return ImageUse(
-        sum(one.items for one in every),
-        min(one.first_item_id for one in every),
-        frozenset().union(*(one.categories for one in every)),
-    )
-
-
-def is_placeholder(used: ImageUse, min_items: int, min_categories: int) -> bool:
-    """Whether a picture shared this widely is a "no image" picture."""
-    return used.items >= min_items and len(used.categories) >= min_categories
-
-
-def settle(row: CatalogueRow, used: ImageUse, min_items: int, min_categories: int) -> CatalogueRow:
-    """An opened item's final row, given all uses of its picture: a placeholder, a duplicate of an item, or neither."""
-    if is_placeholder(used, min_items, min_categories):
-        return replace(row, status=PLACEHOLDER, reason="shared_by_many", image_id=None)
-    first = used.first_item_id
-    return replace(row, duplicate_of=None if first == row.item.item_id else first)
-
-
 def find_duplicates(items: Sequence[tuple[str, str]]) -> dict[str, str]:
     """item_id -> the smallest item_id with the same image_id, for every item but that one.
 
@@ -314,9 +254,11 @@ def find_placeholders(
 
     items: (item_id, image_id, category).
     """
-    uses: dict[str, list[ImageUse]] = {}
-    for item_id, image_id, category in items:
-        uses.setdefault(image_id, []).append(use(item_id, category))
+    shown: dict[str, list[str | None]] = {}
+    for _, image_id, category in items:
+        shown.setdefault(image_id, []).append(category)
     return frozenset(
-        image_id for image_id, every in uses.items() if is_placeholder(together(every), min_items, min_categories)
+        image_id
+        for image_id, categories in shown.items()
+        if len(categories) >= min_items and len({one for one in categories if one is not None}) >= min_categories
     )

@@ -38,6 +38,9 @@ WHITE = (255, 255, 255, 255)
 MAX_PAGES = 1000  # looking for a loop, Pillow compares each page of a TIFF with all before it
 # Pixels; of a photograph, recompressed or resized, the hash by boxes stays as near as the one by Lanczos.
 HASHED_SIDE = 32
+# The 8 lowest frequencies of a type 2 discrete cosine transform, (8, 32): what numpy rounds off counts for nothing.
+COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(HASHED_SIDE) + 1) / (2 * HASHED_SIDE))
+ROUNDED = 6  # decimals
 
 
 class ImageRefused(ValueError):
@@ -129,14 +132,17 @@ def pixel_hash(image: Image.Image) -> str:
 def perceptual_hash(image: Image.Image) -> str:
     """16 hex digits (64 bits) that stay nearly the same where an image is resized, recompressed or slightly retouched.
 
-    The signs of the lowest frequencies of the image's brightness against their median; colour does not count.
+    The signs of the lowest 8 x 8 frequencies of the image's brightness against their median; colour does not count.
     https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html
     """
-    import imagehash  # for the offline job alone: an installation that only serves does without it
-
     # Without this step the hash of a 1500-pixel photograph takes 8.6 ms, half of its decoding; with it 1.8 ms.
     small = image.reduce((max(1, image.width // HASHED_SIDE), max(1, image.height // HASHED_SIDE)))
-    return str(imagehash.phash(small))
+    grey = small.convert("L").resize((HASHED_SIDE, HASHED_SIDE), Image.Resampling.LANCZOS)
+    # ImageHash gives the same bits in three times the time, a thirtieth of what a photograph costs in all. docs/LOG.md
+    found = (COSINES @ np.asarray(grey, np.float64) @ COSINES.T).ravel().round(ROUNDED)
+    ordered = np.sort(found)
+    bits = found > (ordered[31] + ordered[32]) / 2
+    return np.packbits(bits).tobytes().hex()
 
 
 def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[list[str], Pixels]:

@@ -158,37 +158,5 @@ def test_an_unknown_category_counts_for_none():
     assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == set()
 
 
-SHARED = st.lists(
-    st.tuples(st.sampled_from("abcdef"), st.sampled_from("xyz"), st.sampled_from(["shoe", "hat", None])),
-    max_size=12,
-    unique_by=lambda item: item[0],
-)
-
-
-@given(SHARED, st.integers(1, 3), st.integers(0, 2), st.randoms(use_true_random=False))
-def test_uses_combined_in_any_order_and_grouping_settle_as_the_whole_table_does(
-    items, min_items, min_categories, random
-):
-    duplicates = catalogue.find_duplicates([(item_id, image_id) for item_id, image_id, _ in items])
-    placeholders = catalogue.find_placeholders(items, min_items, min_categories)
-    for item_id, image_id, category in items:
-        uses = [catalogue.use(i, c) for i, x, c in items if x == image_id]
-        random.shuffle(uses)
-        cut = random.randrange(len(uses))
-        combined = catalogue.together([catalogue.together(part) for part in (uses[:cut], uses[cut:]) if part])
-        opened = catalogue.usable(Item(item_id=item_id, category=category), image_id, "bytes")
-        settled = catalogue.settle(opened, combined, min_items, min_categories)
-        if image_id in placeholders:
-            assert (settled.status, settled.reason, settled.image_id) == ("placeholder", "shared_by_many", None)
-        else:
-            assert (settled.status, settled.image_id) == ("ok", image_id)
-            assert settled.duplicate_of == duplicates.get(item_id)
-
-
 def test_every_reason_leads_to_a_known_status():
     assert set(catalogue.STATUS_OF.values()) == set(catalogue.STATUSES)
-
-
-def test_a_picture_that_nobody_shows_has_no_use():
-    with pytest.raises(ValueError, match="no item"):
-        catalogue.together([])

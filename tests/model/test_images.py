@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from io import BytesIO
 
+import imagehash
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -364,6 +365,18 @@ def bits_apart(one, other):
 def test_a_perceptual_hash_is_64_bits_in_hexadecimal():
     assert all(len(images.perceptual_hash(one)) == 16 for one in (picture(0), Image.new("RGB", (9, 300))))
     assert int(images.perceptual_hash(picture(0)), 16).bit_count() == 32  # half the signs lie above their median
+
+
+@given(st.integers(0, 2**32), st.integers(8, 200), st.integers(8, 200))
+def test_a_perceptual_hash_has_the_bits_that_imagehash_gives_the_reduced_picture(seed, width, height):
+    one = picture(seed).resize((width, height))
+    small = one.reduce((max(1, width // 32), max(1, height // 32)))
+    assert images.perceptual_hash(one) == str(imagehash.phash(small))
+
+
+def test_a_picture_of_one_colour_has_no_bit_but_that_of_its_mean():
+    for colour in (RED, (255, 255, 255), (3, 77, 201)):
+        assert images.perceptual_hash(Image.new("RGB", (96, 96), colour)) == "8000000000000000"
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -18,8 +18,9 @@ from jobs.beam import progress
 from jobs.beam.fetch import Fetcher, HttpsConfig
 from jobs.beam.hosts import Hosts
 from jobs.beam.image_store import ImageStore, absolute
-from jobs.beam.look import CORES, Look, Looker, Processes, Reference
+from jobs.beam.look import CORES, Look, Looker, Reference
 from jobs.beam.outcome import Outcome
+from jobs.beam.processes import Processes
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
 from jobs.logic.catalogue import Item

@@ -33,7 +33,7 @@ from jobs.beam.image_transforms import (
     WriteShards,
     WriteTable,
 )
-from jobs.beam.look import Processes
+from jobs.beam.processes import Processes
 from jobs.config import ImagesConfig
 from jobs.paths import path_option
 from jobs.sources import raw_layout
@@ -65,7 +65,7 @@ def wire(pipeline: Any, job: Job) -> None:
     """Put the transforms together."""
     config, out = job.config, job.out
     read = pipeline | "ReadItems" >> ReadItems(job.table)
-    items, rejected = read | "KeepItems" >> KeepItems(config.store_shards)
+    items, rejected = read | "KeepItems" >> KeepItems(config.shards)
     examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.processes)
     examined = items | "ExamineReferences" >> examine
     pictures = examined | "FindPictures" >> FindPictures(config)

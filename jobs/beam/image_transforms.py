@@ -48,7 +48,7 @@ class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         """Begin -> PCollection of Placed."""
         return (
             begin
-            | "Files" >> beam.Create(list(enumerate(self.files)))
+            | "Files" >> beam.Create(list(enumerate(self.files)), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
             | "Rows" >> beam.FlatMap(_read_rows, form=self.form)
         )
@@ -276,7 +276,7 @@ def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], AnyPath
 
 def _grouped(keyed: Any, keys: list[int]) -> Any:
     """Group by key, with an empty group for a key that has no element: (key, iterable)."""
-    seeds = keyed.pipeline | "Keys" >> beam.Create([(key, None) for key in keys])
+    seeds = keyed.pipeline | "Keys" >> beam.Create([(key, None) for key in keys], reshuffle=False)
     return (
         (keyed, seeds)
         | "WithKeys" >> beam.Flatten()

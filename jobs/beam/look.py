@@ -1,6 +1,6 @@
 """Look at image references: what each gives now, and whether it has to be read to know; in a thread or a process.
 
-Beam is not imported here, so that a process which only decodes starts quickly.
+Nothing is imported here that a process which only decodes does without, so that it starts quickly.
 """
 
 import hashlib
@@ -10,10 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import loky
-import structlog
+from typing import Final
 
 from jobs.beam.fetch import Fetcher, NotFetched
 from jobs.beam.outcome import Outcome
@@ -22,8 +19,6 @@ from jobs.logic import catalogue
 from model.artifact import AnyPath
 from model.courier import images
 from model.courier.images import ImageRefused
-
-log = structlog.get_logger()
 
 LIMITS: Final = ("max_bytes", "max_pixels", "min_side", "max_side")
 CORES: Final = os.cpu_count() or 1
@@ -133,67 +128,18 @@ def _fresh(before: Outcome) -> Outcome:
     return replace(before, stale=None) if before.stale else before
 
 
-# --- in processes ---------------------------------------------------------------------------------------------------
-
-MANY: Final = 64  # files after which they are started: that takes half a second of each core
-IDLE_SECONDS: Final = 20.0  # after which a process ends: with work again, or where its parent was killed
-# Else glibc gives the memory of each image back and asks for it again: of 120 page faults an image 20 are left.
-KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**26)}
+# --- in a process of jobs.beam.processes ----------------------------------------------------------------------------
 
 _LOOKER: Looker  # of a process that does nothing but look
 
 
-class Processes:
-    """One process a core that opens files, for any number of threads of this process.
-
-    They are neither forked, while Beam's threads hold locks, nor do they run the main module again.
-    """
-
-    def __init__(self, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
-        given = (folder, config, retry_failed)
-        self._pool = loky.ProcessPoolExecutor(
-            CORES, timeout=IDLE_SECONDS, initializer=_begin, initargs=given, env=KEPT_MEMORY
-        )
-        self._lock = threading.Lock()
-        self._opened = 0
-        self._first: Any = None  # the answer that tells that they are up
-
-    def start(self) -> None:
-        """Let them come up, and do not wait for it."""
-        with self._lock:
-            if self._first is None:
-                self._first = self._pool.submit(_look_at_files, ())
-                self._first.add_done_callback(_warn)
-
-    def when_they_pay(self, more: int) -> "Processes | None":
-        """Themselves, once they are up; they start when files enough were opened. more: files that are to be opened."""
-        with self._lock:
-            self._opened += more
-            many = self._opened > MANY
-        if many:
-            self.start()
-        return self if self._first is not None and self._first.done() and not self._first.exception() else None
-
-    def open(self, references: Sequence[Reference]) -> list[Look]:
-        """The looks at these references, none of them far away; one process opens them all."""
-        looks: list[Look] = self._pool.submit(_look_at_files, references).result()
-        return looks
-
-    def close(self) -> None:
-        """End them, whatever they do."""
-        self._pool.shutdown(kill_workers=True)
-
-
-def _warn(first: Any) -> None:
-    if not first.cancelled() and first.exception() is not None:
-        log.warning("files_opened_in_threads", why=f"the processes for it did not start: {first.exception()}")
-
-
-def _look_at_files(references: Sequence[Reference]) -> list[Look]:
-    return [_LOOKER.open(reference) for reference in references]
-
-
-def _begin(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+def begin(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+    """Make this process one that opens files."""
     global _LOOKER
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the process that waits for us ends us
     _LOOKER = Looker(Fetcher(folder, config.max_bytes), config, retry_failed)
+
+
+def open_files(references: Sequence[Reference]) -> list[Look]:
+    """The looks at these references, none of them far away, in a process that has begun."""
+    return [_LOOKER.open(reference) for reference in references]

@@ -14,9 +14,10 @@ from fsspec.registry import _registry as fsspec_drivers
 from PIL import Image
 
 from jobs import commands
-from jobs.beam import image_references, look
+from jobs.beam import image_references, processes
 from jobs.beam.fetch import Fetcher
-from jobs.beam.look import Looker, Processes, Reference
+from jobs.beam.look import Looker, Reference
+from jobs.beam.processes import Processes
 from jobs.beam.recheck import far_images_changed
 from jobs.config import ImagesConfig
 from model.courier import images
@@ -190,8 +191,8 @@ def test_the_command_looks_again_at_far_images_although_the_raw_folder_stands(ra
 def test_a_process_sees_what_a_thread_sees(raw):
     (raw / "broken.png").write_bytes(picture(3)[:-90])
     references = [Reference(name, f"{raw}/{name}") for name in ("e.png", "broken.png", "gone.png", "../outside.png")]
-    with closing(Processes(raw, CONFIG, retry_failed=False)) as processes:
-        looks = processes.open(references)
+    with closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
+        looks = pool.open(references)
     here = Looker(Fetcher(raw, CONFIG.max_bytes), CONFIG, retry_failed=False)
     assert [(look.outcome, look.png) for look in looks] == [(look.outcome, look.png) for look in map(here, references)]
     assert [look.outcome.reason for look in looks] == ["", "truncated", "not_found", "outside_folder"]
@@ -199,19 +200,19 @@ def test_a_process_sees_what_a_thread_sees(raw):
 
 
 def test_processes_pay_from_many_files_on_and_once_they_are_up(raw):
-    with closing(Processes(raw, CONFIG, retry_failed=False)) as processes:
-        assert processes.when_they_pay(look.MANY) is None
-        assert processes.when_they_pay(1) is None  # they are starting
-        processes.open([])
-        assert processes.when_they_pay(1) is processes
+    with closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
+        assert pool.when_they_pay(processes.MANY) is None
+        assert pool.when_they_pay(1) is None  # they are starting
+        pool.open([])
+        assert pool.when_they_pay(1) is pool
 
 
 def test_processes_that_cannot_start_are_told_of_and_nobody_waits_for_them(raw, monkeypatch):
-    monkeypatch.setattr(look, "_begin", abs)  # which takes no three arguments
-    with structlog.testing.capture_logs() as told, closing(Processes(raw, CONFIG, retry_failed=False)) as processes:
-        processes.start()
-        processes._first.exception()
-        assert processes.when_they_pay(look.MANY + 1) is None
+    monkeypatch.setattr(processes, "begin", abs)  # which takes no three arguments
+    with structlog.testing.capture_logs() as told, closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
+        pool.start()
+        pool._first.exception()
+        assert pool.when_they_pay(processes.MANY + 1) is None
     [event] = told
     assert (event["event"], event["log_level"]) == ("files_opened_in_threads", "warning")
     assert "the processes for it did not start" in event["why"]

@@ -131,9 +131,12 @@ def write_placeholders(shared: list[dict[str, Any]], path: AnyPath, store: Image
     _write(pa.Table.from_pylist(rows, PLACEHOLDERS_SCHEMA), path)
 
 
-def write_count(rows: int, path: AnyPath) -> None:
-    """Write how many rows the items table gave: counted by the pipeline itself, exact whatever the runner retried."""
-    _write_json({"items_read": rows}, path)
+def write_count(lengths: list[int], path: AnyPath) -> None:
+    """Write how many rows the items table gave: counted by the pipeline itself, exact whatever the runner retried.
+
+    lengths: of the lists in which the rows came.
+    """
+    _write_json({"items_read": sum(lengths)}, path)
 
 
 def facts(folder: AnyPath) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from jobs.beam.image_transforms import (
     FindPictures,
     KeepItems,
     ReadItems,
-    WriteCount,
     WriteShards,
     WriteTable,
 )
@@ -76,7 +75,7 @@ def wire(pipeline: Any, job: Job) -> None:
     pictures.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
     examined | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
     rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", image_files.write_rejected)
-    read | "WriteCount" >> WriteCount(out / image_files.READ)
+    read | "Lengths" >> beam.Map(len) | "WriteCount" >> WriteTable(out / image_files.READ, image_files.write_count)
 
 
 def build(

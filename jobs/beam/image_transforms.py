@@ -134,19 +134,6 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
         return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.ParDo(SeveralAtOnce(self.write))
 
 
-class WriteCount(beam.PTransform):  # type: ignore[misc]
-    """Count the rows of lists, none or more, and write down how many they are."""
-
-    def __init__(self, path: AnyPath) -> None:
-        super().__init__()
-        self.path = path
-
-    def expand(self, rows: Any) -> Any:
-        """PCollection of lists -> PCollection of None."""
-        counted = rows | "Lengths" >> beam.Map(len) | "Count" >> beam.CombineGlobally(sum)
-        return counted | "Write" >> beam.Map(image_files.write_count, path=self.path)
-
-
 class WriteTable(beam.PTransform):  # type: ignore[misc]
     """Write all elements as one parquet file, sorted: small rows without pixels, so one worker holds them."""
 

@@ -15,9 +15,8 @@ def uses(examined: pa.Table, config: ImagesConfig) -> pa.Table:
     items: how many; first_item_id: the smallest; categories: the known ones, in any order; image_uri and uri: the
     smallest of its references, as the table writes it and the absolute form. examined: with these columns of EXAMINED.
     """
-    shown = examined.filter(pc.is_valid(examined["image_id"])).sort_by(
-        [("image_uri", "ascending"), ("uri", "ascending")]
-    )
+    shown = examined.filter(pc.is_valid(examined["image_id"])).combine_chunks()
+    shown = shown.sort_by([("image_uri", "ascending"), ("uri", "ascending")])
     found = shown.group_by("image_id", use_threads=False).aggregate(
         [
             ("item_id", "count"),

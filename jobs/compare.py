@@ -35,6 +35,7 @@ from model.metrics import UserBootstrap
 log = structlog.get_logger()
 
 DEFAULT_METHODS: Final = ",".join(METHODS)
+UNBOUNDED: Final = 10_000  # columns of text
 
 
 # --- from artifacts to samples ---------------------------------------------------------------------------------------
@@ -221,16 +222,21 @@ def _summed(
 
 def print_tables(found: Mapping[str, Any]) -> None:
     """The comparison's tables on stdout."""
-    console = Console(width=max(180, shutil.get_terminal_size().columns))  # a cell is never cut
+    console = Console()
     for sheet in compare_page.sheets(found):
         table = Table(title=sheet.title, caption=sheet.caption)
         for number, name in enumerate(sheet.columns):
             table.add_column(name.replace(", ", ",\n"), justify="left" if number == 0 else "right", no_wrap=True)
         for line in sheet.lines:
             table.add_row(*line)
+        console.width = max(shutil.get_terminal_size().columns, _natural_width(console, table))
         console.print(table)
     for failure in found["failures"]:
         console.print(f"failed: {failure['label']}, seed {failure['seed']}: {failure['error']}", markup=False)
+
+
+def _natural_width(console: Console, table: Table) -> int:
+    return console.measure(table, options=console.options.update_width(UNBOUNDED)).maximum  # a cell is never cut
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any, Final
 
 import jinja2
@@ -17,6 +17,7 @@ NEGATIVES: Final = {
     "matched": "50 alike",
     "page": "of the same page",
 }
+WARMTH: Final = {"all": "", "warm": ", on items clicked before", "cold": ", on new items"}
 FIGURES: Final = {"auc": "AUC", "recall_at_10": "recall@10", "mrr": "MRR"}
 PAIRED: Final = "the same resamples of users for both and for all their seeds"
 SMALL: Final = 0.01  # the p-value that the comparison aims at
@@ -40,7 +41,7 @@ def sheets(found: Found) -> list[Sheet]:
     models = _models(found)
     tables = [_probe_sheet(found), *(make(found, model) for model in models for make in (_gain_sheet, _warmth_sheet))]
     if found["against"]:
-        tables += [*(_against_sheet(found, model) for model in models), _against_probe_sheet(found)]
+        tables += [*(_against_sheet(found, *which) for which in product(models, WARMTH)), _against_probe_sheet(found)]
     return [*tables, *(_order_sheet(found, model) for model in models), _prediction_sheet(found)]
 
 
@@ -121,13 +122,13 @@ def _warmth_sheet(found: Found, model: str) -> Sheet:
     return Sheet(title, "points, 95 % CI; ± spread", ("encoder", *named), lines)
 
 
-def _against_sheet(found: Found, model: str) -> Sheet:
+def _against_sheet(found: Found, model: str, part: str) -> Sheet:
     lines = []
     for rival in found["against"]:
-        figures = [rival["ctr"].get(f"{model}/{images}/all") for images in GAINS]
+        figures = [rival["ctr"].get(f"{model}/{images}/{part}") for images in GAINS]
         lines.append((rival["rival"], *(cell for one in figures for cell in (_difference(one), _p(one)))))
     columns = ["less", *(name for images in GAINS for name in (IMAGES[images], "p"))]
-    title = f"{found['reference']} against the others, with {MODELS.get(model, model)}"
+    title = f"{found['reference']} against the others, with {MODELS.get(model, model)}{WARMTH[part]}"
     return Sheet(title, f"differences of AUCs in points, 95 % CI: {PAIRED}", tuple(columns), lines)
 
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +16,20 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from feature_repo.contract import EVENT_TIME, ITEM_CLUSTER, ITEM_KEY, ITEM_PROFILE, PERIODS, SPACE_KEY, USER_KEY
+from feature_repo.contract import (
+    EVENT_TIME,
+    ITEM_CLUSTER,
+    ITEM_KEY,
+    ITEM_PROFILE,
+    PERIODS,
+    SERVICES,
+    SPACE_KEY,
+    USER_KEY,
+    View,
+)
 from jobs.features import connect, read_parquet
 from jobs.materialize import check_sources, quiet
+from jobs.row_parts import NUMBER, PART, RowParts
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.rows import REQUEST_COLUMNS, ROW_COLUMNS, features_of, fill, with_history_facts
@@ -30,19 +41,24 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-# Feast's join pairs a key with every earlier row of its entity before it keeps the newest: a call's memory grows with
-# both. 47k user keys with histories of 50 in one call took 3 GB, 300k item keys 1.8 GB.
-USER_KEYS_A_CALL: Final = 20_000
-ITEM_KEYS_A_CALL: Final = 200_000
+# Feast pairs a key with every row of its entity that was valid by then, whole, before it keeps the newest: so much of
+# such pairs a call may make. A log of decades makes hundreds of millions of them.
+BYTES_A_CALL: Final = 512 * 2**20
+BYTES_A_KEY: Final = 1024  # on its way to Feast and back
+BYTES_A_PAIR: Final = 128  # besides its features: the key as one text, and what sorting takes
+BYTES_A_VALUE: Final = 16
+ROWS_A_PART: Final = 100_000  # whose features are in memory together: with histories of 50 some 200 MB
 ROWS_A_WRITE: Final = 20_000
-NUMBER: Final = "key_number"
+DUCKDB_MEMORY: Final = "1GB"  # for keys and requests; what is more goes to disk
 
 
 def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path, out: Path) -> Manifest:
     """The rows artifact: train.parquet, valid.parquet, test.parquet in the form of model.ctr.rows, in time order.
 
-    User features are joined once per (user, request time), item features once per (item, request time); a row puts the
-    two together. Facts: rows and positives (per period), cold_test_rows, space_id.
+    User features are joined once per (user, request time), item features once per (item, request time), in order of the
+    entity; a row puts the two together, in order of time. Between the two they lie in parts on disk, so that memory
+    depends neither on the length of the log nor on that of a user's history.
+    Facts: rows and positives (per period), cold_test_rows, space_id.
     Raises ArtifactMismatch where the workspace's feature store holds other features than these.
     """
     loaded = artifact.read(materialize, kind="materialize")
@@ -51,13 +67,18 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
     store = _opened(workspace, features, loaded)
     paths = {"sequences": sequences, "features": features, "materialize": materialize}
     inputs = {name: artifact.digest(path) for name, path in paths.items()}
-    with artifact.write(out, kind="rows", inputs=inputs, config={}) as draft, closing(connect()) as connection:
+    with (
+        artifact.write(out, kind="rows", inputs=inputs, config={}) as draft,
+        artifact.scratch(out.parent) as scratch,
+        closing(connect()) as connection,
+    ):
+        aside = cast(Path, scratch)  # as `out` is
+        _limit_memory(connection, aside)
         connection.execute(f"CREATE VIEW impressions AS SELECT * FROM {read_parquet(sequences / 'impressions')}")
         warm = _clicked_before(connection, sequences, datetime.fromisoformat(splits["test_start"]))
-        users, items = _joined(store, connection, space_id)
-        users = with_history_facts(users, _clusters(features, space_id), _categories(features))
+        sides = _joined(store, connection, features, space_id, aside)
         counts = {
-            period: _write(draft.path / f"{period}.parquet", _shown(connection, period), users, items, warm)
+            period: _write(draft.path / f"{period}.parquet", _shown(connection, period), sides, warm)
             for period in PERIODS
         }
         draft.facts = {
@@ -84,40 +105,82 @@ def _opened(workspace: Path, features: Path, loaded: Manifest) -> "FeatureStore"
     return store
 
 
-def _joined(store: "FeatureStore", connection: "duckdb.DuckDBPyConnection", space_id: str) -> tuple[pa.Table, pa.Table]:
-    # The features of every (user, request time) and of every (item, request time): row i is key number i.
-    user_keys = _numbered_keys(connection, "user_keys", USER_KEY)
-    item_keys = _numbered_keys(connection, "item_keys", ITEM_KEY)
-    item_keys = item_keys.append_column(SPACE_KEY, pa.array([space_id] * item_keys.num_rows, pa.string()))
+def _limit_memory(connection: "duckdb.DuckDBPyConnection", aside: Path) -> None:
+    quoted = str(aside / "duckdb").replace("'", "''")
+    connection.execute(f"SET memory_limit = '{DUCKDB_MEMORY}'; SET temp_directory = '{quoted}'")
+
+
+def _joined(
+    store: "FeatureStore", connection: "duckdb.DuckDBPyConnection", features: Path, space_id: str, aside: Path
+) -> tuple[RowParts, RowParts]:
+    # The features of every (user, request time) and of every (item, request time), by the numbers of these keys.
+    connection.execute(
+        f"""
+        CREATE TABLE moments AS
+        SELECT {EVENT_TIME}, CAST((sum(rows) OVER (ORDER BY {EVENT_TIME}) - rows) // {ROWS_A_PART} AS INT) AS {PART}
+        FROM (SELECT request_time AS {EVENT_TIME}, count(*) AS rows FROM impressions GROUP BY 1)
+        """
+    )
+    clusters, categories = _clusters(features, space_id), _categories(features)
+    users = RowParts(aside / "users", lambda rows: with_history_facts(rows, clusters, categories))
+    items = RowParts(aside / "items")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        users = _as_of(store, user_keys, ("ranking_user",), USER_KEYS_A_CALL, progress)
-        items = _as_of(store, item_keys, ("ranking_item", "item_cluster_ids"), ITEM_KEYS_A_CALL, progress)
+        for key, services, parts in (
+            (USER_KEY, ("ranking_user",), users),
+            (ITEM_KEY, ("ranking_item", "item_cluster_ids"), items),
+        ):
+            calls = _number_keys(connection, key, features, services)
+            for call in progress.track(range(calls), description=f"joining {services[0]}"):
+                keys = _keys_of(connection, key, call)
+                asked = keys.drop_columns([PART]).append_column(SPACE_KEY, pa.array([space_id] * keys.num_rows))
+                joined = features_as_of(store, asked, services)
+                parts.append(joined.append_column(NUMBER, keys[NUMBER]).append_column(PART, keys[PART]))
     return users, items
 
 
-def _numbered_keys(connection: "duckdb.DuckDBPyConnection", table: str, key: str) -> pa.Table:
-    # In order of the entity, so that one call of Feast meets few entities.
+def _number_keys(connection: "duckdb.DuckDBPyConnection", key: str, features: Path, services: Sequence[str]) -> int:
+    """Make the table `<key>_keys`: each key's number, its part and its call of Feast; returns how many calls.
+
+    In order of the entity, so that a call meets few entities. A call takes as many keys as BYTES_A_CALL allows, and at
+    least one.
+    """
+    views = [view for service in services for view in SERVICES[service]]
+    joins = "".join(
+        f"""
+        ASOF LEFT JOIN (
+            SELECT {key}, {EVENT_TIME}, row_number() OVER (PARTITION BY {key} ORDER BY {EVENT_TIME}) AS rows
+            FROM {read_parquet(features / view.name)}
+        ) AS {view.name}
+        ON keys.{key} = {view.name}.{key} AND keys.{EVENT_TIME} >= {view.name}.{EVENT_TIME}
+        """
+        for view in views
+    )
+    pairs = " + ".join(f"coalesce({view.name}, 0) * {_pair_bytes(view)}" for view in views)
     connection.execute(
         f"""
-        CREATE TABLE {table} AS
-        SELECT {key}, {EVENT_TIME}, row_number() OVER (ORDER BY {key}, {EVENT_TIME}) - 1 AS {NUMBER}
-        FROM (SELECT DISTINCT {key}, request_time AS {EVENT_TIME} FROM impressions)
+        CREATE TABLE {key}_keys AS
+        SELECT {key}, {EVENT_TIME}, {PART}, row_number() OVER entity - 1 AS {NUMBER},
+            CAST(sum({BYTES_A_KEY} + {pairs}) OVER entity // {BYTES_A_CALL} AS INT) AS call
+        FROM (
+            SELECT keys.{key}, keys.{EVENT_TIME}, {", ".join(f"{view.name}.rows AS {view.name}" for view in views)}
+            FROM (SELECT DISTINCT {key}, request_time AS {EVENT_TIME} FROM impressions) AS keys {joins}
+        )
+        JOIN moments USING ({EVENT_TIME})
+        WINDOW entity AS (ORDER BY {key}, {EVENT_TIME} ROWS UNBOUNDED PRECEDING)
         """
     )
-    return connection.sql(f"SELECT * FROM {table} ORDER BY {NUMBER}").to_arrow_table()
+    [(last,)] = connection.execute(f"SELECT max(call) FROM {key}_keys").fetchall()
+    return 0 if last is None else int(last) + 1
 
 
-def _as_of(
-    store: "FeatureStore", keys: pa.Table, services: Sequence[str], keys_a_call: int, progress: Progress
-) -> pa.Table:
-    task = progress.add_task(f"joining {services[0]}", total=keys.num_rows)
-    parts = []
-    for first in range(0, keys.num_rows, keys_a_call):
-        part = keys.slice(first, keys_a_call)
-        parts.append(features_as_of(store, part, services))
-        progress.advance(task, part.num_rows)
-    return pa.concat_tables(parts)
+def _pair_bytes(view: View) -> int:
+    return BYTES_A_PAIR + BYTES_A_VALUE * sum(max(1, feature.width) for feature in view.features)
+
+
+def _keys_of(connection: "duckdb.DuckDBPyConnection", key: str, call: int) -> pa.Table:
+    query = f"SELECT {key}, {EVENT_TIME}, {PART}, {NUMBER} FROM {key}_keys WHERE call = $call ORDER BY {NUMBER}"
+    return connection.sql(query, params={"call": call}).to_arrow_table()
 
 
 def features_as_of(store: "FeatureStore", keys: pa.Table, services: Sequence[str]) -> pa.Table:
@@ -152,10 +215,12 @@ def _clicked_before(connection: "duckdb.DuckDBPyConnection", sequences: Path, mo
 def _shown(connection: "duckdb.DuckDBPyConnection", period: str) -> pa.RecordBatchReader:
     query = f"""
         SELECT {", ".join(f"shown.{name}" for name in REQUEST_COLUMNS)},
-            users.{NUMBER} AS user_number, items.{NUMBER} AS item_number
+            users.{PART}, users.{NUMBER} AS user_number, items.{NUMBER} AS item_number
         FROM impressions AS shown
-        JOIN user_keys AS users ON users.{USER_KEY} = shown.{USER_KEY} AND users.{EVENT_TIME} = shown.request_time
-        JOIN item_keys AS items ON items.{ITEM_KEY} = shown.{ITEM_KEY} AND items.{EVENT_TIME} = shown.request_time
+        JOIN {USER_KEY}_keys AS users
+        ON users.{USER_KEY} = shown.{USER_KEY} AND users.{EVENT_TIME} = shown.request_time
+        JOIN {ITEM_KEY}_keys AS items
+        ON items.{ITEM_KEY} = shown.{ITEM_KEY} AND items.{EVENT_TIME} = shown.request_time
         WHERE period = $period
         ORDER BY shown.request_time, shown.request_id, shown.position, shown.{ITEM_KEY}
     """
@@ -169,11 +234,11 @@ class _Count:
     cold: int = 0
 
 
-def _write(path: Path, shown: pa.RecordBatchReader, users: pa.Table, items: pa.Table, warm: pa.Array) -> _Count:
+def _write(path: Path, shown: pa.RecordBatchReader, sides: tuple[RowParts, RowParts], warm: pa.Array) -> _Count:
     count = _Count()
     with pq.ParquetWriter(path, pa.schema(list(ROW_COLUMNS.items()))) as writer:
         for batch in shown:
-            rows = _assembled(pa.Table.from_batches([batch]), users, items, warm)
+            rows = _assembled(pa.Table.from_batches([batch]), sides, warm)
             writer.write_table(rows)
             count.rows += rows.num_rows
             count.positives += _sum(rows.column("clicked"))
@@ -181,10 +246,12 @@ def _write(path: Path, shown: pa.RecordBatchReader, users: pa.Table, items: pa.T
     return count
 
 
-def _assembled(shown: pa.Table, users: pa.Table, items: pa.Table, warm: pa.Array) -> pa.Table:
-    sides = (users.take(shown.column("user_number")), items.take(shown.column("item_number")))
+def _assembled(shown: pa.Table, sides: tuple[RowParts, RowParts], warm: pa.Array) -> pa.Table:
     columns: dict[str, Any] = {name: shown.column(name) for name in REQUEST_COLUMNS}
-    columns |= {name: side.column(name) for side in sides for name in side.column_names}
+    parts = pc.unique(shown.column(PART)).to_pylist()
+    for side, number in zip(sides, ("user_number", "item_number"), strict=True):
+        found = side.rows(shown.column(number), parts)
+        columns |= {name: found.column(name) for name in found.column_names}
     columns["cold"] = pc.invert(pc.is_in(shown.column(ITEM_KEY), value_set=warm))
     return fill(pa.table(columns))
 

@@ -174,6 +174,31 @@ def test_the_tables_tell_the_figures_in_points(found, capsys):
     assert "…" not in told
 
 
+def test_a_table_with_a_matched_attribute_is_told_uncut_on_a_narrow_terminal(results, found, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for one in results[2:]:
+        for part in ("all", "warm", "cold"):
+            for kind in ("matched", "comparable"):
+                one.probe[kind, "auc", part] = dict.fromkeys(one.facts, sample(0.61234))
+    asked = {"asked": {"period": "test", "match": "year"}}
+    compare.print_tables(found | compare_figures(results, bootstrap=50, seed=0) | asked)
+    told = capsys.readouterr().out
+    assert "0.6123 ± 0.0000" in told
+    assert "left when alike" in told
+    assert "…" not in told
+
+
+def test_the_reference_is_held_against_the_others_on_warm_and_on_new_items_too(found):
+    sheets = [sheet for sheet in compare_page.sheets(found) if "against the others, with" in sheet.title]
+    assert [sheet.title.partition("LightGBM")[2] for sheet in sheets] == [
+        "",
+        ", on items clicked before",
+        ", on new items",
+    ]
+    gains = [dict(zip(sheet.columns, sheet.lines[0], strict=True))["SimScore"] for sheet in sheets]
+    assert [gain.split()[0] for gain in gains] == ["+3.00", "+3.00", "+0.00"]
+
+
 def test_every_line_is_as_wide_as_its_table(found):
     for sheet in compare_page.sheets(found):
         assert {len(line) for line in sheet.lines} == {len(sheet.columns)}, sheet.title

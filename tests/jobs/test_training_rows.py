@@ -12,7 +12,15 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.contract import ITEM_STATISTICS, PERIODS, USER_STATISTICS
+from feature_repo.contract import (
+    EVENT_TIME,
+    ITEM_CLUSTER,
+    ITEM_PROFILE,
+    ITEM_STATISTICS,
+    PERIODS,
+    USER_HISTORY,
+    USER_STATISTICS,
+)
 from jobs import training_rows
 from model import artifact
 from model.artifact import ArtifactMismatch
@@ -141,14 +149,60 @@ def test_the_facts_count_the_rows_the_clicks_and_the_cold_test_rows(built, table
     assert facts["cold_test_rows"] == sum(table["test"].column("cold").to_pylist()) > 0
 
 
-def test_another_number_of_keys_a_call_gives_the_same_rows(loaded_shop, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(training_rows, "USER_KEYS_A_CALL", 97)
-    monkeypatch.setattr(training_rows, "ITEM_KEYS_A_CALL", 501)
-    monkeypatch.setattr(training_rows, "ROWS_A_WRITE", 100_000)
+@pytest.mark.parametrize("rows_a_write", [7, 100_000])
+def test_calls_and_parts_of_another_size_give_the_same_rows(loaded_shop, built, tmp_path, monkeypatch, rows_a_write):
+    monkeypatch.setattr(training_rows, "BYTES_A_CALL", 2**20)
+    monkeypatch.setattr(training_rows, "ROWS_A_PART", 97)
+    monkeypatch.setattr(training_rows, "ROWS_A_WRITE", rows_a_write)
     training_rows.build(**paths(loaded_shop), out=tmp_path / "k")
     for period in PERIODS:
         again, once = (pq.read_table(folder / f"{period}.parquet").to_pylist() for folder in (tmp_path / "k", built))
         assert str(again) == str(once)
+
+
+def bytes_of_pairs(shop, keys):
+    """For each key, what Feast's pairs of it with all that was valid by then may take, by looking at every row."""
+    views = [VIEWS_OF[name] for name in keys.column_names if name in VIEWS_OF][-1]
+    found = [training_rows.BYTES_A_KEY] * keys.num_rows
+    for view in views:
+        width = 128 + sum(16 * max(1, feature.width) for feature in view.features)
+        rows = ds.dataset(shop.features / view.name, format="parquet").to_table(columns=[view.keys[0], EVENT_TIME])
+        moments = {}
+        for row in rows.to_pylist():
+            moments.setdefault(row[view.keys[0]], []).append(row[EVENT_TIME])
+        for n, key in enumerate(keys.to_pylist()):
+            found[n] += width * sum(moment <= key[EVENT_TIME] for moment in moments.get(key[view.keys[0]], []))
+    return found
+
+
+VIEWS_OF = {
+    "user_id": (USER_HISTORY, USER_STATISTICS),
+    "item_id": (ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER),
+}
+
+
+def test_a_call_of_feast_makes_no_more_pairs_than_its_memory_allows(loaded_shop, tmp_path, monkeypatch):
+    calls, budget = {}, 2**20
+
+    def watched(store, keys, services):
+        calls.setdefault(services, []).append(keys)
+        return as_of(store, keys, services)
+
+    as_of = training_rows.features_as_of
+    monkeypatch.setattr(training_rows, "features_as_of", watched)
+    monkeypatch.setattr(training_rows, "BYTES_A_CALL", budget)
+    training_rows.build(**paths(loaded_shop), out=tmp_path / "k")
+    for asked in calls.values():
+        taken = [bytes_of_pairs(loaded_shop, keys) for keys in asked]
+        assert len(taken) == sum(map(sum, taken)) // budget + 1 > 2
+        assert all(sum(each[1:]) <= budget for each in taken)  # the first may be of any size: a call takes one key
+
+
+def test_nothing_but_the_rows_is_left_behind(loaded_shop, tmp_path):
+    training_rows.build(**paths(loaded_shop), out=tmp_path / "rows" / "k")
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["k"]
+    names = {path.name for path in (tmp_path / "rows" / "k").iterdir()}
+    assert names == {"manifest.json", *(f"{period}.parquet" for period in PERIODS)}
 
 
 def test_the_rows_are_the_same_in_another_time_zone(loaded_shop, built, tmp_path):

@@ -130,14 +130,24 @@ def _fresh(before: Outcome) -> Outcome:
 
 # --- in a process of jobs.beam.processes ----------------------------------------------------------------------------
 
+PARENT_SECONDS: Final = 1.0
+
 _LOOKER: Looker  # of a process that does nothing but look
 
 
-def begin(folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
-    """Make this process one that opens files."""
+def begin(parent: int, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
+    """Make this process one that opens files, until it is ended or its parent, of that process id, is gone."""
     global _LOOKER
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's: the process that waits for us ends us
     _LOOKER = Looker(Fetcher(folder, config.max_bytes), config, retry_failed)
+
+
+def _end_with(parent: int) -> None:
+    # A parent that was killed ends nobody, and a pipe that nobody reads any more, but a sibling holds, blocks for ever.
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
 
 
 def open_files(references: Sequence[Reference]) -> list[Look]:

@@ -1,5 +1,6 @@
 """Processes that open image files, one a core: for Python's own part of it one process has one core."""
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any, Final
@@ -14,7 +15,7 @@ from model.artifact import AnyPath
 log = structlog.get_logger()
 
 MANY: Final = 64  # files after which they are started: that takes half a second of each core
-IDLE_SECONDS: Final = 20.0  # after which a process ends: with work again, or where its parent was killed
+IDLE_SECONDS: Final = 20.0  # without work, after which a process ends; where there is some again another one starts
 # Else glibc gives the memory of each image back and asks for it again: of 120 page faults an image 20 are left.
 KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**26)}
 
@@ -26,7 +27,7 @@ class Processes:
     """
 
     def __init__(self, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
-        given = (folder, config, retry_failed)
+        given = (os.getpid(), folder, config, retry_failed)
         self._pool = loky.ProcessPoolExecutor(
             CORES, timeout=IDLE_SECONDS, initializer=begin, initargs=given, env=KEPT_MEMORY
         )

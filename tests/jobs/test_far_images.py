@@ -1,10 +1,15 @@
 """Images behind an address: an outage keeps what was there, and a change is noticed although the raw folder stands."""
 
+import os
+import subprocess
+import sys
+import time
 from contextlib import closing
 from io import BytesIO
 
 import fsspec
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -208,7 +213,7 @@ def test_processes_pay_from_many_files_on_and_once_they_are_up(raw):
 
 
 def test_processes_that_cannot_start_are_told_of_and_nobody_waits_for_them(raw, monkeypatch):
-    monkeypatch.setattr(processes, "begin", abs)  # which takes no three arguments
+    monkeypatch.setattr(processes, "begin", abs)  # which takes no four arguments
     with structlog.testing.capture_logs() as told, closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
         pool.start()
         pool._first.exception()
@@ -216,3 +221,32 @@ def test_processes_that_cannot_start_are_told_of_and_nobody_waits_for_them(raw, 
     [event] = told
     assert (event["event"], event["log_level"]) == ("files_opened_in_threads", "warning")
     assert "the processes for it did not start" in event["why"]
+
+
+PARENT = """
+import os, signal, sys, threading
+from pathlib import Path
+from jobs.beam.look import Reference
+from jobs.beam.processes import Processes
+from jobs.config import ImagesConfig
+
+raw = Path(sys.argv[1])
+pool = Processes(raw, ImagesConfig(size=256), retry_failed=False)
+pool.open([])
+print(*pool._pool._processes, flush=True)
+references = [Reference("e.png", f"{raw}/e.png")] * 400
+for _ in range(4):
+    threading.Thread(target=pool.open, args=(references,), daemon=True).start()
+os.kill(os.getpid(), signal.SIGSTOP)  # nobody reads any more, and their answers fill the pipe
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed_even_in_the_middle_of_an_answer(raw):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(raw)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == os.cpu_count()
+    time.sleep(2)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    assert not alive

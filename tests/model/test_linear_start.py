@@ -101,9 +101,9 @@ def test_the_leading_axis_is_the_one_users_choose_by_and_categories_are_left_out
 def test_only_axes_stronger_than_chance_are_kept() -> None:
     points, views = world()
     kept = taste_axes(points, views).shape[1]
-    assert 1 <= kept < WIDTH / 2
+    assert 1 <= kept <= 2
     moved = taste_axes(points * torch.linspace(0.5, 3, WIDTH), views)  # size says nothing of worth
-    assert moved.shape[1] <= kept + 2
+    assert 1 <= moved.shape[1] <= 2
 
 
 def test_axes_that_are_kept_weigh_the_same_where_images_vary_the_same() -> None:

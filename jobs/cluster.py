@@ -87,13 +87,23 @@ def cluster(
     sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
     out: Annotated[Path, typer.Option(help="where the cluster artifact goes")],
     clusters: Annotated[int, typer.Option(min=1, help="number of clusters of each codebook")] = DEFAULTS.clusters,
+    later_clusters: Annotated[
+        int, typer.Option(min=0, help="of each codebook but the first; 0: as many")
+    ] = DEFAULTS.later_clusters,
     codebooks: Annotated[int, typer.Option(min=1, help="each of what the ones before leave")] = DEFAULTS.codebooks,
     starts: Annotated[int, typer.Option(min=1, help="of k-means, of which the best is kept")] = DEFAULTS.starts,
     iterations: Annotated[int, typer.Option(min=1, help="rounds of k-means")] = DEFAULTS.iterations,
     seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
 ) -> None:
     """Fit the codebooks and give every item its cluster ID."""
-    config = ClusterConfig(clusters=clusters, codebooks=codebooks, starts=starts, iterations=iterations, seed=seed)
+    config = ClusterConfig(
+        clusters=clusters,
+        later_clusters=later_clusters,
+        codebooks=codebooks,
+        starts=starts,
+        iterations=iterations,
+        seed=seed,
+    )
     print(json.dumps(dict(build(embed=embed, sequences=sequences, out=out, config=config).facts), indent=1))
 
 

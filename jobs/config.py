@@ -51,6 +51,7 @@ class ClusterConfig:
     """The k-means codebooks."""
 
     clusters: int = 128  # of each codebook
+    later_clusters: int = 0  # of each but the first, which sees the loudest part of style; 0: as many as that has
     codebooks: int = 1  # each of what the ones before leave; a part of style each, where its parts vary by themselves
     starts: int = 1  # of k-means, of which the best is kept
     iterations: int = 25

@@ -71,21 +71,31 @@ class Codebooks:
 
     @classmethod
     def fit(
-        cls, vectors: Floats, *, codebooks: int, clusters: int, iterations: int = 25, starts: int = 1, seed: int = 0
+        cls,
+        vectors: Floats,
+        *,
+        codebooks: int,
+        clusters: int,
+        later_clusters: int = 0,
+        iterations: int = 25,
+        starts: int = 1,
+        seed: int = 0,
     ) -> "Codebooks":
         """So many codebooks over `vectors` (N, D), float32 unit rows; the best of `starts` random starts of each.
 
+        later_clusters: of each codebook but the first; 0: as many as the first has.
         Raises ValueError as Codebook.fit does, and for what does not fit into a cluster ID.
         """
-        if not 1 <= codebooks <= MAX_CODEBOOKS or clusters > LARGEST_CODEBOOK:
+        sizes = [clusters] + [later_clusters or clusters] * (codebooks - 1)
+        if not 1 <= codebooks <= MAX_CODEBOOKS or max(sizes) > LARGEST_CODEBOOK:
             raise ValueError(
-                f"{codebooks} codebooks of {clusters} clusters do not fit into a cluster ID: "
+                f"{codebooks} codebooks of {max(sizes)} clusters do not fit into a cluster ID: "
                 f"choose 1 to {MAX_CODEBOOKS} codebooks of up to {LARGEST_CODEBOOK} clusters"
             )
         levels: list[Codebook] = []
-        for _ in range(codebooks):
+        for size in sizes:
             tried = [
-                Codebook.fit(vectors, clusters=clusters, iterations=iterations, seed=seed * starts + start)
+                Codebook.fit(vectors, clusters=size, iterations=iterations, seed=seed * starts + start)
                 for start in range(starts)
             ]
             levels.append(min(tried, key=lambda level: level.inertia(vectors)))

@@ -1,7 +1,7 @@
 """Page views as arrays of image numbers, and the rows, each distinct image once, that a training step sees."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class PageViews:
     categories: (images,) int64, the category of each image (of its first item by id), as a number.
     page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, H) int32, newest first, padded last.
     titles: of each image (of its first item by id), "" where it has none; empty where nobody will ask for them.
+    users: (R,) int64, whose page view it is, as a number; empty where nobody will ask.
     """
 
     image_ids: tuple[str, ...]
@@ -32,6 +33,7 @@ class PageViews:
     clicked: npt.NDArray[np.bool_]
     history: Ints
     titles: tuple[str, ...] = ()
+    users: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.page)
@@ -79,7 +81,7 @@ def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HI
     item_image, image_category, image_title = _usable_items(images / "items.parquet")
     table = pq.read_table(
         sequences / "page_views",
-        columns=["request_id", "request_time", "item_ids", "labels", "history_item_ids"],
+        columns=["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"],
         filters=[("period", "==", "train")],
     ).sort_by([("request_time", "ascending"), ("request_id", "ascending")])
     return index_page_views(
@@ -89,6 +91,7 @@ def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HI
         item_image,
         image_category,
         image_title,
+        users=table["user_id"].to_pylist(),
         history=history,
     )
 
@@ -101,6 +104,7 @@ def index_page_views(
     image_category: Mapping[str, str],
     image_title: Mapping[str, str] | None = None,
     *,
+    users: Sequence[str] = (),
     history: int = PRETRAIN_HISTORY,
 ) -> PageViews:
     """Page views of item ids, in time order, as padded arrays of image numbers; see read_page_views."""
@@ -114,6 +118,7 @@ def index_page_views(
         raise ValueError(
             "no page view of the training period shows an item with a usable image: check the images stage"
         )
+    kept_users = [user for user, keep in zip(users, usable, strict=False) if keep]
     page, clicked, clicks_before = [], [], []
     for keep, items, marks, clicks in zip(usable, pages, labels, histories, strict=True):
         if keep:
@@ -130,6 +135,7 @@ def index_page_views(
         clicked=np.array(clicked, np.bool_),
         history=np.array(clicks_before, np.int32),
         titles=tuple(image_title[image] for image in image_ids) if image_title else (),
+        users=np.unique(kept_users, return_inverse=True)[1].astype(np.int64),
     )
 
 

@@ -27,8 +27,7 @@ class CourierConfig:
     )
     feature_whitening: float = 0.5  # 0: components keep their spread, 1: all have the same
     basis: str = "all"  # what the components are the spread of: all images | category: those of one category
-    # random | taste: a linear head begins at the axes along which users' clicks agree, see linear_start.taste_axes; it
-    # needs components of equal spread (feature_whitening 1).
+    # random | taste: a linear head begins at the axes along which users' clicks agree, see linear_start.taste_axes
     head_start: str = "random"
     feature_dropout: float = 0.0  # share of the standardised features zeroed while training the head
     heads: int = 4

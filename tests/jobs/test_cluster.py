@@ -120,6 +120,7 @@ def test_the_stage_is_a_plain_program(tmp_path: Path, capsys: pytest.CaptureFixt
     assert '"fitted_on": 1' in capsys.readouterr().out
     assert artifact.read(tmp_path / "out", kind="cluster").config == {
         "clusters": 4,
+        "later_clusters": 0,
         "codebooks": 1,
         "starts": 1,
         "iterations": 25,

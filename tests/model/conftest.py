@@ -155,6 +155,7 @@ def pretrain_inputs(tmp_path: Path) -> dict[str, Path]:
         table = pa.table(
             {
                 "request_id": [f"r{n:03d}" for n in range(len(taste))],
+                "user_id": [f"u{one}{n % 20}" for n, one in enumerate(taste)],
                 "request_time": pa.array(range(len(taste)), pa.timestamp("us", "UTC")),
                 "period": ["train"] * 150 + ["valid"] * 50,
                 "item_ids": [[f"i{n:02d}" for n in page] for page in pages],

@@ -62,7 +62,7 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
         pa.table(
             {
                 "request_id": [row[0] for row in rows],
-                "user_id": ["u"] * 4,
+                "user_id": ["u", "w", "v", "v"],
                 "request_time": pa.array([start + timedelta(days=row[1]) for row in rows], pa.timestamp("us", "UTC")),
                 "period": [row[2] for row in rows],
                 "item_ids": [[row[3]] for row in rows],
@@ -82,6 +82,14 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
     assert views.image_ids == ("x", "y")
     assert views.titles == ("Old Hat", "")
     assert views.page[:, 0].tolist() == [0, 1]
+    assert views.users.tolist() == [0, 1]  # r1 is v's, r2 is w's
+
+
+def test_users_stay_with_their_rows_when_a_row_goes() -> None:
+    users = ["w", "v", "u", "w"]
+    views = index_page_views([["a"], ["n"], ["b"], ["c"]], [[0]] * 4, [[]] * 4, IMAGES, CATEGORIES, users=users)
+    assert views.users.tolist() == [1, 0, 1]
+    assert not index_page_views([["a"]], [[0]], [[]], IMAGES, CATEGORIES).users.size
 
 
 @settings(deadline=None)  # a busy machine is no failure

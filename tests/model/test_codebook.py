@@ -119,6 +119,16 @@ def test_one_codebook_gives_the_ids_of_plain_k_means_and_more_leave_less() -> No
     assert two.inertia(vectors) < 0.7 * one.inertia(vectors)
 
 
+def test_later_codebooks_may_be_smaller_than_the_first() -> None:
+    vectors, _ = parts()
+    books = Codebooks.fit(vectors, codebooks=3, clusters=4, later_clusters=2, starts=2)
+    assert [len(level) for level in books.levels] == [4, 2, 2]
+    first = Codebooks.fit(vectors, codebooks=1, clusters=4, later_clusters=2, starts=2)
+    assert first.levels[0].centroids.tobytes() == books.levels[0].centroids.tobytes()
+    with pytest.raises(ValueError, match="2 codebooks of 1025 clusters do not fit"):
+        Codebooks.fit(vectors, codebooks=2, clusters=4, later_clusters=1025)
+
+
 def test_of_several_starts_the_tightest_is_kept() -> None:
     vectors, _ = parts(seed=3)
     tried = [Codebook.fit(vectors, clusters=6, seed=12 + start).inertia(vectors) for start in range(4)]

@@ -1,4 +1,4 @@
-"""The closed-form start of a linear head, against a loop over clicks and on a world whose tastes are known."""
+"""The closed-form start of a linear head, against loops over pages and on a world whose tastes are known."""
 
 from dataclasses import replace
 
@@ -10,50 +10,84 @@ from torch import nn
 from model.courier.batches import PageViews
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder
-from model.courier.linear_start import _without_categories, prepare, start_head, taste_axes
+from model.courier.linear_start import (
+    _agreement,
+    _spread_on_pages,
+    _without_categories,
+    prepare,
+    start_head,
+    taste_axes,
+)
 
 IMAGES, WIDTH = 400, 12
 LOUD, LIKED = 0, 3  # the direction in which categories differ, and the one by which users choose
 
 
-def world(rows: int = 4000, seed: int = 0) -> tuple[torch.Tensor, PageViews]:
+def world(rows: int = 4000, users: int = 200, seed: int = 0) -> tuple[torch.Tensor, PageViews]:
     """Images as points, and users who click what lies on their side of one direction; padding anywhere at the end."""
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(IMAGES, WIDTH)).astype(np.float32)
     category = rng.integers(0, 2, IMAGES)
     points[:, LOUD] += 4 * category
-    side = np.where(rng.random(rows) < 0.5, -1, 1)[:, None]
-    one = [np.flatnonzero(category == kind) for kind in (0, 1)]  # a page and its user's history are of one category
-    kind = rng.integers(0, 2, rows)
-    page = np.stack([rng.choice(one[k], 5, replace=False) for k in kind]).astype(np.int32)
-    history = np.stack([rng.choice(one[k], 5, replace=False) for k in kind]).astype(np.int32)
-    history = np.where(points[history, LIKED] * side > -0.3, history, -1)
-    history = np.take_along_axis(history, np.argsort(history < 0, axis=1, kind="stable"), axis=1)  # padded last
+    user = rng.integers(0, users, rows)
+    side = np.where(rng.random(users) < 0.5, -1, 1)[user][:, None]
+    one = [np.flatnonzero(category == kind) for kind in (0, 1)]  # a page is of one category
+    page = np.stack([rng.choice(one[k], 5) for k in rng.integers(0, 2, rows)]).astype(np.int32)  # an image even twice
     clicked = (points[page, LIKED] * side > 0.5) & (rng.random(page.shape) < 0.6)
     page[:, 3:][rng.random((rows, 2)) < 0.3] = -1
-    views = PageViews(tuple(f"p{n}" for n in range(IMAGES)), category, page, clicked & (page >= 0), history)
+    history = np.full((rows, 5), -1, np.int32)
+    names = tuple(f"p{n}" for n in range(IMAGES))
+    views = PageViews(names, category, page, clicked & (page >= 0), history, users=user)
     return torch.from_numpy(points), views
 
 
-def test_the_axes_are_those_of_a_loop_over_every_click() -> None:
-    points, views = world(rows=200)
-    x = points.double().numpy() - points.double().numpy().mean(0)
-    means = np.stack([x[views.categories == kind].mean(0) for kind in (0, 1)])
-    apart = (means[1] - means[0]) / np.linalg.norm(means[1] - means[0])  # two categories differ in one direction
-    x = x - np.outer(x @ apart, apart)
-    total, clicks = np.zeros((WIDTH, WIDTH)), 0
-    for page, clicked, history in zip(views.page, views.clicked, views.history, strict=True):
-        past, shown = [x[n] for n in history if n >= 0], [x[n] for n in page if n >= 0]
+def page_pulls(views: PageViews) -> list[dict[int, float]]:
+    """What each page adds to each image, by a loop: 1 for a click, less the share of clicks for each place."""
+    pulls = []
+    for page, clicked in zip(views.page, views.clicked, strict=True):
+        shown = [n for n in page if n >= 0]
+        pull = dict.fromkeys(shown, 0.0)
         for number, click in zip(page, clicked, strict=True):
-            if click and past:
-                total += np.outer(x[number] - np.mean(shown, axis=0), np.sum(past, axis=0) / np.sqrt(len(past)))
-                clicks += 1
-    strength, vectors = np.linalg.eigh((total + total.T) / 2 / clicks)
-    keep = strength > 1e-5 * strength[-1]
-    expected = (vectors[:, keep] * strength[keep]) @ vectors[:, keep].T
-    axes = taste_axes(points, views).double().numpy()
-    assert axes.shape == (WIDTH, keep.sum())
-    np.testing.assert_allclose(axes @ axes.T, expected, atol=1e-5)  # an axis and its mirror image are the same
+            if number >= 0:
+                pull[number] += float(click) - clicked.sum() / len(shown)
+        pulls.append(pull)
+    return pulls
+
+
+def agreement_by_a_loop(x: np.ndarray, views: PageViews) -> np.ndarray:  # type: ignore[type-arg]
+    """The mean of x_i x_j' over pairs of pulls of one user, on different pages and of different images."""
+    pulls, total, pairs = page_pulls(views), np.zeros((x.shape[1],) * 2), 0.0
+    for user in set(views.users.tolist()):
+        pages = [row for row in np.flatnonzero(views.users == user) if views.clicked[row].any()]
+        weight = sum(views.clicked[row].sum() for row in pages) ** -0.5 if pages else 0.0
+        for one, other in ((a, b) for a in pages for b in pages if a != b):
+            pairs += weight * views.clicked[one].sum() * views.clicked[other].sum()
+            for i, s in pulls[one].items():
+                for j, t in pulls[other].items():
+                    total += weight * s * t * np.outer(x[i], x[j]) * (i != j)
+    return total / pairs
+
+
+def test_agreement_is_that_of_a_loop_over_pairs_of_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, views = world(rows=60, users=9)
+    x = points.double().numpy()
+    expected = agreement_by_a_loop(x, views)
+    np.testing.assert_allclose(_agreement(x, views), expected, atol=1e-9)
+    monkeypatch.setattr("model.courier.linear_start.ROWS", 7)  # blocks end where a user does
+    np.testing.assert_allclose(_agreement(x, views), expected, atol=1e-9)
+
+
+def test_the_spread_on_pages_is_that_of_what_they_show_about_their_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    points, views = world(rows=50)
+    x = points.double().numpy()
+    apart = []
+    for page in views.page:
+        shown = x[[n for n in page if n >= 0]]
+        apart.extend(shown - shown.mean(0))
+    expected = np.mean([np.outer(one, one) for one in apart], axis=0)
+    np.testing.assert_allclose(_spread_on_pages(x, views), expected, atol=1e-9)
+    monkeypatch.setattr("model.courier.linear_start.ROWS", 7)
+    np.testing.assert_allclose(_spread_on_pages(x, views), expected, atol=1e-9)
 
 
 def test_the_leading_axis_is_the_one_users_choose_by_and_categories_are_left_out() -> None:
@@ -64,19 +98,42 @@ def test_the_leading_axis_is_the_one_users_choose_by_and_categories_are_left_out
     assert float(axes[LOUD].norm() / axes.norm()) < 0.1
 
 
-def test_rows_beyond_the_end_of_a_batch_and_padding_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    points, views = world(rows=101)
+def test_only_axes_stronger_than_chance_are_kept() -> None:
+    points, views = world()
+    kept = taste_axes(points, views).shape[1]
+    assert 1 <= kept <= 2
+    moved = taste_axes(points * torch.linspace(0.5, 3, WIDTH), views)  # size says nothing of worth
+    assert 1 <= moved.shape[1] <= 2
+
+
+def test_axes_that_are_kept_weigh_the_same_where_images_vary_the_same() -> None:
+    points, views = world()
+    views = replace(views, categories=np.zeros(IMAGES, np.int64))  # nothing to leave out
+    axes = taste_axes(points, views).double().numpy()
+    spread = _spread_on_pages(points.double().numpy(), views)
+    shrunk = spread + np.trace(spread) / WIDTH * np.eye(WIDTH)
+    np.testing.assert_allclose(axes.T @ shrunk @ axes, np.eye(axes.shape[1]), atol=1e-4)
+
+
+def test_padding_and_the_order_of_rows_change_nothing() -> None:
+    points, views = world(rows=101, users=11)
     whole = taste_axes(points, views)
-    monkeypatch.setattr("model.courier.linear_start.ROWS", 7)
     pad = np.full((len(views), 2), -1, np.int32)
+    order = np.random.default_rng(3).permutation(len(views))
     wider = replace(
         views,
-        page=np.hstack([views.page, pad]),
-        clicked=np.hstack([views.clicked, pad < -1]),
-        history=np.hstack([views.history, pad]),
+        page=np.hstack([views.page, pad])[order],
+        clicked=np.hstack([views.clicked, pad < -1])[order],
+        users=views.users[order] + 5,
     )
     parts = taste_axes(points, wider)
     np.testing.assert_allclose((parts @ parts.T).numpy(), (whole @ whole.T).numpy(), atol=1e-5)
+
+
+def test_page_views_of_nobody_are_refused_with_the_cure() -> None:
+    points, views = world(rows=20)
+    with pytest.raises(ValueError, match=r"give PageViews\.users"):
+        taste_axes(points, replace(views, users=np.empty(0, np.int64)))
 
 
 def test_a_head_starts_at_the_axes_about_the_mean_and_is_left_alone_without_clicks() -> None:

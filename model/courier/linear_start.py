@@ -19,6 +19,7 @@ ROWS = 65_536  # page views at a time: (65536, 256) float64 are 134 MB
 
 BASES = ("all", "category")
 STARTS = ("random", "taste")
+FIXED = 0.2  # of the variance of all images: in the shop's 7 such directions pages keep up to .17, in the next one .42
 MIN_SHARE = 1e-5  # of the largest eigenvalue: smaller ones are what rounding leaves of directions left out
 
 
@@ -70,7 +71,8 @@ def taste_axes(points_NK: Tensor, views: PageViews) -> Tensor:
     in Friedman 1989, Regularized discriminant analysis. Where users agree in nothing, strengths are as often negative
     as positive (Wigner's semicircle): an axis is kept where it is stronger than the most negative one, and all that are
     kept weigh the same, so that a quiet part of style is not drowned by a loud one.
-    Directions in which categories differ are left out: a page may show one category, and the CTR model knows it.
+    What pages hardly vary is left out first, see `_varied_on_pages`, and images that pull much count for less than
+    their pulls, see `_quieter`: else the axes are those of the images everybody clicks, and say less of a new one.
     points: (N, K), one row for each image of `views`.
     Raises ValueError where the views don't name their users.
     """
@@ -82,28 +84,37 @@ def taste_axes(points_NK: Tensor, views: PageViews) -> Tensor:
     size, directions_KK = np.linalg.eigh(spread_KK + np.trace(spread_KK) / len(spread_KK) * np.eye(len(spread_KK)))
     even_KK = directions_KK / np.sqrt(np.maximum(size, np.finfo(float).tiny))
     even = points @ even_KK
-    kept_KK = _without_categories(torch.from_numpy(even), views.categories).numpy()
-    strength, axes_KK = np.linalg.eigh(_agreement(even @ kept_KK, views))
+    kept_KK = _varied_on_pages(even, even_KK.T @ spread_KK @ even_KK)
+    strength, axes_KK = np.linalg.eigh(_agreement(even @ kept_KK * _quieter(views)[:, None], views))
     chosen = np.flatnonzero(strength > max(-strength[0], MIN_SHARE * abs(strength[-1])))[::-1]
     return torch.from_numpy(even_KK @ kept_KK @ axes_KK[:, chosen]).to(points_NK)
 
 
-def _without_categories(points_NK: Tensor, categories: npt.NDArray[np.int64]) -> Tensor:
-    """(K, K), the projection off the directions in which category means differ; off half of all at most.
+def _varied_on_pages(points: Floats, spread_KK: Floats) -> Floats:
+    """(K, K), the projection off what images differ by but pages do not, as the category where a page shows one.
 
-    By chance alone a mean's distance times the root of its count is normal, and the largest singular value of C such
-    rows about sqrt(C) + sqrt(K) (the edge of Marchenko and Pastur): what lies below is no difference.
+    Nobody chooses by it, and the CTR model knows the category. points: (N, K) centred; spread: (K, K), W of
+    `taste_axes`. Of the directions a' T a = 1 (T: the covariance of all images) those with a' W a < FIXED are left out,
+    and with them T a, which is how images move along a: the canonical variates, and patterns, of pages.
     """
-    category = torch.from_numpy(categories).to(points_NK.device)
-    count = torch.bincount(category).to(points_NK.dtype)
-    total_CK = points_NK.new_zeros(len(count), points_NK.shape[1]).index_add_(0, category, points_NK)
-    apart_CK = (total_CK / count[:, None] - points_NK.mean(0)) * count.sqrt()[:, None]
-    spread = (points_NK - points_NK.mean(0)).square().mean().sqrt()
-    chance = spread * sum(side**0.5 for side in apart_CK.shape)
-    _, size_D, axes_DK = torch.linalg.svd(apart_CK, full_matrices=False)
-    axes_DK = axes_DK[size_D > chance][: points_NK.shape[1] // 2]
-    off_KK: Tensor = torch.eye(points_NK.shape[1], device=points_NK.device) - axes_DK.T @ axes_DK
-    return off_KK
+    total_KK = points.T @ points / len(points)
+    size, directions_KK = np.linalg.eigh(total_KK)
+    known = size > MIN_SHARE * size[-1]
+    white_KD = directions_KK[:, known] / np.sqrt(size[known])
+    varied, axes_DD = np.linalg.eigh(white_KD.T @ spread_KK @ white_KD)
+    off_KF, _ = np.linalg.qr(total_KK @ white_KD @ axes_DD[:, varied < FIXED])
+    kept: Floats = np.eye(len(total_KK)) - off_KF @ off_KF.T
+    return kept
+
+
+def _quieter(views: PageViews) -> Floats:
+    """(N,): what makes the sum of an image's absolute pulls its power 3/4, the exponent for a word's count in
+    Mikolov et al. 2013, Distributed representations of words and phrases; 0 for an image that pulls nobody.
+    """
+    total = np.zeros(len(views.image_ids))
+    for start in range(0, len(views), ROWS):
+        total += abs(_pulls(views, np.arange(start, min(start + ROWS, len(views))))).sum(axis=0)
+    return np.power(total, -0.25, where=total > 0, out=np.zeros_like(total))
 
 
 def _pulls(views: PageViews, rows: npt.NDArray[np.int64]) -> sparse.csr_array:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 from torch import nn
 
 from model.courier.batches import PageViews
@@ -12,8 +13,9 @@ from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder
 from model.courier.linear_start import (
     _agreement,
+    _quieter,
     _spread_on_pages,
-    _without_categories,
+    _varied_on_pages,
     prepare,
     start_head,
     taste_axes,
@@ -90,7 +92,7 @@ def test_the_spread_on_pages_is_that_of_what_they_show_about_their_means(monkeyp
     np.testing.assert_allclose(_spread_on_pages(x, views), expected, atol=1e-9)
 
 
-def test_the_leading_axis_is_the_one_users_choose_by_and_categories_are_left_out() -> None:
+def test_the_leading_axis_is_the_one_users_choose_by_and_what_pages_do_not_vary_is_left_out() -> None:
     points, views = world()
     axes = taste_axes(points, views)
     leading = axes[:, 0] / axes[:, 0].norm()
@@ -108,7 +110,7 @@ def test_only_axes_stronger_than_chance_are_kept() -> None:
 
 def test_axes_that_are_kept_weigh_the_same_where_images_vary_the_same() -> None:
     points, views = world()
-    views = replace(views, categories=np.zeros(IMAGES, np.int64))  # nothing to leave out
+    points[:, LOUD] -= 4 * torch.from_numpy(views.categories)  # nothing to leave out
     axes = taste_axes(points, views).double().numpy()
     spread = _spread_on_pages(points.double().numpy(), views)
     shrunk = spread + np.trace(spread) / WIDTH * np.eye(WIDTH)
@@ -148,17 +150,53 @@ def test_a_head_starts_at_the_axes_about_the_mean_and_is_left_alone_without_clic
     torch.testing.assert_close(head.weight.detach(), before)
 
 
-def test_more_categories_than_directions_leave_half_of_them() -> None:
-    points, _ = world()
-    crowded = np.arange(IMAGES) % 50
-    apart = points + 9 * torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(0))[crowded]
-    assert torch.linalg.matrix_rank(_without_categories(apart, crowded), atol=1e-3) == WIDTH // 2
+def test_an_image_pulls_with_the_power_three_quarters_of_its_pulls(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, views = world(rows=70)
+    total = np.zeros(IMAGES)
+    for pull in page_pulls(views):
+        for image, much in pull.items():
+            total[image] += abs(much)
+    assert (total == 0).any()
+    expected = total**0.75
+    np.testing.assert_allclose(_quieter(views) * total, expected, atol=1e-12)
+    monkeypatch.setattr("model.courier.linear_start.ROWS", 7)
+    np.testing.assert_allclose(_quieter(views) * total, expected, atol=1e-12)
 
 
-def test_categories_that_differ_by_chance_alone_cost_no_direction() -> None:
-    points, _ = world()
-    by_chance = np.random.default_rng(1).integers(0, 8, IMAGES)
-    torch.testing.assert_close(_without_categories(points, by_chance), torch.eye(WIDTH))
+def test_axes_are_the_generalised_eigenvectors_where_an_image_that_everybody_clicks_is_quieter() -> None:
+    points, views = world()
+    points[:, LOUD] -= 4 * torch.from_numpy(views.categories)  # nothing to leave out
+    page, clicked = views.page.copy(), views.clicked.copy()
+    page[::2, 0], clicked[::2, 0] = 7, True
+    views = replace(views, page=page, clicked=clicked)
+    axes = taste_axes(points, views).double().numpy()
+    x = points.double().numpy() - points.double().numpy().mean(0)
+    spread = _spread_on_pages(x, views)
+    shrunk = spread + np.trace(spread) / WIDTH * np.eye(WIDTH)
+    _, expected = linalg.eigh(_agreement(x * _quieter(views)[:, None], views), shrunk)
+    np.testing.assert_allclose(abs(axes[:, 0] @ shrunk @ expected[:, -1]), 1, atol=1e-6)
+
+
+def test_what_a_page_holds_fast_is_left_out_with_all_that_moves_along() -> None:
+    points, views = world()
+    x = points.double().numpy()
+    x[:, 1] += 2 * views.categories  # categories differ in a second direction too
+    x -= x.mean(0)
+    kept = _varied_on_pages(x, _spread_on_pages(x, views))
+    assert np.linalg.matrix_rank(kept, tol=1e-6) == WIDTH - 1  # two kinds are one direction apart
+    means = np.stack([(x @ kept)[views.categories == kind].mean(0) for kind in (0, 1)])
+    assert np.abs(means[0] - means[1]).max() < 0.3  # it was 4 and 2
+    np.testing.assert_allclose(kept @ kept, kept, atol=1e-9)
+
+
+def test_pages_of_anything_cost_no_direction() -> None:
+    rng = np.random.default_rng(1)
+    points, views = world()
+    page = np.stack([rng.choice(IMAGES, 5) for _ in range(len(views))]).astype(np.int32)
+    x = (points - points.mean(0)).double().numpy() * np.linspace(0.01, 3, WIDTH)  # size says nothing
+    np.testing.assert_allclose(
+        _varied_on_pages(x, _spread_on_pages(x, replace(views, page=page))), np.eye(WIDTH), atol=1e-9
+    )
 
 
 def test_components_within_a_category_ignore_what_tells_categories_apart() -> None:

@@ -34,10 +34,15 @@ class RowParts:
                 sink.write_table(own)
 
     def rows(self, numbers: pa.ChunkedArray, parts: Sequence[int]) -> pa.Table:
-        """The rows of these numbers, in their order, without the number. parts: distinct, with all of them in it."""
+        """The rows of these numbers, in their order, without the number. parts: distinct, with all of them in it.
+
+        Raises KeyError for a number that is in none of the parts.
+        """
         self._at_hand = {part: self._at_hand[part] if part in self._at_hand else self._read(part) for part in parts}
         known = pa.concat_tables(self._at_hand.values())
         places = pc.index_in(numbers, value_set=known.column(NUMBER).combine_chunks())
+        if places.null_count:
+            raise KeyError(f"{places.null_count} of {len(numbers)} rows are in none of the parts {list(parts)}")
         return known.drop_columns([NUMBER]).take(places)
 
     def _read(self, part: int) -> pa.Table:

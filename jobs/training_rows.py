@@ -133,7 +133,9 @@ def _joined(
             calls = _number_keys(connection, key, features, services)
             for call in progress.track(range(calls), description=f"joining {services[0]}"):
                 keys = _keys_of(connection, key, call)
-                asked = keys.drop_columns([PART]).append_column(SPACE_KEY, pa.array([space_id] * keys.num_rows))
+                asked = keys.drop_columns([PART]).append_column(
+                    SPACE_KEY, pa.array([space_id] * keys.num_rows, pa.string())
+                )
                 joined = features_as_of(store, asked, services)
                 parts.append(joined.append_column(NUMBER, keys[NUMBER]).append_column(PART, keys[PART]))
     return users, items
@@ -160,18 +162,21 @@ def _number_keys(connection: "duckdb.DuckDBPyConnection", key: str, features: Pa
     connection.execute(
         f"""
         CREATE TABLE {key}_keys AS
-        SELECT {key}, {EVENT_TIME}, {PART}, row_number() OVER entity - 1 AS {NUMBER},
-            CAST(sum({BYTES_A_KEY} + {pairs}) OVER entity // {BYTES_A_CALL} AS INT) AS call
+        SELECT * EXCLUDE (budget), CAST(dense_rank() OVER (ORDER BY budget) AS INT) - 1 AS call
         FROM (
-            SELECT keys.{key}, keys.{EVENT_TIME}, {", ".join(f"{view.name}.rows AS {view.name}" for view in views)}
-            FROM (SELECT DISTINCT {key}, request_time AS {EVENT_TIME} FROM impressions) AS keys {joins}
+            SELECT {key}, {EVENT_TIME}, {PART}, row_number() OVER entity - 1 AS {NUMBER},
+                sum({BYTES_A_KEY} + {pairs}) OVER entity // {BYTES_A_CALL} AS budget
+            FROM (
+                SELECT keys.{key}, keys.{EVENT_TIME}, {", ".join(f"{view.name}.rows AS {view.name}" for view in views)}
+                FROM (SELECT DISTINCT {key}, request_time AS {EVENT_TIME} FROM impressions) AS keys {joins}
+            )
+            JOIN moments USING ({EVENT_TIME})
+            WINDOW entity AS (ORDER BY {key}, {EVENT_TIME} ROWS UNBOUNDED PRECEDING)
         )
-        JOIN moments USING ({EVENT_TIME})
-        WINDOW entity AS (ORDER BY {key}, {EVENT_TIME} ROWS UNBOUNDED PRECEDING)
         """
     )
-    [(last,)] = connection.execute(f"SELECT max(call) FROM {key}_keys").fetchall()
-    return 0 if last is None else int(last) + 1
+    [(calls,)] = connection.execute(f"SELECT count(DISTINCT call) FROM {key}_keys").fetchall()
+    return int(calls)
 
 
 def _pair_bytes(view: View) -> int:

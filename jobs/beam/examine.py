@@ -80,6 +80,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         self.processes: Processes | None = self.shared_processes and self.shared_processes.acquire(start)
         https = HttpsConfig(allowed_hosts=self.config.allowed_hosts)
         hosts = self.hosts.acquire(lambda: Hosts(https.per_host, https.down_after))
+        self.begun: deque[Begun] = deque()
         self.fetcher = Fetcher(self.folder, self.config.max_bytes, https, hosts=hosts)
         self.looker = Looker(self.fetcher, self.config, self.retry_failed)
 
@@ -89,8 +90,10 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         self.fetcher.close()
 
     def start_bundle(self) -> None:
-        """No shard is begun yet."""
-        self.begun: deque[Begun] = deque()
+        """No shard is begun yet; the looks that are left of a bundle that failed are called off."""
+        for looking in (one for begun in self.begun for one in begun.looking):
+            looking.cancel()
+        self.begun.clear()
 
     def process(self, group: tuple[int, Iterable[list[Item]]]) -> Iterator[pa.Table]:
         """(shard, lists of its items) -> the items of the shard before, as EXAMINED has them."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import apache_beam as beam
@@ -114,7 +115,7 @@ def build(
             out=folder,
             config=config,
             retry_failed=retry_failed,
-            processes=Shared() if running.is_local(options) else None,
+            processes=Shared() if running.in_one_process(options) else None,
         )
         with _processes(job), _without_full_collections():
             work = _run(options, job)
@@ -133,13 +134,17 @@ def _flat_facts(manifest: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def _processes(job: Job) -> Iterator[None]:
-    """Have the processes of this job until the block ends; for a new store they start at once, beside the pipeline."""
+    """Have the processes of this job until the block ends.
+
+    For files that no store knows yet they start at once, while Beam still builds the pipeline.
+    """
     if job.processes is None:
         yield
         return
     processes = job.processes.acquire(partial(Processes, job.folder, job.config, job.retry_failed))
     try:
-        if sum(file.stat().st_size for file in job.table.files) > LARGE and job.store.is_empty():
+        near = isinstance(job.folder, Path) and job.store.is_empty()
+        if near and sum(file.stat().st_size for file in job.table.files) > LARGE:
             processes.start()
         yield
     finally:
@@ -149,6 +154,9 @@ def _processes(job: Job) -> Iterator[None]:
 @contextmanager
 def _without_full_collections() -> Iterator[None]:
     """Let the collector of garbage not look again and again at the million objects that Beam's modules are."""
+    if gc.get_freeze_count():  # somebody else's, which unfreeze would undo
+        yield
+        return
     gc.freeze()
     try:
         yield
@@ -159,7 +167,7 @@ def _without_full_collections() -> Iterator[None]:
 def _run(options: PipelineOptions, job: Job) -> dict[str, int]:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, job)
-    bar = progress.bar("images", progress.TALLY) if running.is_local(options) else nullcontext()
+    bar = progress.bar("images", progress.TALLY) if running.in_one_process(options) else nullcontext()
     with bar:
         return progress.counters(running.wait(pipeline))
 

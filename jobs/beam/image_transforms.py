@@ -3,7 +3,7 @@
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -19,7 +19,6 @@ from apache_beam.utils.shared import Shared
 from jobs.beam import image_files, pictures, progress, raw_rows
 from jobs.beam.examine import KIND, ExamineShards
 from jobs.beam.image_store import ImageStore, Location
-from jobs.beam.look import CORES
 from jobs.beam.raw_rows import Place, Raw
 from jobs.config import ImagesConfig
 from jobs.logic import catalogue
@@ -131,7 +130,7 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
     def expand(self, images: Any) -> Any:
         """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
         keyed = images | "Shard" >> beam.FlatMap(_shards, shards=self.shards, store=self.store)
-        return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.ParDo(SeveralAtOnce(self.write))
+        return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.ParDo(TwoAtOnce(self.write))
 
 
 class WriteTable(beam.PTransform):  # type: ignore[misc]
@@ -147,8 +146,11 @@ class WriteTable(beam.PTransform):  # type: ignore[misc]
         return _grouped(keyed, [0]) | "Write" >> beam.Map(_write_all, write=self.write, path=self.path)
 
 
-class SeveralAtOnce(beam.DoFn):  # type: ignore[misc]
-    """Do it to the elements of a bundle in a thread for each core: for work that waits or lets others run."""
+class TwoAtOnce(beam.DoFn):  # type: ignore[misc]
+    """Do it to the elements of a bundle in two threads, so that one reads while the other writes.
+
+    Memory holds what the deed needs for two elements, however many cores there are.
+    """
 
     def __init__(self, deed: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -156,22 +158,25 @@ class SeveralAtOnce(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Start the threads."""
-        self.threads = ThreadPoolExecutor(CORES)
+        self.threads = ThreadPoolExecutor(2)
+        self.begun: list[Future[Any]] = []
 
     def teardown(self) -> None:
         """End them."""
         self.threads.shutdown(cancel_futures=True)
 
     def start_bundle(self) -> None:
-        """Nothing is begun yet."""
-        self.begun: list[Future[Any]] = []
+        """Nothing is begun yet; what is left of a bundle that failed comes to its end first."""
+        wait(self.begun)
+        self.begun = []
 
     def process(self, element: Any) -> None:
         """Begin with this one."""
         self.begun.append(self.threads.submit(self.deed, element))
 
     def finish_bundle(self) -> Iterator[Any]:
-        """What each of them gave."""
+        """What each of them gave, when all have come to their end."""
+        wait(self.begun)
         for done in self.begun:
             yield GlobalWindows.windowed_value(done.result())
 

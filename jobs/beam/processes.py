@@ -23,7 +23,8 @@ KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHO
 class Processes:
     """One process a core that opens files, for any number of threads of this process.
 
-    They are neither forked, while Beam's threads hold locks, nor do they run the main module again.
+    They are neither forked, while Beam's threads hold locks, nor do they run the main module again. One that dies at
+    its work ends the job, for the image that broke it would break the next one too; what was done before stands.
     """
 
     def __init__(self, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
@@ -49,7 +50,9 @@ class Processes:
             many = self._opened > MANY
         if many:
             self.start()
-        return self if self._first is not None and self._first.done() and not self._first.exception() else None
+        first = self._first
+        are_up = first is not None and first.done() and not first.cancelled() and first.exception() is None
+        return self if are_up else None
 
     def open(self, references: Sequence[Reference]) -> list[Look]:
         """The looks at these references, none of them far away; one process opens them all."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 import typer
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
 from jobs.beam import progress
 from jobs.beam.arguments import APART, part
@@ -103,8 +103,13 @@ def require_writable(out: AnyPath) -> None:
 
 
 def is_local(chosen: PipelineOptions) -> bool:
-    """Whether the pipeline runs in this process."""
+    """Whether the pipeline runs on this machine, without a runner elsewhere."""
     return bool(chosen.view_as(StandardOptions).runner == LOCAL_RUNNER)
+
+
+def in_one_process(chosen: PipelineOptions) -> bool:
+    """Whether the pipeline runs in this process, and in no other."""
+    return is_local(chosen) and chosen.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 
 def stream(chosen: PipelineOptions) -> PipelineOptions:

@@ -55,3 +55,10 @@ def test_what_is_done_to_a_part_when_it_is_read_is_seen_in_its_rows(tmp_path):
 def test_a_part_that_nothing_was_appended_to_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         RowParts(tmp_path / "rows").rows(pa.chunked_array([pa.array([0])]), [0])
+
+
+def test_a_number_that_is_in_none_of_the_parts_is_an_error_and_no_row_of_nulls(tmp_path):
+    files = RowParts(tmp_path / "rows")
+    files.append(pa.Table.from_pylist(rows_of([4, 2], lambda n: n), schema=SCHEMA))
+    with pytest.raises(KeyError, match=r"1 of 2 rows are in none of the parts \[4\]"):
+        files.rows(pa.chunked_array([pa.array([4, 2])]), [4])

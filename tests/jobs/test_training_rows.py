@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from feature_repo.contract import (
     USER_STATISTICS,
 )
 from jobs import training_rows
+from jobs.features import connect, read_parquet
 from model import artifact
 from model.artifact import ArtifactMismatch
 from model.ctr.rows import ROW_COLUMNS
@@ -196,6 +198,21 @@ def test_a_call_of_feast_makes_no_more_pairs_than_its_memory_allows(loaded_shop,
         taken = [bytes_of_pairs(loaded_shop, keys) for keys in asked]
         assert len(taken) == sum(map(sum, taken)) // budget + 1 > 2
         assert all(sum(each[1:]) <= budget for each in taken)  # the first may be of any size: a call takes one key
+
+
+def test_calls_are_numbered_without_a_gap_where_a_key_alone_takes_more_than_a_call_may(loaded_shop, monkeypatch):
+    monkeypatch.setattr(training_rows, "BYTES_A_CALL", 2000)  # a key without pairs takes 1024
+    with closing(connect()) as connection:
+        connection.execute(
+            f"CREATE VIEW impressions AS SELECT * FROM {read_parquet(loaded_shop.sequences / 'impressions')}"
+        )
+        connection.execute(
+            "CREATE TABLE moments AS SELECT DISTINCT request_time AS event_timestamp, 0 AS part FROM impressions"
+        )
+        calls = training_rows._number_keys(connection, "user_id", loaded_shop.features, ("ranking_user",))
+        found = connection.execute("SELECT call, count(*) FROM user_id_keys GROUP BY 1 ORDER BY 1").fetchall()
+    assert [call for call, _ in found] == list(range(calls))
+    assert 1 in {keys for _, keys in found}
 
 
 def test_nothing_but_the_rows_is_left_behind(loaded_shop, tmp_path):

@@ -133,9 +133,7 @@ def _joined(
             calls = _number_keys(connection, key, features, services)
             for call in progress.track(range(calls), description=f"joining {services[0]}"):
                 keys = _keys_of(connection, key, call)
-                asked = keys.drop_columns([PART]).append_column(
-                    SPACE_KEY, pa.array([space_id] * keys.num_rows, pa.string())
-                )
+                asked = keys.drop_columns([PART]).append_column(SPACE_KEY, pa.array([space_id] * keys.num_rows))
                 joined = features_as_of(store, asked, services)
                 parts.append(joined.append_column(NUMBER, keys[NUMBER]).append_column(PART, keys[PART]))
     return users, items

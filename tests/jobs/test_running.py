@@ -55,6 +55,8 @@ def test_what_stands_behind_two_dashes_is_passed_on_unread() -> None:
 def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
     assert running.is_local(running.options([]))
     assert not running.is_local(running.options(["--", "--runner=FlinkRunner"]))
+    assert running.in_one_process(running.options([]))
+    assert not running.in_one_process(running.options(["--direct_running_mode=multi_processing"]))
 
 
 PROGRAMS = {

@@ -232,7 +232,14 @@ def test_finished_runs_are_gathered_into_one_comparison(bench):
     assert found["true_style"]["lightgbm/true_style/all"]["value"] > 0.02  # who likes a colour clicks it
     assert found["methods"][0]["gains"]["lightgbm/simscore/all"]["share"]["value"] is not None
     json.dumps(found, allow_nan=False)
-    assert len(compare_page.sheets(found | {"asked": {"period": "valid", "match": None}})) == 7
+    titles = [sheet.title for sheet in compare_page.sheets(found | {"asked": {"period": "valid", "match": None}})]
+    against = "courier against the others, with LightGBM"
+    assert [title for title in titles if title.startswith(against)] == [
+        against,
+        f"{against}, on items clicked before",
+        f"{against}, on new items",
+    ]
+    assert len(titles) == 9
 
 
 # --- one step --------------------------------------------------------------------------------------------------------

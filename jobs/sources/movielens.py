@@ -1,4 +1,4 @@
-"""Import MovieLens ratings with posters as raw tables: a high rating is a click, its page is filled by popularity."""
+"""Import MovieLens ratings with posters as raw tables: a high rating is a click, its page is filled by sampling."""
 
 import os
 import shutil
@@ -25,11 +25,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 CLICK_RATING: Final = 4.0  # a rating of at least this is a click
 NEGATIVES: Final = PAGE_VIEW_SIZE - 1
+EXPLORED: Final = 1  # places of a page that are filled evenly, else a film that nobody clicked is never shown
 PATIENCE: Final = 64  # rejected draws in a row before the remaining candidates are counted out exactly
 
 _COLUMNS: Final = {
     "interactions": {"user_id": pa.string(), "item_id": pa.int64(), "timestamp": pa.int64(), "rating": pa.float64()},
-    "items": {"item_id": pa.int64(), "title": pa.string(), "genres": pa.string(), "image_path": pa.string()},
+    "items": {
+        "item_id": pa.int64(),
+        "title": pa.string(),
+        "genres": pa.string(),
+        "year": pa.int64(),
+        "image_path": pa.string(),
+    },
 }
 _REQUIRED: Final = {"interactions": ("user_id", "item_id", "timestamp", "rating"), "items": ("item_id",)}
 
@@ -45,6 +52,18 @@ class Clicks:
     time: Ints
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Films in the order of the second, since 1970, from which they may be shown, (I,) each; items as indexes."""
+
+    item: Ints
+    since: Ints
+
+    def at(self, time: int) -> Ints:
+        """Those that may be shown at `time`."""
+        return self.item[: np.searchsorted(self.since, time, side="right")]
+
+
 def convert(src: Path, out: Path, *, seed: int) -> None:
     """Write the raw folder `out` from `src` (interactions.parquet, items.parquet, images/). Same seed, same bytes.
 
@@ -53,17 +72,20 @@ def convert(src: Path, out: Path, *, seed: int) -> None:
     ratings, items = _read(src, "interactions"), _read(src, "items")
     items = items.sort_by("item_id")
     users, user = np.unique(ratings["user_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    item_ids, item = np.unique(ratings["item_id"].to_numpy(), return_inverse=True)
+    item_ids = np.union1d(items["item_id"].to_numpy(), ratings["item_id"].to_numpy())
+    item = np.searchsorted(item_ids, ratings["item_id"].to_numpy())
     rated = _rated(user, item, len(users))
     liked = ratings["rating"].to_numpy() >= CLICK_RATING
     if not liked.any():
         raise ValueError(
             f"{src / 'interactions.parquet'} has no rating of {CLICK_RATING:g} or more: nothing is a click"
         )
-    clicks = in_time_order(user[liked], item[liked], ratings["timestamp"].to_numpy()[liked])
+    times = ratings["timestamp"].to_numpy()
+    clicks = in_time_order(user[liked], item[liked], times[liked])
+    known = known_films(item, times, _years(items, item_ids))
     pages = list(
         track(
-            page_views(clicks, rated, seed=seed),
+            page_views(clicks, known, rated, seed=seed),
             description="page views",
             total=len(clicks.time),
             console=Console(stderr=True),
@@ -78,7 +100,8 @@ def convert(src: Path, out: Path, *, seed: int) -> None:
             sampled_negatives=True,
             description="MovieLens ratings (Harper & Konstan 2015, doi:10.1145/2827872) with posters: research use "
             f"only. A rating of {CLICK_RATING:g} or more is a click; its page view is filled with {NEGATIVES} items "
-            f"drawn by their clicks before that moment among those the user never rated, seed {seed}.",
+            f"that the user never rated, seed {seed}: {NEGATIVES - EXPLORED} drawn by their clicks before that moment, "
+            f"{EXPLORED} evenly among the films of earlier years and those rated before.",
         )
         images = _place_images(src, folder, items["image_path"].to_pylist(), items["item_id"].to_pylist())
     log.info(
@@ -100,41 +123,57 @@ def in_time_order(user: Ints, item: Ints, time: Ints) -> Clicks:
     return Clicks(user[order], item[order], time[order])
 
 
-def page_views(clicks: Clicks, rated: Sequence[Set[int]], *, seed: int) -> Iterator[list[int]]:
+def known_films(item: Ints, time: Ints, years: Ints) -> Known:
+    """From when each film may be shown: the year after its own, or the second after its first rating by anyone.
+
+    item, time: of every rating, (R,).  years: of each item, (I,), 0 where unknown.
+    """
+    since = np.full(len(years), np.iinfo(np.int64).max)
+    np.minimum.at(since, item, time + 1)
+    new_year = (years - 1970 + 1).astype("datetime64[Y]").astype("datetime64[s]").astype(np.int64)
+    since = np.where(years > 0, np.minimum(since, new_year), since)
+    order = np.argsort(since, kind="stable")
+    return Known(order, since[order])
+
+
+def page_views(clicks: Clicks, known: Known, rated: Sequence[Set[int]], *, seed: int) -> Iterator[list[int]]:
     """For each click, the items of its page, top first: the clicked one and up to NEGATIVES others, at random places.
 
-    rated: per user, all items the user rates at any time; none of them is drawn. The others are distinct and drawn
-    in proportion to their clicks at times strictly before this one.
+    rated: per user, all items the user rates at any time; none of them is drawn. The others are distinct: all but
+    EXPLORED of them in proportion to their clicks at times strictly before this one, the rest, and what those did not
+    fill, evenly among the known.
     """
     rng = np.random.default_rng(seed)
-    known = np.searchsorted(clicks.time, clicks.time, side="left")  # clicks[:known[n]] lie strictly before click n
-    for user, item, before in zip(clicks.user.tolist(), clicks.item.tolist(), known.tolist(), strict=True):
-        page = draw_negatives(clicks.item[:before], rated[user], rng)
+    before = np.searchsorted(clicks.time, clicks.time, side="left")  # clicks[:before[n]] lie strictly before click n
+    rows = zip(clicks.user.tolist(), clicks.item.tolist(), clicks.time.tolist(), before.tolist(), strict=True)
+    for user, item, time, past in rows:
+        popular = draw(clicks.item[:past], rated[user], [], NEGATIVES - EXPLORED, rng)
+        page = draw(known.at(time), rated[user], popular, NEGATIVES, rng)
         page.insert(int(rng.integers(len(page) + 1)), item)
         yield page
 
 
-def draw_negatives(past: Ints, refused: Set[int], rng: np.random.Generator) -> list[int]:
-    """Up to NEGATIVES distinct items of `past` (one entry per click) that are not refused, each drawn by its clicks."""
-    chosen: list[int] = []
-    while len(chosen) < NEGATIVES and len(past):
+def draw(past: Ints, refused: Set[int], chosen: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
+    """Complete `chosen` to up to `size` distinct items of `past` that are not refused, each drawn by its entries."""
+    found = list(chosen)
+    while len(found) < size and len(past):
         draws = past[rng.integers(0, len(past), PATIENCE)].tolist()
-        wanted = dict.fromkeys(item for item in draws if item not in refused and item not in chosen)
+        wanted = dict.fromkeys(item for item in draws if item not in refused and item not in found)
         if not wanted:
-            return _draw_exactly(past, refused, chosen, rng)
-        chosen.extend(list(wanted)[: NEGATIVES - len(chosen)])
-    return chosen
+            return _draw_exactly(past, refused, found, size, rng)
+        found.extend(list(wanted)[: size - len(found)])
+    return found
 
 
-def _draw_exactly(past: Ints, refused: Set[int], chosen: list[int], rng: np.random.Generator) -> list[int]:
+def _draw_exactly(past: Ints, refused: Set[int], chosen: list[int], size: int, rng: np.random.Generator) -> list[int]:
     """Complete `chosen` by the same law, from the counted candidates: for pasts in which nearly all is refused."""
-    items, clicks = np.unique(past, return_counts=True)
+    items, entries = np.unique(past, return_counts=True)
     free = np.array([item not in refused and item not in chosen for item in items.tolist()])
-    items, clicks = items[free], clicks[free]
-    size = min(NEGATIVES - len(chosen), len(items))
-    if not size:
+    items, entries = items[free], entries[free]
+    missing = min(size - len(chosen), len(items))
+    if not missing:
         return chosen
-    drawn: list[int] = rng.choice(items, size=size, replace=False, p=clicks / clicks.sum()).tolist()
+    drawn: list[int] = rng.choice(items, size=missing, replace=False, p=entries / entries.sum()).tolist()
     return chosen + drawn
 
 
@@ -143,6 +182,12 @@ def _rated(user: Ints, item: Ints, users: int) -> list[set[int]]:
     for who, what in zip(user.tolist(), item.tolist(), strict=True):
         rated[who].add(what)
     return rated
+
+
+def _years(items: pa.Table, item_ids: Ints) -> Ints:
+    """The year of each of `item_ids`, 0 where the table does not tell it."""
+    years = dict(zip(items["item_id"].to_pylist(), items["year"].to_pylist(), strict=True))
+    return np.array([years.get(item) or 0 for item in item_ids.tolist()], np.int64)
 
 
 # --- reading and writing --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -17,6 +17,7 @@ from jobs import compare_page, probe
 from jobs.commands import call
 from jobs.compare_figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.compare_runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
+from jobs.config import ClusterConfig
 from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, locked, recall_road, states
 from jobs.presets import PRESETS
@@ -35,6 +36,7 @@ from model.metrics import UserBootstrap
 log = structlog.get_logger()
 
 DEFAULT_METHODS: Final = ",".join(METHODS)
+CODEBOOK: Final = frozenset(field.name for field in fields(ClusterConfig)) - {"seed"}
 UNBOUNDED: Final = 10_000  # columns of text
 
 
@@ -108,7 +110,7 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
         label, _, settings = variant.partition(":")
         if not label.replace("-", "").replace("_", "").replace(".", "").isalnum() or not settings:
             raise ValueError(f"--variant {variant!r}: write NAME:field=value,field=value")
-        found.append(Entrant(label, parse_settings(settings.split(","))))
+        found.append(Entrant(label, *settings_of(settings.split(","))))
     labels = [entrant.label for entrant in found]
     for label in labels:
         if labels.count(label) > 1 or label in OUTSIDE:
@@ -118,14 +120,21 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
     return found
 
 
-def bench_of(road: Road, *, models: Sequence[str], base: Mapping[str, Any], **asked: Any) -> Bench:
-    """What the runs of a workspace share. base: settings of CourierConfig that every method gets.
+def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises ValueError for a bad one."""
+    codebook = [one for one in given if one.partition("=")[0] in CODEBOOK]
+    return parse_settings([one for one in given if one not in codebook]), parse_settings(codebook, ClusterConfig)
+
+
+def bench_of(road: Road, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:
+    """What the runs of a workspace share. setting: `name=value` for every method.
 
     Raises StageError where sequences or images are not up to date, or no CTR rows were made from the sequences.
     """
     stages = states(road, raw_digest(road.raw))
     sequences, images = (fresh(stages, name) for name in ("sequences", "images"))
     preset = PRESETS[road.preset]
+    base, codebook = settings_of(setting)
     return Bench(
         folder=road.workspace / "compare",
         sequences=sequences,
@@ -134,7 +143,7 @@ def bench_of(road: Road, *, models: Sequence[str], base: Mapping[str, Any], **as
         raw=road.raw,
         pretrain=preset["pretrain"],
         base=base,
-        cluster=preset["cluster"],
+        cluster=replace(preset["cluster"], **codebook),
         ctr=replace(preset["ctr"], models=tuple(models)),
         **asked,
     )
@@ -159,7 +168,10 @@ def command(
     ),
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="one more, as NAME:field=value,field=value with fields of CourierConfig; may be repeated"),
+        typer.Option(
+            help="one more, as NAME:field=value,field=value with fields of CourierConfig or of ClusterConfig "
+            "(clusters, later_clusters, codebooks); may be repeated"
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each, with seeds 0, 1, ...")] = 3,
     setting: Annotated[list[str] | None, typer.Option("--set", help="name=value, for every method")] = None,
@@ -179,7 +191,7 @@ def command(
     if unknown := set(chosen) - set(MODELS):
         raise ValueError(f"--models: unknown {', '.join(sorted(unknown))}: choose among {', '.join(MODELS)}")
     asked = {"period": period, "match": probe.attribute(match, attributes)}
-    bench = bench_of(road, models=chosen, base=parse_settings(setting or ()), **asked)
+    bench = bench_of(road, models=chosen, setting=setting or (), **asked)
     bench.folder.mkdir(exist_ok=True)
     with locked(bench.folder):
         failures = run_all(bench, entrants, range(seeds))
@@ -207,7 +219,7 @@ def _summed(
             "cold_test_rows": int(rows.cold.sum()),
             "test_users": len(np.unique(rows.users)),
         },
-        "settings": {entrant.label: dict(entrant.settings) for entrant in entrants},
+        "settings": {entrant.label: {**entrant.settings, **entrant.codebook} for entrant in entrants},
         "bootstrap": bootstrap,
         "asked": {"period": bench.period, "match": bench.match.name if bench.match else None},
         "failures": [asdict(failure) for failure in failures],

@@ -8,7 +8,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -47,10 +47,11 @@ NO_VECTORS: Final = ItemVectors([], np.zeros((0, EMBEDDING_DIM), dtype=np.float3
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """What is compared: a name, and which settings of CourierConfig make it."""
+    """What is compared: a name, and which settings of CourierConfig, and of ClusterConfig, make it."""
 
     label: str
     settings: Mapping[str, Any]
+    codebook: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
         None,
         lambda out: embed.build(pretrain=paths["pretrain"], images=bench.images, out=out),
     )
-    codebook = replace(bench.cluster, seed=seed)
+    codebook = replace(bench.cluster, seed=seed, **entrant.codebook)
     ensure(
         paths["cluster"],
         {"embed": paths["embed"], "sequences": bench.sequences},

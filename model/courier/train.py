@@ -247,9 +247,12 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     }
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`name=value` strings as CourierConfig fields of the right type. Raises ValueError for a bad name or value."""
-    kinds: dict[str, Any] = {name: type(value) for name, value in asdict(CourierConfig()).items()}
+def parse_settings(settings: Sequence[str], config: Any = CourierConfig) -> dict[str, Any]:
+    """`name=value` strings as fields of a config, of the right type. Raises ValueError for a bad name or value.
+
+    config: a dataclass whose fields have defaults.
+    """
+    kinds: dict[str, Any] = {name: type(value) for name, value in asdict(config()).items()}
     chosen: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")

@@ -242,12 +242,14 @@ def test_the_page_loads_nothing_is_well_formed_and_the_same_each_time(found):
 
 
 def test_methods_and_variants_are_named_on_the_command_line():
-    found = entrants_of("courier, clip", ["sharp:temperature=0.05,heads=8", "no-ucs:weight_ucs=0"])
-    assert [(one.label, one.settings) for one in found] == [
-        ("courier", {"method": "courier"}),
-        ("clip", {"method": "clip"}),
-        ("sharp", {"temperature": 0.05, "heads": 8}),
-        ("no-ucs", {"weight_ucs": 0.0}),
+    variants = ["sharp:temperature=0.05,heads=8", "no-ucs:weight_ucs=0", "fine:clusters=64,heads=2,later_clusters=8"]
+    found = entrants_of("courier, clip", variants)
+    assert [(one.label, one.settings, one.codebook) for one in found] == [
+        ("courier", {"method": "courier"}, {}),
+        ("clip", {"method": "clip"}, {}),
+        ("sharp", {"temperature": 0.05, "heads": 8}, {}),
+        ("no-ucs", {"weight_ucs": 0.0}, {}),
+        ("fine", {"heads": 2}, {"clusters": 64, "later_clusters": 8}),
     ]
 
 
@@ -258,6 +260,7 @@ def test_methods_and_variants_are_named_on_the_command_line():
         ("courier", ["../x:heads=8"], "write NAME:field=value"),
         ("courier", ["plain"], "write NAME:field=value"),
         ("courier", ["a:colour=8"], "unknown setting 'colour'"),
+        ("courier", ["a:clusters=many"], "'clusters=many' is not a int: write clusters="),
         ("courier", ["courier:heads=8"], "the name 'courier' is taken"),
         ("", ["none:heads=8"], "the name 'none' is taken"),
         ("", [], "nothing to compare"),

@@ -195,6 +195,17 @@ def test_another_setting_builds_what_depends_on_it_and_nothing_else(bench):
 
 
 @pytest.mark.usefixtures("failures")
+def test_a_variants_own_codebook_builds_clusters_and_what_depends_on_them(bench):
+    before = manifests(bench)
+    compare_runs.run(bench, replace(ENTRANTS[2], codebook={"clusters": 3}), 0)
+    changed = [path.parent.name for path, old in before.items() if path.read_bytes() != old]
+    assert sorted(changed) == ["cluster", "scores"]
+    facts = artifact.read(bench.run_folder("random", 0) / "cluster", kind="cluster").facts
+    assert facts["codebooks"] == [3]
+    compare_runs.run(bench, ENTRANTS[2], 0)
+
+
+@pytest.mark.usefixtures("failures")
 def test_the_scores_are_those_of_the_road_with_this_encoders_cluster_ids(bench, tmp_path):
     run = bench.run_folder("courier", 0)
     clusters = pq.read_table(run / "cluster" / "items.parquet")

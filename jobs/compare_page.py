@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any, Final
 
-import jinja2
 from matplotlib.figure import Figure
 
+from jobs import page
 from jobs.report import IMAGES, MODELS, POINTS, interval, p_text, points, svg
 
 GAINS: Final = ("vector", "simscore", "cluster_id")
@@ -65,8 +65,8 @@ def headline(found: Found) -> str:
 
 def render(found: Found) -> str:
     """The whole page. found: what comparison.json holds."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE).render(
+    return page.render(
+        TEMPLATE,
         found=found,
         headline=headline(found),
         sheets=sheets(found),
@@ -274,28 +274,12 @@ def prediction_figure(found: Found) -> Figure:
 
 
 TEMPLATE: Final = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Encoders compared: {{ found.dataset.name }}</title>
-<style>
- body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1c1c1c; background: #fff; max-width: 80rem;
-        margin: 2rem auto; padding: 0 1.25rem; }
- h1 { font-size: 1.5rem; line-height: 1.3; margin-bottom: .4rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
- .headline { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: .9rem; }
- .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; width: 100%; }
- caption { text-align: left; color: #444; padding-bottom: .4rem; }
- th, td { padding: .3rem .5rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap;
-          font-variant-numeric: tabular-nums; }
- thead th { border-bottom: 2px solid #555; white-space: normal; } tbody th { font-weight: normal; text-align: left; }
- thead th:first-child { text-align: left; }
- figure { margin: 1rem 0; } figcaption { color: #333; font-size: .92rem; } svg { max-width: 100%; height: auto; }
-</style>
-</head>
-<body>
-<main>
+{% extends "page" %}
+{% block title %}Encoders compared: {{ found.dataset.name }}{% endblock %}
+{% block style %}
+ thead th { white-space: normal; } tbody th { text-align: left; }
+{% endblock %}
+{% block main %}
 <h1>Encoders compared: {{ found.dataset.name }}</h1>
 <p class="headline">{{ headline }}</p>
 
@@ -339,12 +323,10 @@ same ones for every encoder, seed and image input; within a resample the mean ov
 difference of these trained encoders is for other users; how far another seed may fall, the spread over seeds says.</p>
 {% if found.dataset.sampled_negatives %}
 <p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown, so figures
-compare encoders with each other and are not those of a live page. An item that nobody had chosen before can only be the
-chosen one of its page: CTR figures on such items say nothing, and the probe's cold figures are to be read instead.</p>
+compare encoders with each other and are not those of a live page. On items that nobody had chosen before they depend
+most on how the pages were filled.</p>
 {% endif %}
 <p>Settings: {% for label, settings in found.settings.items() %}{{ label }} ({% for name, value in settings.items() %}
 {{- name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}){{ "; " if not loop.last }}{% endfor %}.</p>
-</main>
-</body>
-</html>
+{% endblock %}
 """

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, Final
 
-import jinja2
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
 
+from jobs import page
 from jobs.coverage_page import TEMPLATE
 from jobs.logic import catalogue
 from jobs.paths import arrow_source
@@ -87,10 +87,10 @@ def coverage(folder: AnyPath) -> dict[str, Any]:
 
 def render(found: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
     """The page. found: what `coverage` gives; pngs: image_id -> PNG."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     thumbnails = {image_id: _data_uri(png) for image_id, png in pngs.items()}
     statuses, total = found["by_status"], found["rows"]["accepted"]
-    return environment.from_string(TEMPLATE).render(
+    return page.render(
+        TEMPLATE,
         **found,
         statuses=catalogue.STATUSES,
         status_of=catalogue.STATUS_OF,

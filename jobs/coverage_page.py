@@ -3,6 +3,7 @@
 from typing import Final
 
 TEMPLATE: Final = """\
+{% extends "page" %}
 {% macro number(n) %}{{ "{:,}".format(n) }}{% endmacro %}
 {% macro bar(counts, total) %}
 <div class="bar" aria-hidden="true">{% for status in statuses if counts[status] %}<span class="{{ status }}"
@@ -13,23 +14,11 @@ TEMPLATE: Final = """\
 {% if thumbnails[image_id] %}<img src="{{ thumbnails[image_id] }}" alt="{{ alt }}" width="96" height="96">
 {% else %}<span class="none">no picture kept</span>{% endif %}
 {% endmacro %}
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Image coverage</title>
-<style>
- body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1c1c1c; background: #fff; max-width: 72rem;
-        margin: 2rem auto; padding: 0 1.25rem; }
- h1 { font-size: 1.5rem; line-height: 1.3; margin-bottom: .4rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+{% block title %}Image coverage{% endblock %}
+{% block style %}
+ td.text { text-align: left; }
  h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
- .headline { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: .9rem; }
- .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
- th, td { padding: .32rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap;
-          font-variant-numeric: tabular-nums; }
- th:first-child, td.text { text-align: left; } thead th { border-bottom: 2px solid #555; }
- tbody th { font-weight: normal; max-width: 18rem; overflow: hidden; text-overflow: ellipsis; }
+ tbody th { max-width: 18rem; overflow: hidden; text-overflow: ellipsis; }
  td.chart { width: 40%; min-width: 8rem; }
  .bar { display: flex; height: .9rem; background: #f1f1f1; } .bar span { display: block; min-width: 1px; }
  .total .bar { height: 1.6rem; margin: .6rem 0; }
@@ -47,10 +36,8 @@ TEMPLATE: Final = """\
  .groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 0 1.5rem; }
  @media (max-width: 40rem) { tbody th { max-width: 8rem; } td.chart { min-width: 6rem; } summary .bar { width: 4rem; } }
  details ul { margin: .3rem 0; padding-left: 1.4rem; } .note { color: #444; font-size: .9rem; }
-</style>
-</head>
-<body>
-<main>
+{% endblock %}
+{% block main %}
 <h1>Image coverage</h1>
 <p class="headline">{% if usable is none %}The catalogue holds no item.{% else %}{{ usable }} % of
 {{ number(rows.accepted) }} items have a usable picture.{% endif %}</p>
@@ -204,7 +191,5 @@ most {{ pictures.height.median }}. {{ number(pictures.animated) }} are animated 
 {% for mode, count in pictures.modes.items() %}{{ mode }} ({{ number(count) }}){{ ", " if not loop.last }}{% endfor %}.
 </p>
 {% endif %}
-</main>
-</body>
-</html>
+{% endblock %}
 """

@@ -5,11 +5,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import jinja2
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from jobs import page
 
 MODELS: Final = {"lightgbm": "LightGBM", "neural": "Neural"}
 IMAGES: Final = {
@@ -37,8 +38,8 @@ Row = Mapping[str, Any]
 def render(evaluation: Mapping[str, Any]) -> str:
     """The whole page. evaluation: what evaluation.json holds."""
     rows = evaluation["rows"]
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(TEMPLATE).render(
+    return page.render(
+        TEMPLATE,
         headline=headline(evaluation),
         dataset=evaluation["dataset"],
         lines=table_lines(evaluation),
@@ -232,29 +233,13 @@ def svg(name: str, label: str, figure: Figure) -> str:
 
 
 TEMPLATE: Final = """\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>CTR evaluation: {{ dataset.name }}</title>
-<style>
- body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1c1c1c; background: #fff; max-width: 72rem;
-        margin: 2rem auto; padding: 0 1.25rem; }
- h1 { font-size: 1.5rem; line-height: 1.3; margin-bottom: .4rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
- .headline { font-size: 1.1rem; border-left: 4px solid #0072B2; padding-left: .9rem; }
- .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; width: 100%; }
- caption { text-align: left; color: #444; padding-bottom: .4rem; }
- th, td { padding: .32rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap;
-          font-variant-numeric: tabular-nums; }
- th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; } thead th { border-bottom: 2px solid #555; }
- tbody th { font-weight: normal; } tr.sure td:nth-child(8) { font-weight: 700; }
- figure { margin: 1rem 0; } figcaption { color: #333; font-size: .92rem; } svg { max-width: 100%; height: auto; }
+{% extends "page" %}
+{% block title %}CTR evaluation: {{ dataset.name }}{% endblock %}
+{% block style %}
+ th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; } tr.sure td:nth-child(8) { font-weight: 700; }
  dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { color: #444; } dd { margin: 0; }
-</style>
-</head>
-<body>
-<main>
+{% endblock %}
+{% block main %}
 <h1>What images add to click prediction: {{ dataset.name }}</h1>
 <p class="headline">{{ headline }}</p>
 
@@ -310,9 +295,8 @@ user's rows. NDCG: within each page view that has a click. Intervals and p-value
 resamples users with all their rows.</p>
 {% if dataset.sampled_negatives %}
 <p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown: each click's
-page was filled with items drawn by their popularity up to that moment. The figures compare models with each other; they
-are not those of a live page. An item that nobody had chosen before can only be the chosen one of its page: figures on
-such items say nothing.</p>
+page was filled by drawing items. The figures compare models with each other; they are not those of a live page, and on
+items that nobody had chosen before they depend most on how items were drawn.</p>
 {% endif %}
 {% if true_style %}
 <p>“True style” replaces the cluster IDs with the labels that the images were drawn from: what perfect visual clusters
@@ -322,7 +306,5 @@ would give. No other line has seen them.</p>
 <p>“Oracle” scores each row with the probability that its click was drawn with, position included: no model can be
 expected to pass it.</p>
 {% endif %}
-</main>
-</body>
-</html>
+{% endblock %}
 """

@@ -1,7 +1,7 @@
 """THE row -> model input: how one row of the CTR table becomes numbers, in training and in serving alike.
 
 What a model sees of a row is said here and nowhere else. The fitted state (vocabularies, priors, medians, principal
-components) comes from training rows only. Nothing here reads the label.
+components) comes from training rows only, see model.ctr.fit_inputs. Nothing here but `labels` reads the label.
 
 Position: training reads it as it was observed, so that the model can tell "shown at the top" from "attractive". A
 prediction, in evaluation and in serving, puts every row at position 0 ("as if shown at the top", see
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -21,18 +21,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, ITEM_KEY, MAX_CODEBOOKS, WINDOWS_DAYS
+from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, ITEM_KEY, WINDOWS_DAYS
 from model.artifact import ArtifactMismatch
 from model.cluster_id import unpacked
+from model.ctr.columns import (
+    Bools,
+    Ints,
+    Places,
+    dictionary,
+    flat_list,
+    lengths_of,
+    lookup,
+    microseconds,
+    numbers,
+    parallel,
+    position_of,
+    strings,
+    whole,
+)
 from model.ctr.rows import HISTORY, HISTORY_CATEGORIES, HISTORY_CLUSTERS
 
 Floats = NDArray[np.float32]
-Ints = NDArray[np.int32]
-Bools = NDArray[np.bool_]
-T = TypeVar("T", bound=np.generic)
 
 UNKNOWN: Final = 0  # the code of an ID or category that training did not see often enough
-MIN_ITEM_ROWS: Final = 5  # an item shown less often than this in training has no embedding of its own
 RECENT: Final = (5, 10, CTR_HISTORY)
 HISTOGRAM_BINS: Final = 10
 TOP: Final = 3
@@ -149,84 +160,6 @@ class InputsState:
         return cls(**text | {name: tuple(text[name]) for name in ("items", "categories", "clusters")})
 
 
-def fit(train: pa.Table, vectors: ItemVectors | None, components: int) -> InputsState:
-    """The state of the training rows. components: how many principal axes; 0 vectors give none.
-
-    Raises ValueError if there is no training row.
-    """
-    if not train.num_rows:
-        raise ValueError("there are no training rows: the training period has no page view with features")
-    categories = _frequent(train.column("category"), 1)
-    state = InputsState(
-        items=_frequent(train.column(ITEM_KEY), MIN_ITEM_ROWS),
-        categories=categories,
-        clusters=_codebook_sizes(train),
-        median_price=_median_prices(train, categories),
-        bin_edges=np.linspace(-1, 1, HISTOGRAM_BINS + 1, dtype=np.float32)[1:-1],
-        mean=np.zeros(EMBEDDING_DIM, dtype=np.float32),
-        components=np.zeros((0, EMBEDDING_DIM), dtype=np.float32),
-    )
-    if vectors is None:
-        return state
-    mean, axes = _principal_axes(train, vectors, components)
-    return replace(state, bin_edges=_bin_edges(train, state, vectors), mean=mean, components=axes)
-
-
-def _frequent(column: pa.ChunkedArray, least: int) -> tuple[str, ...]:
-    counted = pc.value_counts(column.combine_chunks().drop_null())
-    values, counts = counted.field("values"), counted.field("counts")
-    return tuple(sorted(v for v in values.filter(pc.greater_equal(counts, least)).to_pylist() if v))
-
-
-def _codebook_sizes(train: pa.Table) -> tuple[int, ...]:
-    """One more than the largest code of each codebook; of the first, and of the others that have any code but 0."""
-    columns = (train.column("cluster_id"), _flat(train.column(HISTORY_CLUSTERS)))
-    seen = _whole(pa.concat_arrays([pc.unique(column).cast(pa.int64()) for column in columns]))
-    sizes = [1 + int(unpacked(seen, place).max(initial=-1)) for place in range(MAX_CODEBOOKS)]
-    while len(sizes) > 1 and sizes[-1] <= 1:
-        sizes.pop()
-    return tuple(sizes)
-
-
-def _median_prices(train: pa.Table, categories: Sequence[str]) -> Floats:
-    """(categories + 1,): the median known price of each category; of all where it has none; NaN if none has."""
-    price, code = _numbers(train, "price"), _lookup(_strings(train, "category"), categories)
-    known = ~np.isnan(price)
-    if not known.any():
-        return np.full(len(categories) + 1, np.nan, dtype=np.float32)
-    overall = np.median(price[known])
-    out = np.full(len(categories) + 1, overall, dtype=np.float32)
-    order = np.flatnonzero(known)[np.argsort(code[known], kind="stable")]
-    codes, starts = np.unique(code[order], return_index=True)
-    for c, part in zip(codes, np.split(price[order], starts[1:]), strict=True):
-        out[c] = np.median(part) if c != UNKNOWN else overall
-    return out
-
-
-def _principal_axes(train: pa.Table, vectors: ItemVectors, components: int) -> tuple[Floats, Floats]:
-    rows = np.unique(vectors.rows_of(pc.unique(train.column(ITEM_KEY)).drop_null()))
-    found = vectors.matrix[rows[rows >= 0]].astype(np.float64)
-    if not len(found):
-        return np.zeros(EMBEDDING_DIM, dtype=np.float32), np.zeros((0, EMBEDDING_DIM), dtype=np.float32)
-    centred = found - found.mean(axis=0)
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1][:, :components].T
-    # an axis and its mirror image are the same axis: the largest entry is made positive, so that two machines agree
-    signs = np.sign(np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1))
-    return found.mean(axis=0).astype(np.float32), (axes * signs).astype(np.float32)
-
-
-def _bin_edges(train: pa.Table, state: InputsState, vectors: ItemVectors) -> Floats:
-    """Quantiles of the similarities of some 20,000 training rows, evenly spread over time."""
-    sample = train.take(np.arange(0, train.num_rows, max(1, train.num_rows // 20_000)))
-    found = encode(sample, state, vectors).similarity(vectors)
-    found = found[~np.isnan(found)]
-    if not len(found):
-        return state.bin_edges
-    edges: Floats = np.quantile(found, np.linspace(0, 1, HISTOGRAM_BINS + 1)[1:-1]).astype(np.float32)
-    return edges
-
-
 # --- encoding -------------------------------------------------------------------------------------------------------
 
 
@@ -310,28 +243,28 @@ def encode(table: pa.Table, state: InputsState, vectors: ItemVectors | None) -> 
 
     Raises ValueError, with the row, where a list that belongs to the history is not as long as it.
     """
-    target = _dictionary(_strings(table, ITEM_KEY), _flat(table.column(HISTORY)))
-    lengths = _lengths(table.column(HISTORY))
-    place = _Places(lengths)
-    category = _dictionary(_strings(table, "category"), _parallel(table, HISTORY_CATEGORIES, lengths))
-    item_code, category_code = _lookup(target.values, state.items), _lookup(category.values, state.categories)
+    target = dictionary(strings(table, ITEM_KEY), flat_list(table.column(HISTORY)))
+    lengths = lengths_of(table.column(HISTORY))
+    place = Places(lengths)
+    category = dictionary(strings(table, "category"), parallel(table, HISTORY_CATEGORIES, lengths))
+    item_code, category_code = lookup(target.values, state.items), lookup(category.values, state.categories)
     vector_row = vectors.rows_of(target.values) if vectors is not None else np.full(len(item_code), -1, dtype=np.int32)
-    requested = _microseconds(table.column("request_time"))
-    clicked_at = place.pad(_parallel(table, "history_clicked_at", lengths).to_numpy(zero_copy_only=False), 0)
+    requested = microseconds(table.column("request_time"))
+    clicked_at = place.pad(parallel(table, "history_clicked_at", lengths).to_numpy(zero_copy_only=False), 0)
     days = np.maximum(requested[:, None] - clicked_at, 0) / MICROSECONDS_A_DAY
-    known_category = _lookup(category.values, ("",)) == UNKNOWN  # "" says that the category is unknown
+    known_category = lookup(category.values, ("",)) == UNKNOWN  # "" says that the category is unknown
     same_category = place.pad(category.second, -1) == category.first[:, None]
     same_category &= known_category[category.first][:, None]
     encoded = Encoded(
         item=item_code[target.first],
         category=category_code[category.first],
-        cluster=_numbers(table, "cluster_id").astype(np.int32),
-        position=_position(table),
+        cluster=numbers(table, "cluster_id").astype(np.int32),
+        position=position_of(table),
         base=np.zeros((table.num_rows, len(BASE_FEATURES)), dtype=np.float32),
         length=place.length,
         history_item=place.pad(item_code[target.second], UNKNOWN),
         history_category=place.pad(category_code[category.second], UNKNOWN),
-        history_cluster=place.pad(_whole(_parallel(table, HISTORY_CLUSTERS, lengths)), -1),
+        history_cluster=place.pad(whole(parallel(table, HISTORY_CLUSTERS, lengths)), -1),
         history_age=np.log1p(days).astype(np.float32),
         target_row=vector_row[target.first],
         history_row=place.pad(vector_row[target.second], -1),
@@ -411,21 +344,21 @@ def component_columns(given: ModelInput, state: InputsState) -> tuple[tuple[str,
 
 def _statistics(table: pa.Table) -> list[NDArray[Any]]:
     """Smoothed CTRs, then log counts, in the order of BASE_FEATURES."""
-    shown = [np.maximum(_numbers(table, name.format("impressions")), 0) for name in STATISTICS]
-    clicked = [np.maximum(_numbers(table, name.format("clicks")), 0) for name in STATISTICS]
-    smoothed = [_numbers(table, name.format("ctr")) for name in STATISTICS]
+    shown = [np.maximum(numbers(table, name.format("impressions")), 0) for name in STATISTICS]
+    clicked = [np.maximum(numbers(table, name.format("clicks")), 0) for name in STATISTICS]
+    smoothed = [numbers(table, name.format("ctr")) for name in STATISTICS]
     return smoothed + [np.log1p(count) for pair in zip(shown, clicked, strict=True) for count in pair]
 
 
 def _prices(table: pa.Table, category: Ints, state: InputsState) -> list[NDArray[Any]]:
-    price = _numbers(table, "price")
+    price = numbers(table, "price")
     logged = np.log1p(np.where(price >= 0, price, np.nan))
     return [logged, logged - np.log1p(state.median_price[category])]
 
 
 def _item_age(table: pa.Table, requested: NDArray[np.int64]) -> NDArray[np.float64]:
     """log(1 + days) from the item's creation to the request; NaN where the creation is unknown (-1)."""
-    created = _numbers(table, "created_at")
+    created = numbers(table, "created_at")
     days = np.maximum(requested - created, 0) / MICROSECONDS_A_DAY
     return np.where(created >= 0, np.log1p(days), np.nan)
 
@@ -467,104 +400,3 @@ def _mean_of(values: Floats, known: Bools, last: int) -> NDArray[Any]:
     count = known[:, :last].sum(axis=1)
     total = np.where(known, values, 0)[:, :last].sum(axis=1)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-# --- arrow -> numpy -------------------------------------------------------------------------------------------------
-
-
-class _Places:
-    """Where the entries of a flat list column lie in a (B, H) array; what is older than H entries is left out."""
-
-    def __init__(self, lengths: NDArray[np.int64]) -> None:
-        self.length = np.minimum(lengths, CTR_HISTORY).astype(np.int32)
-        self._filled = np.arange(CTR_HISTORY) < self.length[:, None]
-        self._kept = self._within(lengths)
-
-    def _within(self, lengths: NDArray[np.int64]) -> Bools | None:
-        if not len(lengths) or lengths.max() <= CTR_HISTORY:
-            return None
-        starts = np.cumsum(lengths) - lengths
-        within: Bools = np.arange(lengths.sum()) - np.repeat(starts, lengths) < CTR_HISTORY
-        return within
-
-    def pad(self, flat: NDArray[T], fill: int) -> NDArray[T]:
-        """(B, H) of flat's entries in their places; the rest is `fill`."""
-        out = np.full(self._filled.shape, fill, dtype=flat.dtype)
-        out[self._filled] = flat if self._kept is None else flat[self._kept]
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class _Dictionary:
-    """Two columns of strings as indices into their distinct values; a null is the value ""."""
-
-    values: pa.Array
-    first: Ints
-    second: Ints
-
-
-def _dictionary(first: pa.Array, second: pa.Array) -> _Dictionary:
-    encoded = pa.concat_arrays([first, second]).fill_null("").dictionary_encode()
-    indices = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32)
-    return _Dictionary(encoded.dictionary, indices[: len(first)], indices[len(first) :])
-
-
-def _lookup(values: pa.Array, vocabulary: Sequence[str]) -> Ints:
-    """Codes of strings: place in the vocabulary + 1, or 0."""
-    found = pc.index_in(values, value_set=pa.array(vocabulary, type=pa.string())).fill_null(-1)
-    codes: Ints = found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
-    return codes
-
-
-def _strings(table: pa.Table, name: str) -> pa.Array:
-    return _array(table.column(name)).cast(pa.string())
-
-
-def _numbers(table: pa.Table, name: str) -> NDArray[np.float64]:
-    """A numeric column as float64; a null counts as NaN in a float column, -1 for an ID or a moment, else 0."""
-    column = table.column(name)
-    if not pa.types.is_floating(column.type):
-        column = column.fill_null(-1 if name in ("cluster_id", "created_at") else 0)
-    values: NDArray[np.float64] = column.to_numpy().astype(np.float64)
-    return values
-
-
-def _position(table: pa.Table) -> Ints:
-    if "position" not in table.column_names:
-        return np.zeros(table.num_rows, dtype=np.int32)
-    found = table.column("position").fill_null(0).to_numpy()
-    position: Ints = np.maximum(found, 0).astype(np.int32)
-    return position
-
-
-def _microseconds(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    return found
-
-
-def _array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    """All entries of a list column, one list after the other; a null list is empty."""
-    return _array(pc.list_flatten(column))
-
-
-def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
-    return found
-
-
-def _parallel(table: pa.Table, name: str, lengths: NDArray[np.int64]) -> pa.Array:
-    """The flat entries of a list column that must run parallel to the history."""
-    wrong = np.flatnonzero(_lengths(table.column(name)) != lengths)
-    if len(wrong):
-        raise ValueError(f"row {wrong[0]}: {name} is not as long as {HISTORY}: join the rows again")
-    flat = _flat(table.column(name))
-    return flat.cast(pa.string()).fill_null("") if name == HISTORY_CATEGORIES else flat
-
-
-def _whole(values: pa.Array) -> Ints:
-    found: Ints = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return found

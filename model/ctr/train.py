@@ -23,6 +23,7 @@ from model.artifact import ArtifactMismatch, Manifest
 from model.ctr import inputs
 from model.ctr.boosted import BoostedModel
 from model.ctr.config import CtrConfig
+from model.ctr.fit_inputs import fit_inputs
 from model.ctr.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
 from model.ctr.neural import NeuralModel
 
@@ -79,7 +80,7 @@ def encode_splits(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: 
                 f"the {period} rows hold {int(clicked[period].sum())} clicks in {len(clicked[period])} rows: "
                 "bring more page views, with clicked and unclicked items"
             )
-    state = inputs.fit(tables["train"], vectors, config.vector_components)
+    state = fit_inputs(tables["train"], vectors, config.vector_components)
     rows = {period: inputs.encode(tables[period], state, vectors) for period in PERIODS}
     return Splits(state, vectors, rows, clicked)
 

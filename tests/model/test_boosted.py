@@ -7,13 +7,14 @@ import numpy as np
 from model.ctr import inputs
 from model.ctr.boosted import BoostedModel, columns_of
 from model.ctr.config import BoostedConfig
+from model.ctr.fit_inputs import fit_inputs
 
 SMALL = BoostedConfig(trees=12, leaves=7, min_rows_in_leaf=30)
 
 
 def _fit(shop, images="cluster_id", rows=3000, seed=0, config=SMALL):
     train, valid = shop.train.slice(0, rows), shop.valid
-    state = inputs.fit(train, shop.vectors, 4)
+    state = fit_inputs(train, shop.vectors, 4)
     given = [
         inputs.with_images(inputs.encode(table, state, shop.vectors), state, shop.vectors, images)
         for table in (train, valid)

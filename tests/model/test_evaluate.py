@@ -20,6 +20,7 @@ from model.ctr.evaluate import (
     true_probabilities,
     with_true_labels,
 )
+from model.ctr.fit_inputs import fit_inputs
 from model.ctr.train import Fitted
 
 
@@ -118,7 +119,7 @@ def test_true_styles_stand_where_the_cluster_ids_were(shop):
 
 
 def test_several_labels_stand_side_by_side_behind_the_same_plain_columns(shop):
-    state = inputs.fit(shop.train, shop.vectors, 4)
+    state = fit_inputs(shop.train, shop.vectors, 4)
     truth = pa.table({"item_id": shop.vectors.item_ids, "a": ["x", "y"] * 150, "b": ["x", "y", "z", "w"] * 75})
     given = {
         label: inputs.with_images(

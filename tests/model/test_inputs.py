@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM
 from model.artifact import ArtifactMismatch
 from model.ctr import inputs
+from model.ctr.fit_inputs import fit_inputs
 from model.ctr.inputs import BASE_FEATURES, InputsState, ItemVectors
 from model.ctr.rows import ROW_COLUMNS, fill
 
@@ -57,7 +58,7 @@ def state():
         _row(item=f"i{n % 4}", clicked=int(n % 5 == 0), category="ab"[n % 2], price=5.0 + n % 2, cluster=n % 3)
         for n in range(40)
     ]
-    return inputs.fit(_table(*rows), _vectors(), 3)
+    return fit_inputs(_table(*rows), _vectors(), 3)
 
 
 def _named(given):
@@ -164,7 +165,7 @@ def test_two_unknowns_are_not_the_same(state):
 
 
 def test_a_serving_row_gives_the_input_of_its_training_row(shop):
-    state = inputs.fit(shop.train, shop.vectors, 4)
+    state = fit_inputs(shop.train, shop.vectors, 4)
     training = shop.test.slice(0, 50)
     serving = fill(training.drop_columns(["position", "clicked", "cold", "request_id"]))
     few = set(training.column("item_id").to_pylist()) | set(
@@ -183,7 +184,7 @@ def test_a_serving_row_gives_the_input_of_its_training_row(shop):
 
 
 def test_the_label_and_what_is_cold_do_not_enter(shop):
-    state = inputs.fit(shop.train, shop.vectors, 4)
+    state = fit_inputs(shop.train, shop.vectors, 4)
     table = shop.test.slice(0, 40)
     turned = table.set_column(table.column_names.index("clicked"), "clicked", pa.array([1] * 40, pa.int8()))
     turned = turned.set_column(table.column_names.index("cold"), "cold", pa.array([True] * 40))
@@ -263,8 +264,8 @@ def test_every_codebook_matches_as_if_its_codes_were_the_cluster_ids(codes, targ
 
 def test_the_codebooks_are_as_many_and_as_large_as_the_training_rows_show():
     rows = [_row(clicked=n % 2, cluster=5 + 1024 * 2, history=[("i1", 1, 1 + 1024 * 6)]) for n in range(4)]
-    assert inputs.fit(_table(*rows), None, 0).clusters == (6, 7)
-    assert inputs.fit(_table(_row(cluster=-1)), None, 0).clusters == (0,)
+    assert fit_inputs(_table(*rows), None, 0).clusters == (6, 7)
+    assert fit_inputs(_table(_row(cluster=-1)), None, 0).clusters == (0,)
 
 
 def test_a_list_that_does_not_match_its_history_is_refused_with_the_row(state):
@@ -293,7 +294,7 @@ def test_vectors_are_refused_where_needed_and_missing(state):
 
 def test_no_usable_image_at_all_is_fine():
     none = ItemVectors([], np.zeros((0, EMBEDDING_DIM), np.float32))
-    fitted = inputs.fit(_table(*[_row(clicked=n % 2) for n in range(10)]), none, 4)
+    fitted = fit_inputs(_table(*[_row(clicked=n % 2) for n in range(10)]), none, 4)
     given = inputs.with_images(
         inputs.encode(_table(_row(history=[("i0", 1, 0)])), fitted, none), fitted, none, "simscore"
     )
@@ -302,7 +303,7 @@ def test_no_usable_image_at_all_is_fine():
 
 def test_a_catalogue_without_a_single_price_is_fine():
     table = _table(*(_row(item=f"i{n}", price=math.nan, category="ab"[n % 2]) for n in range(6)))
-    state = inputs.fit(table, _vectors(), 2)
+    state = fit_inputs(table, _vectors(), 2)
     assert np.isnan(state.median_price).all()
     assert len(inputs.encode(table, state, _vectors()).base) == 6
 
@@ -322,4 +323,4 @@ def test_the_state_survives_the_disk(state, tmp_path):
 
 def test_no_training_rows_is_said_in_a_sentence():
     with pytest.raises(ValueError, match="no training rows"):
-        inputs.fit(_table(), None, 4)
+        fit_inputs(_table(), None, 4)

@@ -5,6 +5,7 @@ import torch
 
 from model.ctr import inputs
 from model.ctr.config import NeuralConfig
+from model.ctr.fit_inputs import fit_inputs
 from model.ctr.neural import NeuralModel, batch_of
 
 SMALL = NeuralConfig(batch_rows=128, epochs=2, id_width=8, hidden=(16,))
@@ -12,7 +13,7 @@ SMALL = NeuralConfig(batch_rows=128, epochs=2, id_width=8, hidden=(16,))
 
 def _given(shop, images, rows=1500):
     train = shop.train.slice(0, rows)
-    state = inputs.fit(train, shop.vectors, 4)
+    state = fit_inputs(train, shop.vectors, 4)
     given = [
         inputs.with_images(inputs.encode(table, state, shop.vectors), state, shop.vectors, images)
         for table in (train, shop.valid)

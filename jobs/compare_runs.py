@@ -5,6 +5,7 @@ put in its place. Runs of all methods and seeds therefore share every row, every
 """
 
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,11 @@ class Bench:
         path = self.raw / evaluate.STYLES
         return evaluate.read_truth(path) if path.is_file() else None
 
+    @property
+    def shared(self) -> Path:
+        """Where lies what runs compute once for all: decoded images, features of a frozen backbone."""
+        return self.folder / "shared"
+
     def run_folder(self, label: str, seed: int) -> Path:
         """Where a run's artifacts lie."""
         return self.folder / f"{label}-seed{seed}"
@@ -113,6 +119,7 @@ def run_all(bench: Bench, entrants: Sequence[Entrant], seeds: Sequence[int]) -> 
             except Exception as error:
                 log.error("run_failed", label=entrant.label, seed=seed, error=str(error), trace=traceback.format_exc())
                 failures.append(Failure(entrant.label, seed, f"{type(error).__name__}: {error}"))
+    shutil.rmtree(bench.shared, ignore_errors=True)  # a run that is stopped leaves it to the one that goes on
     return failures
 
 
@@ -127,7 +134,9 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
         paths["pretrain"],
         behaviour,
         asdict(config),
-        lambda out: train.build(sequences=bench.sequences, images=bench.images, out=out, config=config),
+        lambda out: train.build(
+            sequences=bench.sequences, images=bench.images, out=out, config=config, shared=bench.shared
+        ),
     )
     ensure(
         paths["embed"],

@@ -1,6 +1,5 @@
 """Where a run was stopped: its tensors and numbers in one safetensors file, replaced whole; nothing is unpickled."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from model import artifact
+from model.courier.kept import digest
 
 STATE = "state.safetensors"
 FORMAT = 1
@@ -32,7 +32,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The working folder of a run: its state after every so many steps, and what it has computed once.
+    """The working folder of a run: its state after every so many steps, and what it has computed once (see kept).
 
     identity: what the run depends on; a state is only read by a run of the same.
     """
@@ -71,15 +71,19 @@ class Checkpoint:
 
     def sweep(self) -> None:
         """Remove what a killed writer left half done. For one process, before the others write."""
-        for part in self.folder.glob(f".*{artifact.PARTIAL}"):
-            part.unlink()
+        sweep(self.folder)
 
     def remove(self) -> None:
         """The run is over."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed writers of a folder left half done."""
+    for part in folder.glob(f".*{artifact.PARTIAL}"):
+        part.unlink()
+
+
 def identity_of(config: Mapping[str, Any], inputs: Mapping[str, str], processes: int, device: str) -> str:
     """The hex digest of all that the course of a run depends on."""
-    said = {"config": dict(config), "inputs": dict(inputs), "processes": processes, "device": device}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return digest(config=dict(config), inputs=dict(inputs), processes=processes, device=device)

@@ -6,16 +6,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 
-from model import artifact
 from model.courier.batches import Batch
 from model.courier.encoder import normalise_tensor
 from model.courier.objective import BatchTensors
@@ -138,19 +135,3 @@ def rows(table: npt.NDArray[Any], numbers: Numbers) -> npt.NDArray[Any]:
         part = slice(start, start + COPIED)
         np.take(table, numbers[part], axis=0, out=found[part], mode="clip")  # "raise" would copy `out` once more
     return found
-
-
-def kept_on_disk(
-    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Callable[[npt.NDArray[Any]], None]
-) -> npt.NDArray[Any]:
-    """The array at `path`, mapped for reading; made by `fill` where it is not there yet. Never seen half made."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}{artifact.PARTIAL}")
-        made = open_memmap(aside, "w+", dtype, shape)
-        fill(made)
-        made.flush()
-        del made
-        aside.replace(path)
-    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="c")  # torch warns of memory that it may not write to
-    return mapped

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import structlog
 import torch
 import typer
 from safetensors.torch import save_file
+from torch import Tensor
 
 from model import artifact
 from model.artifact import Manifest
@@ -21,18 +22,19 @@ from model.courier import geometry
 from model.courier.backbones import warm_start
 from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
 from model.courier.card import card_of
-from model.courier.checkpoint import Checkpoint, identity_of
+from model.courier.checkpoint import Checkpoint, identity_of, sweep
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
 from model.courier.fit import Fit, Trained
 from model.courier.images import decode_images, image_size
+from model.courier.kept import Fill, Kept, digest, digest_of_weights
 from model.courier.linear_start import prepare
-from model.courier.loader import Activations, Features, Pixels, Source, kept_on_disk
+from model.courier.loader import Activations, Features, Pixels, Source
 from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
 from model.courier.processes import Processes, running
 from model.courier.progress import watched
-from model.courier.views import FeatureViews, PixelViews, feature_versions
+from model.courier.views import VERSIONS, FeatureViews, PixelViews, standard_versions, version_batches
 from model.space import Preprocessing
 
 log = structlog.get_logger()
@@ -47,12 +49,20 @@ CHECKPOINT_EVERY = 100  # steps
 
 
 def build(
-    *, sequences: Path, images: Path, out: Path, config: CourierConfig, checkpoint_every: int = CHECKPOINT_EVERY
+    *,
+    sequences: Path,
+    images: Path,
+    out: Path,
+    config: CourierConfig,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    shared: Path | None = None,
 ) -> Manifest:
     """Train on the page views of the training period and write the pretrain artifact.
 
     A run that was stopped goes on from its last checkpoint when it is asked for again; OUT.checkpoint holds it, and is
     gone when the artifact is there.
+    shared: a folder where what does not depend on the training (decoded images, what frozen parts of a backbone make of
+    them) stays for other runs, which one at a time may use it; without, it is computed once for this run.
     Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on,
     CheckpointMismatch where another unfinished run holds the folder, and geometry.Collapsed where the result maps all
     images to nearly one place.
@@ -72,10 +82,14 @@ def build(
         checkpoint.read()  # refused before anything is computed
         if processes.rank == 0:
             checkpoint.sweep()
-        pixels = _pixels(images, views, checkpoint, processes)
-        trained = train(views, pixels, preprocessing, config, processes, checkpoint)
+            if shared:
+                sweep(shared)
+        seen = {"images": inputs["images"], "image_ids": views.image_ids, "device": processes.device.type}
+        kept = Kept(shared or checkpoint.folder, digest(**seen), processes)
+        pixels = _pixels(images, views, kept)
+        trained = train(views, pixels, preprocessing, config, processes, kept, checkpoint)
         took = time.perf_counter() - begun
-        figures = _geometry(trained.objective, views, pixels, preprocessing)
+        figures = _geometry(trained.objective, views, pixels, preprocessing, config, kept)
         if processes.rank == 0:
             if geometry.is_collapsed(figures, len(views.image_ids)):
                 checkpoint.remove()  # a run that goes on from it would end here again
@@ -104,18 +118,19 @@ def train(
     preprocessing: Preprocessing,
     config: CourierConfig,
     processes: Processes,
-    checkpoint: Checkpoint | None = None,
+    kept: Kept,
+    checkpoint: Checkpoint,
 ) -> Trained:
     """Train from the config's seed; the global random state is left alone. pixels: (N, S, S, 3), images of `views`.
 
-    With a checkpoint the run goes on from where that is.
+    kept: where lies what is computed once of these pixels. The run goes on from where the checkpoint is.
     """
     _check(config, len(views), processes.count)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         objective = build_objective(config, views).to(processes.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
-        source = _source(objective, views, pixels, preprocessing, config, processes, checkpoint)
+        source = _source(objective, views, pixels, preprocessing, config, processes, kept)
         torch.manual_seed(config.seed + processes.rank)  # dropout differs from process to process
         return Fit(objective, config, processes).run(
             lambda step: _local_batch(views, config, step, processes), source, checkpoint
@@ -131,11 +146,11 @@ def _check(config: CourierConfig, rows: int, processes: int) -> None:
         raise ValueError(f"{rows} page view to train on: the contrast needs at least 2")
 
 
-def _pixels(images: Path, views: PageViews, checkpoint: Checkpoint, processes: Processes) -> npt.NDArray[np.uint8]:
+def _pixels(images: Path, views: PageViews, kept: Kept) -> npt.NDArray[np.uint8]:
     """The images of `views`, decoded once, into a file that is mapped: a catalogue may be larger than memory."""
     size = image_size(images)
     shape = (len(views.image_ids), size, size, 3)
-    return _kept("pixels", shape, np.uint8, partial(decode_images, images, views.image_ids), checkpoint, processes)
+    return kept.array("pixels", shape, np.uint8, partial(decode_images, images, views.image_ids))
 
 
 def _source(
@@ -145,15 +160,18 @@ def _source(
     preprocessing: Preprocessing,
     config: CourierConfig,
     processes: Processes,
-    checkpoint: Checkpoint | None,
+    kept: Kept,
 ) -> Source:
     """What gives a step its input: features or activations computed once, or the images themselves, or their views."""
     encoder, drawn = objective.encoder, {"views": objective.views, "seed": config.seed, "rank": processes.rank}
     if config.trainable == "head":
-        features = torch.cat(list(watched(feature_batches(encoder, pixels, preprocessing), "features", len(pixels))))
+        features = torch.from_numpy(_features(objective, pixels, preprocessing, kept)).to(processes.device)
         standard = prepare(encoder, features, views, config)
         if objective.views:
-            return FeatureViews(feature_versions(encoder, pixels, preprocessing, config.seed), **drawn)
+            shape = (VERSIONS * len(pixels), encoder.feature_width)
+            fill = _filled(lambda: version_batches(encoder, pixels, preprocessing, config.seed), "views", shape[0])
+            of_seed = _of_backbone(objective, preprocessing, kept).of(seed=config.seed)
+            return FeatureViews(standard_versions(encoder, of_seed.array("views", shape, np.float32, fill)), **drawn)
         return Features(standard)  # a fraction of the features' width: a step costs so much less
     # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
     sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
@@ -163,35 +181,38 @@ def _source(
     if config.trainable == "all":
         return Pixels(pixels, preprocessing)
     first = next(activation_batches(encoder, pixels[:1], preprocessing))
+    fill = _filled(lambda: activation_batches(encoder, pixels, preprocessing), "activations", len(pixels))
+    of_parts = _of_backbone(objective, preprocessing, kept).of(parts=encoder.frozen_parts)
+    return Activations(of_parts.array("activations", (len(pixels), *first.shape[1:]), np.float32, fill))
 
-    def fill(maps: npt.NDArray[np.float32]) -> None:
+
+def _features(
+    objective: Objective, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, kept: Kept
+) -> npt.NDArray[np.float32]:
+    """What a frozen backbone makes of the images: (N, feature_width)."""
+    encoder = objective.encoder
+    fill = _filled(lambda: feature_batches(encoder, pixels, preprocessing), "features", len(pixels))
+    of_backbone = _of_backbone(objective, preprocessing, kept)
+    return of_backbone.array("features", (len(pixels), encoder.feature_width), np.float32, fill)
+
+
+def _of_backbone(objective: Objective, preprocessing: Preprocessing, kept: Kept) -> Kept:
+    """For arrays that a backbone, as it is now, makes of the images."""
+    encoder = objective.encoder
+    weights = digest_of_weights(encoder.backbone)
+    return kept.of(weights=weights, pooling=encoder.pooling, preprocessing=asdict(preprocessing))
+
+
+def _filled(parts: Callable[[], Iterator[Any]], what: str, images: int) -> Fill:
+    """What writes these parts one after the other, under a bar. Tensors or arrays, one entry an image."""
+
+    def fill(array: npt.NDArray[Any]) -> None:
         start = 0
-        for part in watched(activation_batches(encoder, pixels, preprocessing), "activations", len(pixels)):
-            maps[start : start + len(part)] = part
+        for part in watched(parts(), what, images):
+            array[start : start + len(part)] = part.cpu() if isinstance(part, Tensor) else part
             start += len(part)
 
-    shape = (len(pixels), *first.shape[1:])
-    return Activations(_kept("activations", shape, np.float32, fill, checkpoint, processes))
-
-
-def _kept(
-    name: str,
-    shape: tuple[int, ...],
-    dtype: npt.DTypeLike,
-    fill: Callable[[npt.NDArray[Any]], None],
-    checkpoint: Checkpoint | None,
-    processes: Processes,
-) -> npt.NDArray[Any]:
-    """An array that is computed once a run, however often that is stopped; by one of its processes."""
-    if checkpoint is None:
-        array: npt.NDArray[Any] = np.empty(shape, dtype)
-        fill(array)
-        return array
-    path = checkpoint.folder / f"{name}-{checkpoint.identity[:12]}.npy"
-    if processes.rank == 0:
-        kept_on_disk(path, shape, dtype, fill)
-    processes.wait()
-    return kept_on_disk(path, shape, dtype, fill)
+    return fill
 
 
 def _local_batch(views: PageViews, config: CourierConfig, step: int, processes: Processes) -> Batch:
@@ -200,18 +221,29 @@ def _local_batch(views: PageViews, config: CourierConfig, step: int, processes: 
 
 
 def _geometry(
-    objective: Objective, views: PageViews, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing
+    objective: Objective,
+    views: PageViews,
+    pixels: npt.NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    config: CourierConfig,
+    kept: Kept,
 ) -> geometry.Geometry:
     """Figures over the training images; positive pairs are a clicked image and the user's click before it."""
-    encoder = objective.encoder
+    encoder = objective.encoder.eval()
     chosen, rows = _measured(views)
+    if config.trainable == "head":
+        features = _features(objective, pixels, preprocessing, kept)
+
+        def features_of(part: npt.NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(features[part]).to(encoder.feature_mean.device)
+    else:
+
+        def features_of(part: npt.NDArray[np.int64]) -> Tensor:
+            return torch.cat(list(feature_batches(encoder, pixels[part], preprocessing)))
+
     with torch.inference_mode():
-        parts = (
-            encoder.project(features).cpu()
-            for part in np.array_split(chosen, -(-len(chosen) // 64))
-            for features in feature_batches(encoder, pixels[part], preprocessing)
-        )
-        vectors = torch.cat(list(parts))
+        parts = np.array_split(chosen, -(-len(chosen) // 64))
+        vectors = torch.cat([encoder.project(features_of(part)).cpu() for part in parts])
     place = np.full(len(pixels) + 1, -1, np.int64)  # the last place answers for padding
     place[chosen] = np.arange(len(chosen))
     row, column = np.nonzero(views.clicked)

@@ -11,7 +11,6 @@ from torch import Tensor
 from model.courier.augment import draw_views
 from model.courier.encoder import Encoder, feature_batches, normalise_tensor
 from model.courier.loader import Numbers, rows
-from model.courier.progress import watched
 from model.space import Preprocessing
 
 VERSIONS = 4  # of every image where the backbone is frozen: six pairs to tell apart, at four times the features' cost
@@ -63,19 +62,27 @@ class FeatureViews:
         return self.standard.flatten(0, 1)[raw]
 
 
-def feature_versions(
+def version_batches(
     encoder: Encoder, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, seed: int
-) -> Tensor:
-    """What FeatureViews draws among: (VERSIONS, N, F). The encoder's features must be standardised already."""
+) -> Iterator[Tensor]:
+    """Features of VERSIONS versions of the images (N, S, S, 3), version by version: (<= 64, feature_width) each."""
+    drawn = generator(seed)
+    for _ in range(VERSIONS):
+        for start in range(0, len(pixels), DRAWN):
+            some = draw_views(pixels[start : start + DRAWN], 1, drawn)
+            yield from feature_batches(encoder, some, preprocessing)
 
-    def versions() -> Iterator[Tensor]:
-        drawn = generator(seed)
-        for _ in range(VERSIONS):
-            for start in range(0, len(pixels), DRAWN):
-                some = draw_views(pixels[start : start + DRAWN], 1, drawn)
-                yield from feature_batches(encoder, some, preprocessing)
 
-    parts = [encoder.standard(part) for part in watched(versions(), "views", VERSIONS * len(pixels))]
+def standard_versions(encoder: Encoder, features: npt.NDArray[np.float32]) -> Tensor:
+    """What FeatureViews draws among, (VERSIONS, N, F), of the features that `version_batches` gives, (VERSIONS N, F').
+
+    The encoder's features must be standardised already.
+    """
+    device = encoder.feature_mean.device
+    parts = [
+        encoder.standard(torch.from_numpy(features[start : start + DRAWN]).to(device))
+        for start in range(0, len(features), DRAWN)
+    ]
     return torch.cat(parts).unflatten(0, (VERSIONS, -1))  # type: ignore[no-untyped-call, no-any-return]
 
 

@@ -28,7 +28,8 @@ from rich.table import Table
 from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.config import CourierConfig
 from model.courier.fit import Fit
-from model.courier.loader import Pixels, kept_on_disk, loaded
+from model.courier.kept import kept_on_disk
+from model.courier.loader import Pixels, loaded
 from model.courier.methods import build_objective
 from model.courier.processes import Processes
 from model.space import Preprocessing

@@ -1,15 +1,14 @@
-"""What a step reads: the right rows in the right order, fetched ahead, and never from a half-made file."""
+"""What a step reads: the right rows in the right order, fetched ahead."""
 
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from model.courier.batches import Batch, PageViews, take_batch
-from model.courier.loader import AHEAD, Activations, Features, Pixels, kept_on_disk, loaded
+from model.courier.loader import AHEAD, Activations, Features, Pixels, loaded
 from model.space import Preprocessing
 
 CPU = torch.device("cpu")
@@ -90,24 +89,3 @@ def test_pixels_are_normalised_and_activations_and_features_come_as_they_were_ke
     assert np.array_equal(maps.prepare(maps.fetch(numbers, 0)).numpy(), PIXELS[numbers].transpose(0, 3, 1, 2))
     kept = Features(torch.arange(1200.0).reshape(600, 2))
     assert kept.prepare(kept.fetch(numbers, 0)).tolist() == [[10.0, 11.0], [4.0, 5.0], [1198.0, 1199.0]]
-
-
-def test_an_array_is_made_once_and_then_read(tmp_path: Path) -> None:
-    made = kept_on_disk(tmp_path / "new" / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
-    assert made.tolist() == [[7, 7]] * 3
-
-    def refuse(_: np.ndarray) -> None:
-        raise AssertionError("made again")
-
-    assert kept_on_disk(tmp_path / "new" / "a.npy", (3, 2), np.float32, refuse).tolist() == [[7, 7]] * 3
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.npy"]
-
-
-def test_an_array_whose_making_was_stopped_is_made_again(tmp_path: Path) -> None:
-    def half(array: np.ndarray) -> None:
-        array[0] = 7
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        kept_on_disk(tmp_path / "a.npy", (3,), np.float32, half)
-    assert kept_on_disk(tmp_path / "a.npy", (3,), np.float32, lambda array: array.fill(1)).tolist() == [1, 1, 1]

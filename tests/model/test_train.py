@@ -20,10 +20,12 @@ from model.courier import geometry, train
 from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.behaviour import BehaviourObjective
 from model.courier.card import warm_start_of
+from model.courier.checkpoint import Checkpoint
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, load_encoder
 from model.courier.fit import learning_rate_at
 from model.courier.gradients import Gradients
+from model.courier.kept import Kept
 from model.courier.objective import BatchTensors, Objective
 from model.courier.processes import Processes
 
@@ -262,11 +264,12 @@ def test_settings_take_the_type_of_their_field() -> None:
     assert train.parse_settings(settings) == expected
 
 
-def test_a_batch_that_cannot_be_split_is_refused() -> None:
+def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     alone = Processes(0, 3, torch.device("cpu"))
     pixels = np.zeros((IMAGES, SIZE, SIZE, 3), np.uint8)
+    kept, checkpoint = Kept(tmp_path, "", alone), Checkpoint(tmp_path, "", 1)
     with pytest.raises(ValueError, match="batch_rows 16 can't be split over 3 processes"):
-        train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone)
+        train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone, kept, checkpoint)
 
 
 def test_the_processes_split_the_global_batch_without_overlap() -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 VOCABULARY = 4096  # byte pairs, at most
 LENGTH = 32  # tokens of a title; what is beyond is cut off
 WIDTH, LAYERS, HEADS, HIDDEN = 128, 2, 4, 256
+GROUPS = 6  # of titles, by length: padded to a batch's longest, films' titles are three times as long
 PADDING, START = 0, 1  # tokens
 
 
@@ -54,6 +55,13 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens: (N, L) int64, see tokenise -> (N, width) of unit length. Padding changes nothing."""
+        length = (tokens != PADDING).sum(1)
+        order = length.argsort()
+        parts = [self._whole(tokens[part, : int(length[part[-1]])]) for part in order.chunk(GROUPS)]
+        return torch.cat(parts)[order.argsort()]
+
+    def _whole(self, tokens: Tensor) -> Tensor:
+        """What `forward` gives, at the cost of as many tokens for each title as the longest has."""
         padded = tokens == PADDING
         hidden = self.token(tokens) + self.position[: tokens.shape[1]]
         hidden = self.layers(hidden, src_key_padding_mask=padded).masked_fill(padded[..., None], 0.0)

@@ -1,5 +1,6 @@
 """Titles as tokens and vectors: learned from the titles alone, and the same however they come."""
 
+import numpy as np
 import torch
 
 from model.courier.text import LENGTH, PADDING, START, VOCABULARY, TextTower, tokenise
@@ -45,6 +46,22 @@ def test_a_titles_vector_has_unit_length_and_does_not_depend_on_its_neighbours()
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(TITLES)))
     alone = tower(tokens[:1, : int((tokens[0] != PADDING).sum())])  # without its padding
     torch.testing.assert_close(alone, vectors[:1], atol=1e-5, rtol=1e-4)
+
+
+def test_titles_in_groups_of_about_one_length_are_those_encoded_together() -> None:
+    rng = np.random.default_rng(0)
+    tower, tokens = TextTower(16), torch.zeros(40, LENGTH, dtype=torch.int64)
+    for row, length in zip(tokens, rng.integers(1, LENGTH + 1, 40).tolist(), strict=True):
+        row[:length] = torch.from_numpy(rng.integers(2, VOCABULARY, length))
+    weight = torch.randn(40, 16)
+    found = []
+    for encode in (tower, tower._whole):
+        tower.zero_grad()
+        vectors = encode(tokens)
+        (vectors * weight).sum().backward()
+        found.append((vectors.detach(), tower.position.grad.clone(), tower.out.weight.grad.clone()))
+    for ours, twin in zip(*found, strict=True):
+        torch.testing.assert_close(ours, twin, atol=1e-5, rtol=1e-4)
 
 
 def test_the_order_of_the_words_counts() -> None:

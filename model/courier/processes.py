@@ -4,10 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# One decodes a catalogue, or runs a frozen backbone over it, while the others wait; torchrun ends all where one dies.
+PATIENCE: Final = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ def running() -> Iterator[Processes]:
         return
     if gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if gpu else "gloo")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
         yield Processes(rank, count, device)
     finally:

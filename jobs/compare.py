@@ -123,7 +123,9 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
 def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises ValueError for a bad one."""
     codebook = [one for one in given if one.partition("=")[0] in CODEBOOK]
-    return parse_settings([one for one in given if one not in codebook]), parse_settings(codebook, ClusterConfig)
+    parsed = parse_settings(codebook, ClusterConfig)
+    ClusterConfig(**parsed)  # a size that cannot be is refused before anything is trained
+    return parse_settings([one for one in given if one not in codebook]), parsed
 
 
 def bench_of(road: Road, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:

@@ -57,6 +57,12 @@ class ClusterConfig:
     iterations: int = 25
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that leaves nothing to fit."""
+        for name, least in (("clusters", 1), ("later_clusters", 0), ("codebooks", 1), ("starts", 1), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexConfig:

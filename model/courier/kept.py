@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import open_memmap
-from torch import nn
+from torch import Tensor, nn
 
 from model import artifact
 from model.courier.processes import Processes
@@ -44,7 +44,10 @@ class Kept:
 
 
 def kept_on_disk(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Fill) -> Array:
-    """The array at `path`, mapped for reading; made by `fill` where it is not there yet. Never seen half made."""
+    """The array at `path`, mapped for reading; made by `fill` where it is not there yet. Never seen half made.
+
+    Raises ValueError where it is of another shape or kind: made by another version of this program.
+    """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}{artifact.PARTIAL}")
@@ -54,6 +57,8 @@ def kept_on_disk(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill:
         del made
         aside.replace(path)
     mapped: Array = np.load(path, mmap_mode="c")  # torch warns of memory that it may not write to
+    if mapped.shape != shape or mapped.dtype != np.dtype(dtype):
+        raise ValueError(f"{path} is {mapped.dtype} {mapped.shape}, not {np.dtype(dtype)} {shape}: remove the file")
     return mapped
 
 
@@ -64,8 +69,11 @@ def digest(**said: Any) -> str:
 
 def digest_of_weights(module: nn.Module) -> str:
     """The hex digest of a module's parameters and buffers."""
-    found = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest(**{name: digest_of_tensor(tensor) for name, tensor in module.state_dict().items()})
+
+
+def digest_of_tensor(tensor: Tensor) -> str:
+    """The hex digest of a tensor's kind, shape and values."""
+    found = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()

@@ -27,14 +27,14 @@ from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
 from model.courier.fit import Fit, Trained
 from model.courier.images import decode_images, image_size
-from model.courier.kept import Fill, Kept, digest, digest_of_weights
+from model.courier.kept import Fill, Kept, digest, digest_of_tensor, digest_of_weights
 from model.courier.linear_start import prepare
 from model.courier.loader import Activations, Features, Pixels, Source
 from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
 from model.courier.processes import Processes, running
 from model.courier.progress import watched
-from model.courier.views import VERSIONS, FeatureViews, PixelViews, standard_versions, version_batches
+from model.courier.views import VERSIONS, FeatureViews, PixelViews, version_batches
 from model.space import Preprocessing
 
 log = structlog.get_logger()
@@ -168,10 +168,12 @@ def _source(
         features = torch.from_numpy(_features(objective, pixels, preprocessing, kept)).to(processes.device)
         standard = prepare(encoder, features, views, config)
         if objective.views:
-            shape = (VERSIONS * len(pixels), encoder.feature_width)
+            shape = (VERSIONS * len(pixels), standard.shape[1])
             fill = _filled(lambda: version_batches(encoder, pixels, preprocessing, config.seed), "views", shape[0])
-            of_seed = _of_backbone(objective, preprocessing, kept).of(seed=config.seed)
-            return FeatureViews(standard_versions(encoder, of_seed.array("views", shape, np.float32, fill)), **drawn)
+            basis = [digest_of_tensor(t) for t in (encoder.feature_mean, encoder.feature_scale, encoder.feature_basis)]
+            of_seed = _of_backbone(objective, preprocessing, kept).of(seed=config.seed, basis=basis, versions=VERSIONS)
+            versions = torch.from_numpy(of_seed.array("views", shape, np.float32, fill)).to(processes.device)
+            return FeatureViews(versions.reshape(VERSIONS, len(pixels), -1), **drawn)
         return Features(standard)  # a fraction of the features' width: a step costs so much less
     # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
     sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]

@@ -65,25 +65,15 @@ class FeatureViews:
 def version_batches(
     encoder: Encoder, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, seed: int
 ) -> Iterator[Tensor]:
-    """Features of VERSIONS versions of the images (N, S, S, 3), version by version: (<= 64, feature_width) each."""
+    """Standardised features of VERSIONS versions of the images (N, S, S, 3), version by version: (<= 64, F) each.
+
+    The encoder's features must be standardised already.
+    """
     drawn = generator(seed)
     for _ in range(VERSIONS):
         for start in range(0, len(pixels), DRAWN):
             some = draw_views(pixels[start : start + DRAWN], 1, drawn)
-            yield from feature_batches(encoder, some, preprocessing)
-
-
-def standard_versions(encoder: Encoder, features: npt.NDArray[np.float32]) -> Tensor:
-    """What FeatureViews draws among, (VERSIONS, N, F), of the features that `version_batches` gives, (VERSIONS N, F').
-
-    The encoder's features must be standardised already.
-    """
-    device = encoder.feature_mean.device
-    parts = [
-        encoder.standard(torch.from_numpy(features[start : start + DRAWN]).to(device))
-        for start in range(0, len(features), DRAWN)
-    ]
-    return torch.cat(parts).unflatten(0, (VERSIONS, -1))  # type: ignore[no-untyped-call, no-any-return]
+            yield from map(encoder.standard, feature_batches(encoder, some, preprocessing))
 
 
 def generator(*seeds: int) -> torch.Generator:

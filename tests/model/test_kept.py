@@ -42,6 +42,13 @@ def test_an_array_whose_making_was_stopped_is_made_again(tmp_path: Path) -> None
     assert kept_on_disk(tmp_path / "a.npy", (3,), np.float32, lambda array: array.fill(1)).tolist() == [1, 1, 1]
 
 
+def test_an_array_of_another_shape_or_kind_is_refused(tmp_path: Path) -> None:
+    kept_on_disk(tmp_path / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
+    for shape, dtype in (((2, 3), np.float32), ((3, 2), np.int64)):
+        with pytest.raises(ValueError, match=r"a.npy is float32 \(3, 2\), not .*: remove the file"):
+            kept_on_disk(tmp_path / "a.npy", shape, dtype, lambda array: array.fill(7))
+
+
 def test_arrays_of_the_same_name_lie_apart_where_they_depend_on_something_else(tmp_path: Path) -> None:
     kept = Kept(tmp_path, "0" * 64, ALONE)
     for seed in (1, 2, 1):

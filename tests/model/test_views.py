@@ -8,7 +8,7 @@ from model.courier import views
 from model.courier.augment import draw_views
 from model.courier.config import CourierConfig
 from model.courier.encoder import Encoder, build_encoder, feature_batches, normalise
-from model.courier.views import FeatureViews, PixelViews, generator, standard_versions, version_batches
+from model.courier.views import FeatureViews, PixelViews, generator, version_batches
 from model.space import Preprocessing
 
 SIZE, IMAGES = 16, 9
@@ -63,7 +63,7 @@ def test_features_computed_once_are_those_of_drawn_views(monkeypatch: pytest.Mon
     monkeypatch.setattr(views, "DRAWN", 4)  # the last part is shorter
     plain = encoder("head")
     plain.standardise_by(torch.cat(list(feature_batches(plain, PIXELS, PLAIN))))
-    found = standard_versions(plain, torch.cat(list(version_batches(plain, PIXELS, PLAIN, 3))).numpy())
+    found = torch.cat(list(version_batches(plain, PIXELS, PLAIN, 3))).reshape(views.VERSIONS, IMAGES, -1)
     assert found.shape == (views.VERSIONS, IMAGES, plain.components)
     drawn = generator(3)
     first = np.concatenate([draw_views(PIXELS[start : start + 4], 1, drawn) for start in (0, 4, 8)])

@@ -95,6 +95,8 @@ def test_a_second_run_computes_nothing_of_the_frozen_part_again_and_ends_alike(
     assert built(pretrain_inputs, tmp_path / "first", config, shared=shared) == alone
     for name in ("decode_images", "version_batches", *(["feature_batches"] if config.trainable == "head" else [])):
         monkeypatch.setattr(train, name, refuse)
+    activations = train.activation_batches  # of one image it is asked for their shape
+    monkeypatch.setattr(train, "activation_batches", lambda *a: activations(*a) if len(a[1]) == 1 else refuse())
     assert built(pretrain_inputs, tmp_path / "second", config, shared=shared) == alone
     assert not list(tmp_path.glob("second.*"))
 

@@ -236,9 +236,19 @@ def test_resizing_squashes_the_whole_image():
     assert (square[:, 7] == BLUE).all()
 
 
-@given(hnp.arrays(np.uint8, (5, 4, 3)))
-def test_a_png_gives_back_every_pixel(pixels):
-    assert (images.from_png(images.to_png(Image.fromarray(pixels))) == pixels).all()
+@given(st.integers(1, 24).flatmap(lambda side: hnp.arrays(np.uint8, (side, side, 3))))
+def test_a_png_gives_back_every_pixel_and_is_one_to_pillow_too(pixels):
+    png = images.to_png(Image.fromarray(pixels))
+    assert (images.from_png(png, len(pixels)) == pixels).all()
+    assert (np.asarray(Image.open(BytesIO(png))) == pixels).all()
+
+
+def test_a_png_that_is_damaged_or_of_another_size_is_refused():
+    png = images.to_png(noise().resize((16, 16)))
+    flipped = png[:200] + bytes([png[200] ^ 1]) + png[201:]
+    for data in (png[:-40], flipped, b"", b"no picture", images.to_png(noise().resize((16, 15)))):
+        with pytest.raises(ValueError, match=r"decode|Resolution"):
+            images.from_png(data, 16)
 
 
 def test_the_hash_is_of_pixels_not_of_files():
@@ -400,18 +410,25 @@ def test_a_large_picture_and_its_small_copy_have_nearly_the_same_hash():
 # --- shards ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def shards(tmp_path):
-    """An images artifact of 6 distinct 8-pixel squares in 2 shards: image n, of id `n`, is filled with n."""
-    out = tmp_path / "images"
+def keep(out, pngs):
+    """An images artifact of 8-pixel squares in 2 shards, image n in shard n % 2, its id is `n`."""
     with artifact.write(out, kind="images", inputs={}, config=asdict(ImagesConfig(size=8))) as draft:
         (draft.path / "shards").mkdir()
         for shard in range(2):
-            ids = [n for n in range(6) if n % 2 == shard]
-            pngs = [images.to_png(Image.new("RGB", (8, 8), (n, n, n))) for n in ids]
-            table = pa.table({"image_id": [str(n) for n in ids], "image": pa.array(pngs, pa.binary())})
+            ids = [str(n) for n in range(shard, len(pngs), 2)]
+            table = pa.table({"image_id": ids, "image": pa.array(pngs[shard::2], pa.binary())})
             pq.write_table(table, draft.path / "shards" / f"images-{shard:05d}-of-00002.parquet")
     return out
+
+
+def squares():
+    """Six PNGs; number n is filled with n."""
+    return [images.to_png(Image.new("RGB", (8, 8), (n, n, n))) for n in range(6)]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return keep(tmp_path / "images", squares())
 
 
 def test_without_ids_every_image_comes_sorted_by_id(shards):
@@ -434,3 +451,11 @@ def test_asking_for_none_gives_none(shards):
 def test_an_image_that_is_not_held_is_named(shards):
     with pytest.raises(ValueError, match="holds no image 9"):
         images.load_images(shards, ["4", "9"])
+
+
+def test_a_damaged_image_is_named_with_its_shard_and_the_cure(tmp_path):
+    pngs = squares()
+    pngs[3] = pngs[3][:-30]
+    out = keep(tmp_path / "images", pngs)
+    with pytest.raises(ValueError, match=r"images-00001-of-00002.parquet: image 3: .+; build the stage images again$"):
+        images.load_images(out)

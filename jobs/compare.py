@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -26,7 +26,7 @@ from jobs.sources.raw import raw_digest, source
 from model import artifact
 from model.courier.methods import METHODS
 from model.courier.probe import parts_of
-from model.courier.train import parse_settings
+from model.courier.train import DEFAULTS, parse_settings
 from model.ctr.config import MODELS
 from model.ctr.evaluate import TestRows
 from model.ctr.standings import Sample, auc_sample, mean_sample
@@ -36,7 +36,7 @@ from model.metrics import UserBootstrap
 log = structlog.get_logger()
 
 DEFAULT_METHODS: Final = ",".join(METHODS)
-CODEBOOK: Final = frozenset(field.name for field in fields(ClusterConfig)) - {"seed"}
+CODEBOOK: Final = {name: value for name, value in asdict(ClusterConfig()).items() if name != "seed"}
 UNBOUNDED: Final = 10_000  # columns of text
 
 
@@ -122,10 +122,10 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
 
 def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises ValueError for a bad one."""
-    codebook = [one for one in given if one.partition("=")[0] in CODEBOOK]
-    parsed = parse_settings(codebook, ClusterConfig)
-    ClusterConfig(**parsed)  # a size that cannot be is refused before anything is trained
-    return parse_settings([one for one in given if one not in codebook]), parsed
+    parsed = parse_settings(given, {**DEFAULTS, **CODEBOOK})
+    codebook = {name: value for name, value in parsed.items() if name in CODEBOOK}
+    ClusterConfig(**codebook)  # a size that cannot be is refused before anything is trained
+    return {name: value for name, value in parsed.items() if name not in CODEBOOK}, codebook
 
 
 def bench_of(road: Road, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:

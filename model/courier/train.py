@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean a
 GEOMETRY_IMAGES = 4000  # of a larger catalogue those that some rows show: the figures are means
 GEOMETRY_ROWS = 400  # of at most ten images each
 CHECKPOINT_EVERY = 100  # steps
+DEFAULTS: Final[Mapping[str, Any]] = asdict(CourierConfig())
+TRUTHS: Final = {"true": True, "false": False}
 
 
 def build(
@@ -99,7 +101,8 @@ def build(
                 draft.facts |= {
                     "encoder": f"{config.method}-{config.backbone}",
                     "steps": config.steps if trained.objective.terms else 0,
-                    "wall_seconds": round(took, 3),  # decoding, features and steps; since the last start of the run
+                    # decoding, features and steps, less what lay in `shared`; since the last start of the run
+                    "wall_seconds": round(took, 3),
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),
@@ -281,21 +284,22 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     }
 
 
-def parse_settings(settings: Sequence[str], config: Any = CourierConfig) -> dict[str, Any]:
+def parse_settings(settings: Sequence[str], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
     """`name=value` strings as fields of a config, of the right type. Raises ValueError for a bad name or value.
 
-    config: a dataclass whose fields have defaults.
+    defaults: the names that there are, each with a value of its type.
     """
-    kinds: dict[str, Any] = {name: type(value) for name, value in asdict(config()).items()}
     chosen: dict[str, Any] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name not in kinds:
-            raise ValueError(f"unknown setting {name!r}: choose among {', '.join(kinds)}")
+        if name not in defaults:
+            raise ValueError(f"unknown setting {name!r}: choose among {', '.join(defaults)}")
+        kind = type(defaults[name])
         try:
-            chosen[name] = json.loads(value.lower()) is True if kinds[name] is bool else kinds[name](value)
-        except ValueError:
-            raise ValueError(f"setting {setting!r} is not a {kinds[name].__name__}: write {name}=<value>") from None
+            chosen[name] = TRUTHS[value.lower()] if kind is bool else kind(value)
+        except (KeyError, ValueError):
+            example = " or ".join(TRUTHS) if kind is bool else "<value>"
+            raise ValueError(f"setting {setting!r} is not a {kind.__name__}: write {name}={example}") from None
     return chosen
 
 

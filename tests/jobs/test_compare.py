@@ -259,7 +259,7 @@ def test_methods_and_variants_are_named_on_the_command_line():
         ("courier,dino", [], "unknown method 'dino': choose among courier"),
         ("courier", ["../x:heads=8"], "write NAME:field=value"),
         ("courier", ["plain"], "write NAME:field=value"),
-        ("courier", ["a:colour=8"], "unknown setting 'colour'"),
+        ("courier", ["a:colour=8"], "unknown setting 'colour': choose among method, .*, clusters, later_clusters"),
         ("courier", ["a:clusters=0"], "clusters is 0: give at least 1"),
         ("courier", ["a:clusters=many"], "'clusters=many' is not a int: write clusters="),
         ("courier", ["courier:heads=8"], "the name 'courier' is taken"),

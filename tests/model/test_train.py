@@ -250,7 +250,8 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
     [
         (["stepz=3"], "unknown setting 'stepz'"),
         (["steps=many"], "setting 'steps=many' is not a int"),
-        (["mask_false_negatives=maybe"], "is not a bool"),
+        (["mask_false_negatives=maybe"], "is not a bool: write mask_false_negatives=true or false"),
+        (["augmented=1"], "is not a bool: write augmented=true or false"),
     ],
 )
 def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
@@ -259,8 +260,8 @@ def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
 
 
 def test_settings_take_the_type_of_their_field() -> None:
-    settings = ["steps=3", "learning_rate=0.1", "mask_false_negatives=False", "head=mlp"]
-    expected = {"steps": 3, "learning_rate": 0.1, "mask_false_negatives": False, "head": "mlp"}
+    settings = ["steps=3", "learning_rate=0.1", "mask_false_negatives=False", "augmented=true", "head=mlp"]
+    expected = {"steps": 3, "learning_rate": 0.1, "mask_false_negatives": False, "augmented": True, "head": "mlp"}
     assert train.parse_settings(settings) == expected
 
 

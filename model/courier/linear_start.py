@@ -20,6 +20,7 @@ ROWS = 65_536  # page views at a time: (65536, 256) float64 are 134 MB
 BASES = ("all", "category")
 STARTS = ("random", "taste")
 FIXED = 0.2  # of the variance of all images: in the shop's 7 such directions pages keep up to .17, in the next one .42
+WEIGHT = 0.25  # power of an axis' strength that it weighs; 0 and 1/2 are worse by validation. docs/LOG.md
 MIN_SHARE = 1e-5  # of the largest eigenvalue: smaller ones are what rounding leaves of directions left out
 
 
@@ -68,9 +69,10 @@ def taste_axes(points_NK: Tensor, views: PageViews) -> Tensor:
     (P: the pulls of one page) says how pulls of different pages and different images agree, and W, the covariance of
     what pages show about their means, how far apart images are that a user may choose between. The axes maximise
     a' C a at a given a' (W + t I) a, t the mean spread: Fisher's discriminant with users in place of classes, shrunk as
-    in Friedman 1989, Regularized discriminant analysis. Where users agree in nothing, strengths are as often negative
-    as positive (Wigner's semicircle): an axis is kept where it is stronger than the most negative one, and all that are
-    kept weigh the same, so that a quiet part of style is not drowned by a loud one.
+    in Friedman 1989, Regularized discriminant analysis. That strength goes below zero by chance alone: an axis is kept
+    where it is stronger than the most negative one. Chance reaches further up than down, so some of the weakest that
+    are kept mean nothing; axes weigh as the fourth root of their strength, so that these count for little and a quiet
+    part of style is yet not drowned by a loud one. docs/LOG.md
     What pages hardly vary is left out first, see `_varied_on_pages`, and images that pull much count for less than
     their pulls, see `_quieter`: else the axes are those of the images everybody clicks, and say less of a new one.
     points: (N, K), one row for each image of `views`.
@@ -87,7 +89,8 @@ def taste_axes(points_NK: Tensor, views: PageViews) -> Tensor:
     kept_KK = _varied_on_pages(even, even_KK.T @ spread_KK @ even_KK)
     strength, axes_KK = np.linalg.eigh(_agreement(even @ kept_KK * _quieter(views)[:, None], views))
     chosen = np.flatnonzero(strength > max(-strength[0], MIN_SHARE * abs(strength[-1])))[::-1]
-    return torch.from_numpy(even_KK @ kept_KK @ axes_KK[:, chosen]).to(points_NK)
+    weighed = axes_KK[:, chosen] * (strength[chosen] / strength[-1]) ** WEIGHT
+    return torch.from_numpy(even_KK @ kept_KK @ weighed).to(points_NK)
 
 
 def _varied_on_pages(points: Floats, spread_KK: Floats) -> Floats:

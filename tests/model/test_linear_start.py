@@ -100,7 +100,7 @@ def test_the_leading_axis_is_the_one_users_choose_by_and_what_pages_do_not_vary_
     assert float(axes[LOUD].norm() / axes.norm()) < 0.1
 
 
-def test_only_axes_stronger_than_chance_are_kept() -> None:
+def test_few_axes_are_kept_where_many_users_choose_by_one_direction() -> None:
     points, views = world()
     kept = taste_axes(points, views).shape[1]
     assert 1 <= kept <= 2
@@ -108,13 +108,18 @@ def test_only_axes_stronger_than_chance_are_kept() -> None:
     assert 1 <= moved.shape[1] <= 2
 
 
-def test_axes_that_are_kept_weigh_the_same_where_images_vary_the_same() -> None:
-    points, views = world()
+@pytest.mark.parametrize("users", [5, 200])
+def test_axes_above_the_most_negative_one_are_kept_and_weigh_as_the_fourth_root_of_their_strength(users: int) -> None:
+    points, views = world(rows=1000, users=users)
     points[:, LOUD] -= 4 * torch.from_numpy(views.categories)  # nothing to leave out
     axes = taste_axes(points, views).double().numpy()
-    spread = _spread_on_pages(points.double().numpy(), views)
+    x = points.double().numpy() - points.double().numpy().mean(0)
+    spread = _spread_on_pages(x, views)
     shrunk = spread + np.trace(spread) / WIDTH * np.eye(WIDTH)
-    np.testing.assert_allclose(axes.T @ shrunk @ axes, np.eye(axes.shape[1]), atol=1e-4)
+    strength = linalg.eigh(_agreement(x * _quieter(views)[:, None], views), shrunk, eigvals_only=True)[::-1]
+    kept = strength[strength > -strength[-1]]
+    assert len(kept) > 1
+    np.testing.assert_allclose(axes.T @ shrunk @ axes, np.diag((kept / kept[0]) ** 0.5), atol=1e-4)
 
 
 def test_padding_and_the_order_of_rows_change_nothing() -> None:

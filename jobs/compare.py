@@ -122,7 +122,8 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
 
 def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises ValueError for a bad one."""
-    parsed = parse_settings(given, {**DEFAULTS, **CODEBOOK})
+    known = {name: value for name, value in DEFAULTS.items() if name != "seed"}  # --seeds gives them
+    parsed = parse_settings(given, known | CODEBOOK)
     codebook = {name: value for name, value in parsed.items() if name in CODEBOOK}
     ClusterConfig(**codebook)  # a size that cannot be is refused before anything is trained
     return {name: value for name, value in parsed.items() if name not in CODEBOOK}, codebook
@@ -211,7 +212,9 @@ def _summed(
     runs = [(entrant.label, k) for entrant in entrants for k in seeds if (entrant.label, k) not in failed]
     if not runs:
         raise ValueError(f"every run failed; {failures[0].label}, seed {failures[0].seed}: {failures[0].error}")
-    found = compare(gather(bench, runs, bootstrap=bootstrap, seed=0), bootstrap=bootstrap, seed=0)
+    found = compare(
+        gather(bench, runs, bootstrap=bootstrap, seed=0), reference=entrants[0].label, bootstrap=bootstrap, seed=0
+    )
     rows = TestRows.of(bench.tables["test"])
     found |= {
         "dataset": {

@@ -42,8 +42,8 @@ class Results:
     facts: dict[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def compare(results: Sequence[Results], *, bootstrap: int, seed: int) -> dict[str, Any]:
-    """The comparison as JSON; the first label that is no baseline is the reference, held against each of the others.
+def compare(results: Sequence[Results], *, reference: str, bootstrap: int, seed: int) -> dict[str, Any]:
+    """The comparison as JSON; the reference is held against each of the others, where a run of it got to its end.
 
     methods: for each label its probe figures and CTR gains over no images, all means over seeds (standings.level and
     standings.told); share: of the gain that the true labels give.  order: whether Vector < SimScore < Cluster-ID.
@@ -56,11 +56,13 @@ def compare(results: Sequence[Results], *, bootstrap: int, seed: int) -> dict[st
     true = gains.get(TRUE_STYLE, {})
     found = {
         "schema": SCHEMA,
-        "reference": entrants[0].label if entrants else None,
+        "reference": reference,
         "baseline": _levels(known[NONE].ctr),
         "true_style": _told(true),
         "methods": [_method(result, gains[result.label], true) for result in entrants],
-        "against": [_against(entrants[0], rival) for rival in entrants[1:]],
+        "against": [
+            _against(known[reference], rival) for rival in entrants if reference in known and rival.label != reference
+        ],
         "prediction": _prediction(entrants, gains, bootstrap, seed),
     }
     plain: dict[str, Any] = nulled(found)

@@ -52,6 +52,8 @@ def _models(found: Found) -> list[str]:
 def headline(found: Found) -> str:
     """Over how many rivals the reference stands, with SimScore and with cluster IDs, in one sentence."""
     rivals, reference = found["against"], found["reference"]
+    if reference not in [one["label"] for one in found["methods"]]:
+        return f"No run of {reference} got to its end: it is held against nothing."
     if not rivals:
         return "There is nothing that the runs could be held against."
     told = []

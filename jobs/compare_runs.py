@@ -27,6 +27,7 @@ from jobs.probe import Attribute, Period, Questions
 from model import artifact
 from model.artifact import AnyPath, ArtifactMismatch, ArtifactMissing
 from model.courier import embed, train
+from model.courier.checkpoint import CheckpointMismatch, checkpoint_folder
 from model.courier.config import CourierConfig, for_method
 from model.courier.methods import settle
 from model.courier.probe import Measured
@@ -134,9 +135,7 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
         paths["pretrain"],
         behaviour,
         asdict(config),
-        lambda out: train.build(
-            sequences=bench.sequences, images=bench.images, out=out, config=config, shared=bench.shared
-        ),
+        lambda out: _train(bench, out, config),
     )
     ensure(
         paths["embed"],
@@ -156,6 +155,18 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
     clicks = {"rows": bench.rows, "embed": paths["embed"], "cluster": paths["cluster"]}
     models = replace(bench.ctr, seed=seed, images=IMAGES)
     ensure(paths[SCORES], clicks, asdict(models), lambda out: score_run(bench, out, clicks, models))
+
+
+def _train(bench: Bench, out: Path, config: CourierConfig) -> None:
+    """Pre-train; an unfinished run of other settings or other data in its place is given up, as a finished one is."""
+    given = {"sequences": bench.sequences, "images": bench.images, "config": config, "shared": bench.shared}
+    try:
+        train.build(out=out, **given)  # type: ignore[arg-type]
+    except CheckpointMismatch:
+        folder = checkpoint_folder(out)
+        log.warning("unfinished_run_given_up", folder=str(folder))
+        shutil.rmtree(folder)
+        train.build(out=out, **given)  # type: ignore[arg-type]
 
 
 def ensure(

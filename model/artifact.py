@@ -168,7 +168,7 @@ def read(path: AnyPath, *, kind: str) -> Manifest:
     """
     try:
         manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ArtifactMissing(f"no finished {kind} artifact at {path}: run the stage that builds it") from None
     except (json.JSONDecodeError, TypeError) as error:
         raise ArtifactMismatch(f"{path / MANIFEST} is not a manifest ({error}): rebuild the {kind} artifact") from None

@@ -119,14 +119,15 @@ def index_page_views(
             "no page view of the training period shows an item with a usable image: check the images stage"
         )
     kept_users = [user for user, keep in zip(users, usable, strict=False) if keep]
+    width = max(PAGE_VIEW_SIZE, *map(len, pages))
     page, clicked, clicks_before = [], [], []
     for keep, items, marks, clicks in zip(usable, pages, labels, histories, strict=True):
         if keep:
             seen = [
                 (item_number[item], bool(mark)) for item, mark in zip(items, marks, strict=True) if item in item_number
             ]
-            page.append(_padded([image for image, _ in seen], PAGE_VIEW_SIZE))
-            clicked.append(_padded([mark for _, mark in seen], PAGE_VIEW_SIZE, False))
+            page.append(_padded([image for image, _ in seen], width))
+            clicked.append(_padded([mark for _, mark in seen], width, False))
             clicks_before.append(_padded([item_number[item] for item in clicks if item in item_number], history))
     return PageViews(
         image_ids=image_ids,

@@ -78,6 +78,11 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def checkpoint_folder(out: Path) -> Path:
+    """Where lies the unfinished run that an artifact will come of."""
+    return out.with_name(f"{out.name}.checkpoint")
+
+
 def sweep(folder: Path) -> None:
     """Remove what killed writers of a folder left half done."""
     for part in folder.glob(f".*{artifact.PARTIAL}"):

@@ -36,12 +36,9 @@ class CourierConfig:
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
-    # What follows, to history_order, is of method courier alone, and all but the defaults are ablations or trials.
-    weight_self: float = 0.0  # of NT-Xent between two augmented views; the other losses then see the first of them
-    augmented: bool = False  # the losses see an augmented view of each image, not the image
+    # What follows, to history_order, is of method courier alone, and all but the defaults are ablations.
     attention: str = "cross"  # cross: the history rebuilds a known image | self: it foretells the next one, unknown
     projection_head: bool = False  # the losses see an MLP of the vector that is kept
-    popularity_correction: float = 0.0  # 1: subtract the log of how often a negative is shown (clicked) from its logit
     history_order: str = "newest"  # newest: of a history the last click is rebuilt | random: any, as BERT masks
     # all, as in the paper | category: an image's negatives are of its own category. Who browses lamps clicks lamps:
     # against other categories the category alone wins, and that the CTR model knows already.
@@ -59,13 +56,32 @@ class CourierConfig:
     seed: int = 0
 
 
-# What a preset may have tuned for courier's own losses and start: a rival would only be hindered by it.
-TUNED = ("basis", "head_start", "feature_components", "feature_whitening", "learning_rate")
+# What changes method courier alone.
+OF_COURIER = (
+    "head_start",
+    "heads",
+    "value_maps",
+    "temperature",
+    "weight_pv",
+    "weight_ucs",
+    "weight_click",
+    "negatives",
+    "attention",
+    "projection_head",
+    "history_order",
+)
+# What a preset may have tuned for courier's own losses and start, on frozen features: else it would only hinder.
+TUNED = ("basis", "head_start", "feature_components", "feature_whitening", "temperature", "learning_rate")
 
 
 def for_method(config: CourierConfig, settings: Mapping[str, Any]) -> CourierConfig:
-    """The config with these settings; what was TUNED for courier is at its defaults for another method."""
-    method = settings.get("method", config.method)
-    defaults = {field.name: field.default for field in fields(config)}
-    plain: dict[str, Any] = {} if method == "courier" else {name: defaults[name] for name in TUNED}
-    return replace(config, **plain | dict(settings))
+    """The config with these settings; what else does not suit them is at its default.
+
+    For another method that is what is OF_COURIER or TUNED, for a trained backbone what is TUNED.
+    """
+    wanted = replace(config, **settings)
+    idle: tuple[str, ...] = () if wanted.method == "courier" else OF_COURIER + TUNED
+    if wanted.trainable != "head":
+        idle += TUNED
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(config)}
+    return replace(config, **{name: defaults[name] for name in idle} | dict(settings))

@@ -114,11 +114,13 @@ class Encoder(nn.Module):
         categories: (N,) int64; where given, the components are those of the spread within a category: whose shape says
         what kind of product it is takes no component away from how it looks.
         """
-        self.feature_mean.copy_(features.mean(0))
-        scale = features.std(0, correction=0)
-        self.feature_scale.copy_(torch.where(scale > MIN_SCALE, scale, torch.ones_like(scale)))
+        features = features.cpu()  # a GPU adds in no fixed order: a run that goes on would see another basis
+        mean, scale = features.mean(0), features.std(0, correction=0)
+        scale = torch.where(scale > MIN_SCALE, scale, torch.ones_like(scale))
+        self.feature_mean.copy_(mean)
+        self.feature_scale.copy_(scale)
         if self.components:
-            standard = (features - self.feature_mean) / self.feature_scale
+            standard = (features - mean) / scale
             if categories is not None:
                 standard = standard - _category_means(standard, categories)[categories]
             self.feature_basis.copy_(_principal_basis(standard, self.components, whitening))

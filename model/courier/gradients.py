@@ -31,7 +31,10 @@ class Gradients:
         self.dtype = _dtype(precision, processes.device)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype is torch.float16)
         overlapped = processes.count > 1 and not chunk_images and bool(objective.terms)
-        self._model: nn.Module = DistributedDataParallel(objective) if overlapped else objective
+        # Buffers are of the data or of the global batch, the same on every process; sending them is megabytes a step.
+        self._model: nn.Module = (
+            DistributedDataParallel(objective, broadcast_buffers=False) if overlapped else objective
+        )
 
     def of(self, raw: Tensor, prepare: Prepare, batch: BatchTensors) -> Tensor:
         """raw: (U, ...), made the objective's input by `prepare`, a chunk at a time -> losses (terms,), detached."""

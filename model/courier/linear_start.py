@@ -35,7 +35,7 @@ def prepare(encoder: Encoder, features: Tensor, views: PageViews, config: Courie
             raise ValueError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
     if config.head_start == "taste" and config.head != "linear":
         raise ValueError(f"head_start taste is a linear head's, and head is {config.head!r}: choose head linear")
-    of_category = torch.from_numpy(views.categories).to(features.device) if config.basis == "category" else None
+    of_category = torch.from_numpy(views.categories) if config.basis == "category" else None
     encoder.standardise_by(features, config.feature_whitening, of_category)
     standard = encoder.standard(features)
     if config.head_start == "taste":

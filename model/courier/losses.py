@@ -17,7 +17,6 @@ def pv_contrast(
     has_history_R: Tensor,
     image_RP: Tensor,
     rival_RP: Tensor | None = None,
-    correction_RP: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
@@ -30,9 +29,7 @@ def pv_contrast(
     has_history: (R,) bool; a row without history rebuilds nothing, so its clicks are no anchors, but its images stay
     negatives.  image: (R, P) int, equal where the picture is the same; with `mask_false_negatives` the same picture
     elsewhere in the batch leaves the softmax.  rival: (R, P) int; where given, only images with the anchor's number are
-    negatives (our departure, see CourierConfig.negatives).  correction: (R, P), taken from each image's logit; with the
-    log of its share of all images shown, popular images are no longer pushed away for being drawn often
-    (Yi et al. 2019, https://doi.org/10.1145/3298689.3346996, eq. 3).
+    negatives (our departure, see CourierConfig.negatives).
     Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The paper sums, we take the mean: the scale must not depend on the size of the batch.
     """
@@ -44,7 +41,6 @@ def pv_contrast(
         shown_RP.flatten(),
         image_RP.flatten(),
         None if rival_RP is None else rival_RP.flatten(),
-        None if correction_RP is None else correction_RP.flatten(),
         temperature,
         mask_false_negatives,
     )
@@ -56,7 +52,6 @@ def user_click_sequence_contrast(
     clicks_R: Tensor,
     image_R: Tensor,
     rival_R: Tensor | None = None,
-    correction_R: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
@@ -66,8 +61,8 @@ def user_click_sequence_contrast(
         mean over rows k of  -log softmax_l( e_l . r_k / temperature )[k],   l over the newest click of every row
 
     newest, rebuilt: (R, D) of unit length; rebuilt comes from the row's older clicks.  clicks: (R,) int, length of the
-    history: a row anchors with at least two clicks and is a negative with at least one.  image, rival: (R,) int,
-    correction: (R,), as in pv_contrast.  Returns a scalar >= 0 in nats; 0 where there is no anchor.
+    history: a row anchors with at least two clicks and is a negative with at least one.  image, rival: (R,) int, as
+    in pv_contrast.  Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The published code ran this at temperature 20; the paper's 0.05 is meant.
     """
     return _reconstruction_contrast(
@@ -77,7 +72,6 @@ def user_click_sequence_contrast(
         clicks_R >= 1,
         image_R,
         rival_R,
-        correction_R,
         temperature,
         mask_false_negatives,
     )
@@ -94,6 +88,12 @@ def click_prediction(logit_RP: Tensor, clicked_RP: Tensor, shown_RP: Tensor) -> 
     return torch.where(shown_RP, each, 0.0).sum() / shown_RP.sum().clamp(min=1)
 
 
+def products(left_AD: Tensor, right_BD: Tensor) -> Tensor:
+    """(A, B) float32, under autocast too: divided by 0.05, what bfloat16 rounds off a cosine is 0.1."""
+    with torch.autocast(left_AD.device.type, enabled=False):
+        return left_AD.float() @ right_BD.float().T
+
+
 def _reconstruction_contrast(
     embedded_ND: Tensor,
     rebuilt_ND: Tensor,
@@ -101,15 +101,12 @@ def _reconstruction_contrast(
     candidate_N: Tensor,
     image_N: Tensor,
     rival_N: Tensor | None,
-    correction_N: Tensor | None,
     temperature: float,
     mask_false_negatives: bool,
 ) -> Tensor:
     """Cross-entropy of every anchor's own row among the candidates, mean over anchors; every anchor is a candidate."""
     (positive_A,) = anchor_N.nonzero(as_tuple=True)
-    logits_AN = (rebuilt_ND[positive_A].float() @ embedded_ND.float().T) / temperature
-    if correction_N is not None:
-        logits_AN = logits_AN - correction_N[None, :]
+    logits_AN = products(rebuilt_ND[positive_A], embedded_ND) / temperature
     excluded_AN = ~candidate_N[None, :].expand_as(logits_AN)
     if mask_false_negatives:
         excluded_AN = excluded_AN | (image_N[positive_A, None] == image_N[None, :])

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from model.courier import rivals
 from model.courier.batches import PageViews
 from model.courier.behaviour import behaviour_objective
-from model.courier.config import CourierConfig
+from model.courier.config import OF_COURIER, CourierConfig
 from model.courier.encoder import Encoder, build_encoder
 from model.courier.objective import Objective
 
@@ -19,15 +19,7 @@ METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "random": rivals.untrained,
 }
 UNTRAINED = ("imagenet", "random")
-OF_COURIER = (
-    "head_start",
-    "weight_self",
-    "augmented",
-    "attention",
-    "projection_head",
-    "popularity_correction",
-    "history_order",
-)
+OF_FEATURES = ("basis", "head_start")  # and of their components, which a trained backbone's features don't have
 
 
 def settle(config: CourierConfig) -> CourierConfig:
@@ -35,7 +27,7 @@ def settle(config: CourierConfig) -> CourierConfig:
 
     Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
     random weights. Raises ValueError for an unknown method, `imagenet` without a warm start, or a choice that changes
-    method courier alone.
+    method courier or frozen features alone.
     """
     if config.method not in METHODS:
         raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
@@ -43,6 +35,10 @@ def settle(config: CourierConfig) -> CourierConfig:
     chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
     if chosen and config.method != "courier":
         raise ValueError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
+    if config.trainable != "head" and (
+        idle := [name for name in OF_FEATURES if getattr(config, name) != defaults[name]]
+    ):
+        raise ValueError(f"{idle[0]} is of frozen features, and trainable is {config.trainable}: leave it out")
     if config.method == "imagenet" and config.backbone_weights == "random":
         raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
     if config.method not in UNTRAINED:

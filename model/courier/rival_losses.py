@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.courier.losses import products
+
 
 def nt_xent(
     first_ND: Tensor, second_ND: Tensor, image_N: Tensor, *, temperature: float, mask_false_negatives: bool
@@ -20,7 +22,7 @@ def nt_xent(
     Returns a scalar >= 0 in nats.  Chen et al. 2020 (SimCLR), https://arxiv.org/abs/2002.05709, eq. 1.
     """
     count = len(first_ND)
-    views_VD = torch.cat([first_ND, second_ND]).float()
+    views_VD = torch.cat([first_ND, second_ND])
     place_V = torch.arange(2 * count, device=views_VD.device)
     other_V = place_V.roll(count)
     excluded_VV = place_V[:, None] == place_V[None, :]
@@ -28,7 +30,7 @@ def nt_xent(
         image_V = image_N.repeat(2)
         own_VV = other_V[:, None] == place_V[None, :]
         excluded_VV = excluded_VV | ((image_V[:, None] == image_V[None, :]) & ~own_VV)
-    logits_VV = (views_VD @ views_VD.T / temperature).masked_fill(excluded_VV, float("-inf"))
+    logits_VV = (products(views_VD, views_VD) / temperature).masked_fill(excluded_VV, float("-inf"))
     return F.cross_entropy(logits_VV, other_V)
 
 
@@ -63,7 +65,7 @@ def image_title_contrast(
     Radford et al. 2021 (CLIP), https://arxiv.org/abs/2103.00020, figure 3; the temperature is a constant here.
     """
     (kept_K,) = has_title_N.nonzero(as_tuple=True)
-    logits_KK = image_ND[kept_K].float() @ title_ND[kept_K].float().T / temperature
+    logits_KK = products(image_ND[kept_K], title_ND[kept_K]) / temperature
     own_K = torch.arange(len(kept_K), device=logits_KK.device)
     if mask_false_negatives:
         keys = (key_N[kept_K] for key_N in (image_key_N, title_key_N))

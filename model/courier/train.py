@@ -22,7 +22,7 @@ from model.courier import geometry
 from model.courier.backbones import warm_start
 from model.courier.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
 from model.courier.card import card_of
-from model.courier.checkpoint import Checkpoint, identity_of, sweep
+from model.courier.checkpoint import Checkpoint, checkpoint_folder, identity_of, sweep
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
 from model.courier.fit import Fit, Trained
@@ -80,7 +80,7 @@ def build(
     begun = time.perf_counter()
     with running() as processes:
         identity = identity_of(asdict(config), inputs, processes.count, processes.device.type)
-        checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), identity, checkpoint_every)
+        checkpoint = Checkpoint(checkpoint_folder(out), identity, checkpoint_every)
         checkpoint.read()  # refused before anything is computed
         if processes.rank == 0:
             checkpoint.sweep()

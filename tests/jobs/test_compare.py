@@ -55,7 +55,7 @@ def results():
 
 @pytest.fixture
 def found(results):
-    figures = compare_figures(results, bootstrap=50, seed=0)
+    figures = compare_figures(results, reference="courier", bootstrap=50, seed=0)
     return figures | {
         "dataset": {
             "name": "a shop <b>",
@@ -113,7 +113,7 @@ def test_the_papers_order_holds_where_each_step_rises(found):
 
 def test_the_probe_foretells_the_gain_over_all_runs():
     ranked = [result(f"m{n}", images(0.6, 0.6 + 0.01 * n, 0.7 - 0.01 * n), probe=0.5 + 0.02 * n) for n in range(5)]
-    found = compare_figures([result("none", {"none": 0.60}), *ranked], bootstrap=50, seed=0)
+    found = compare_figures([result("none", {"none": 0.60}), *ranked], reference="courier", bootstrap=50, seed=0)
     asked = {(one["probe"], one["gain"]): one for one in found["prediction"]}
     assert len(asked) == len(PROBES) * 3
     # the two seeds of a method tie in gain and differ in the probe, so a perfect order falls a little short of 1
@@ -128,7 +128,7 @@ def test_what_is_left_of_an_effect_is_of_the_clicks_that_have_the_attribute(resu
             seeds = sorted(one.facts)
             one.probe["matched", "auc", part] = {k: sample(0.55) for k in seeds}
             one.probe["comparable", "auc", part] = {k: sample(0.6 + 0.1 * (number == 0)) for k in seeds}
-    found = compare_figures(results, bootstrap=50, seed=0)
+    found = compare_figures(results, reference="courier", bootstrap=50, seed=0)
     left = {name: line["left"] for name, line in by_name(found["methods"]).items()}
     assert left["courier"]["warm"]["value"] == pytest.approx(0.25)
     assert left["clip"]["cold"]["value"] == pytest.approx(0.5)
@@ -139,8 +139,16 @@ def test_what_is_left_of_an_effect_is_of_the_clicks_that_have_the_attribute(resu
     assert sheet.lines[0][-2:] == ("25% (25% to 25%)",) * 2
 
 
+def test_where_no_run_of_the_first_got_to_its_end_no_other_takes_its_place(results):
+    rest = compare_figures(
+        [one for one in results if one.label != "courier"], reference="courier", bootstrap=50, seed=0
+    )
+    assert (rest["reference"], rest["against"]) == ("courier", [])
+    assert compare_page.headline(rest) == "No run of courier got to its end: it is held against nothing."
+
+
 def test_a_comparison_without_truth_or_rivals_is_no_crash(results, found):
-    alone = compare_figures([results[0], results[2]], bootstrap=50, seed=0)
+    alone = compare_figures([results[0], results[2]], reference="courier", bootstrap=50, seed=0)
     assert alone["against"] == []
     assert alone["true_style"] == {}
     assert "share" not in alone["methods"][0]["gains"]["lightgbm/vector/all"]
@@ -155,7 +163,7 @@ def test_a_figure_that_is_not_known_is_null_and_a_dash(results, found):
         for key in one.ctr:
             if key[2] == "cold":
                 one.ctr[key] = dict.fromkeys(one.ctr[key], Sample(math.nan, np.full(41, math.nan)))
-    unknown = compare_figures(results, bootstrap=50, seed=0)
+    unknown = compare_figures(results, reference="courier", bootstrap=50, seed=0)
     json.dumps(unknown, allow_nan=False)
     sheet = next(s for s in compare_page.sheets(found | unknown) if "for new ones" in s.title)
     assert sheet.lines[0][sheet.columns.index("SimScore, cold")] == "-"
@@ -181,7 +189,7 @@ def test_a_table_with_a_matched_attribute_is_told_uncut_on_a_narrow_terminal(res
             for kind in ("matched", "comparable"):
                 one.probe[kind, "auc", part] = dict.fromkeys(one.facts, sample(0.61234))
     asked = {"asked": {"period": "test", "match": "year"}}
-    compare.print_tables(found | compare_figures(results, bootstrap=50, seed=0) | asked)
+    compare.print_tables(found | compare_figures(results, reference="courier", bootstrap=50, seed=0) | asked)
     told = capsys.readouterr().out
     assert "0.6123 ± 0.0000" in told
     assert "left when alike" in told
@@ -260,6 +268,7 @@ def test_methods_and_variants_are_named_on_the_command_line():
         ("courier", ["../x:heads=8"], "write NAME:field=value"),
         ("courier", ["plain"], "write NAME:field=value"),
         ("courier", ["a:colour=8"], "unknown setting 'colour': choose among method, .*, clusters, later_clusters"),
+        ("courier", ["a:heads=8,seed=5"], "unknown setting 'seed'"),
         ("courier", ["a:clusters=0"], "clusters is 0: give at least 1"),
         ("courier", ["a:clusters=many"], "'clusters=many' is not a int: write clusters="),
         ("courier", ["courier:heads=8"], "the name 'courier' is taken"),

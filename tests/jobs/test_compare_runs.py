@@ -1,6 +1,7 @@
 """Runs of a comparison on a tiny shop: each step once, a failure alone, and the scores that the road itself gives."""
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from feature_repo.contract import PERIODS
@@ -19,6 +21,7 @@ from jobs.compare_runs import Bench, Entrant, Failure, ensure, read_measured, re
 from jobs.config import ClusterConfig
 from jobs.pipeline import Road
 from model import artifact
+from model.courier.checkpoint import Checkpoint, State
 from model.courier.config import CourierConfig
 from model.ctr import train
 from model.ctr.config import BoostedConfig, CtrConfig
@@ -236,7 +239,7 @@ def test_the_probe_is_kept_click_by_click(bench):
 def test_finished_runs_are_gathered_into_one_comparison(bench):
     results = gather(bench, [("courier", 0), ("random", 0)], bootstrap=40, seed=0)
     assert [one.label for one in results] == ["none", "true_style", "courier", "random"]
-    found = compare(results, bootstrap=40, seed=0)
+    found = compare(results, reference="courier", bootstrap=40, seed=0)
     assert [one["label"] for one in found["methods"]] == ["courier", "random"]
     assert found["methods"][1]["steps"] == 0
     assert [one["rival"] for one in found["against"]] == ["random"]
@@ -251,6 +254,17 @@ def test_finished_runs_are_gathered_into_one_comparison(bench):
         f"{against}, on new items",
     ]
     assert len(titles) == 9
+
+
+@pytest.mark.usefixtures("failures")
+def test_an_unfinished_run_of_other_settings_gives_way(bench):
+    run, before = bench.run_folder("courier", 0), manifests(bench)
+    left = run / "pretrain.checkpoint"
+    Checkpoint(left, "of other settings", 1).write(State({"weight": torch.zeros(1)}, {}))
+    shutil.rmtree(run / "pretrain")
+    compare_runs.run(bench, ENTRANTS[0], 0)
+    assert not left.exists()
+    assert manifests(bench).keys() == before.keys()
 
 
 # --- one step --------------------------------------------------------------------------------------------------------

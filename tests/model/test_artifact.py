@@ -79,6 +79,12 @@ def test_a_missing_artifact_is_said_to_be_missing(tmp_path: Path) -> None:
         artifact.digest(tmp_path / "a")
 
 
+def test_a_file_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("of the project")
+    with pytest.raises(artifact.ArtifactMissing, match="no finished embed artifact"):
+        artifact.read(tmp_path / "README.md", kind="embed")
+
+
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     write_note(tmp_path / "a")
     with pytest.raises(artifact.ArtifactMismatch, match="is a note artifact"):

@@ -33,6 +33,13 @@ def test_a_row_whose_clicked_item_has_no_image_stays_and_one_without_any_image_g
     assert not views.clicked.any()
 
 
+def test_a_page_of_any_length_is_whole() -> None:
+    items = ["a", "b", "c", "a", "b", "c", "b"]
+    views = index_page_views([items, ["c"]], [[0] * 6 + [1], [1]], [[], []], IMAGES, CATEGORIES)
+    assert views.page.tolist() == [[0, 1, 2, 0, 1, 2, 1], [2, -1, -1, -1, -1, -1, -1]]
+    assert views.clicked.tolist() == [[False] * 6 + [True], [True] + [False] * 6]
+
+
 def test_a_history_is_cut_to_its_newest_clicks_or_padded() -> None:
     for length, expected in ((2, [1, 0]), (4, [1, 0, 2, -1])):
         views = index_page_views([["a"]], [[0]], [["b", "a", "n", "c"]], IMAGES, CATEGORIES, history=length)

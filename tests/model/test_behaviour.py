@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.courier.batches import Batch, PageViews, take_batch
-from model.courier.behaviour import BehaviourObjective, log_popularity
+from model.courier.behaviour import BehaviourObjective
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder
 from model.courier.methods import build_objective
 from model.courier.objective import BatchTensors
-from model.courier.rival_losses import nt_xent
 
 untimed = settings(deadline=None, max_examples=40)  # a busy machine is no failure
 WIDTH, HEADS, IMAGES, TAU = 8, 2, 7, 0.3
@@ -262,37 +261,6 @@ def test_padding_a_history_further_changes_no_loss() -> None:
     torch.testing.assert_close(longer.losses(objective), short.losses(objective))
 
 
-def test_popularity_is_the_log_of_the_share_of_what_is_shown_and_of_newest_clicks() -> None:
-    views = case([[0, 1, -1, -1, -1], [0, 2, -1, -1, -1]], [[0] * 5] * 2, [[3, 4, -1, -1, -1], [-1] * 5]).views
-    shown, newest = log_popularity(views).exp()
-    # Images never seen count as seen once: 7 images, of which three are shown (one twice) and one is clicked.
-    torch.testing.assert_close(shown * 8, torch.tensor([2.0, 1, 1, 1, 1, 1, 1]))
-    torch.testing.assert_close(newest * 7, torch.ones(7))
-
-
-def test_popularity_changes_both_contrasts_and_not_the_click_loss() -> None:
-    plain, corrected = some_case().losses(objective_of()), some_case().losses(objective_of(popularity_correction=1.0))
-    assert (plain[:2] != corrected[:2]).all()
-    assert plain[2] == corrected[2]
-
-
-def test_between_views_is_a_fourth_loss_and_the_others_see_the_first_view() -> None:
-    example, objective = some_case(), objective_of(weight_self=0.5)
-    batch = example.batch()
-    first = example.vectors[torch.from_numpy(batch.images)]
-    second = torch.nn.functional.normalize(first + 0.3 * torch.randn(first.shape), dim=1)
-    losses = objective.losses(torch.cat([first, second]), tensors(batch))
-    assert (objective.terms[-1], objective.weights[-1], objective.views) == ("views", 0.5, 2)
-    torch.testing.assert_close(losses[:3], example.losses(objective_of()))
-    images = torch.from_numpy(batch.images)
-    expected = nt_xent(first, second, images, temperature=0.2, mask_false_negatives=True)
-    torch.testing.assert_close(losses[3], expected)
-
-
-def test_augmented_asks_for_one_view() -> None:
-    assert (objective_of().views, objective_of(augmented=True).views) == (0, 1)
-
-
 def test_without_the_mask_of_false_negatives_a_copy_is_a_negative() -> None:
     page, history = [[0, 0, 1, -1, -1]], [[2, 3, -1, -1, -1]]
     example = case(page, [[1, 0, 0, 0, 0]], history)
@@ -309,8 +277,6 @@ def test_without_the_mask_of_false_negatives_a_copy_is_a_negative() -> None:
         ({"history_order": "oldest"}, "unknown history_order 'oldest': choose one of newest, random"),
         ({"history_order": "random", "weight_ucs": 0.0}, "give weight_ucs more than 0"),
         ({"history_order": "random", "history": 1}, "history more than 1"),
-        ({"popularity_correction": 2.0}, "popularity_correction is 2.0: give 0"),
-        ({"weight_self": -1.0}, "weight_self is -1.0"),
         ({"heads": 3}, "not a multiple of 3 heads"),
     ],
 )
@@ -327,9 +293,8 @@ def test_any_number_of_heads_that_divides_the_width(heads: int) -> None:
 def test_the_encoder_alone_is_what_an_ablation_leaves_behind() -> None:
     choices: list[Callable[[], BehaviourObjective]] = [
         objective_of,
-        lambda: objective_of(attention="self", projection_head=True, popularity_correction=1.0, weight_self=1.0),
+        lambda: objective_of(attention="self", projection_head=True),
     ]
     names = build_encoder(TINY).state_dict().keys()
     for choice in choices:
         assert choice().encoder.state_dict().keys() == names
-        assert "popularity" not in choice().state_dict()

@@ -15,9 +15,7 @@ from model.courier.kept import Kept, digest_of_weights, kept_on_disk
 from model.courier.processes import Processes
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-TINY = CourierConfig(
-    backbone="small", backbone_weights="random", image_size=16, batch_rows=16, steps=4, warmup_steps=2, heads=2
-)
+TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16, batch_rows=16, steps=4, warmup_steps=2)
 WEIGHTS = "weights.safetensors"
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from model.courier.losses import click_prediction, pv_contrast, user_click_sequence_contrast
+from model.courier.rival_losses import image_title_contrast, nt_xent
 
 untimed = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 
@@ -33,8 +34,6 @@ class Rows:
     newest_image: Tensor
     rival: Tensor | None
     newest_rival: Tensor | None
-    correction: Tensor | None
-    newest_correction: Tensor | None
     logit: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
@@ -49,7 +48,6 @@ class Rows:
             self.clicks > 0,
             self.image,
             self.rival,
-            self.correction,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -61,7 +59,6 @@ class Rows:
             self.clicks,
             self.newest_image,
             self.newest_rival,
-            self.newest_correction,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -84,7 +81,7 @@ def batches(draw: st.DrawFn) -> Rows:
     shown, clicked, image = (np.array(column).reshape(count, PAGE) for column in zip(*cells, strict=True))
     clicks = np.array(draw(st.lists(st.integers(0, HISTORY), min_size=count, max_size=count)))
     newest = np.array(draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)))
-    within, corrected = draw(st.booleans()), draw(st.booleans())
+    within = draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     return Rows(
         page=unit(rng, count, PAGE),
@@ -98,15 +95,13 @@ def batches(draw: st.DrawFn) -> Rows:
         newest_image=torch.tensor(np.where(clicks > 0, newest, -1)),
         rival=torch.tensor(image % 2) if within else None,
         newest_rival=torch.tensor(newest % 2) if within else None,
-        correction=torch.tensor(-np.log(2.0 + image), dtype=torch.float32) if corrected else None,
-        newest_correction=torch.tensor(-np.log(2.0 + newest), dtype=torch.float32) if corrected else None,
         logit=torch.tensor(rng.normal(size=(count, PAGE)), dtype=torch.float32),
     )
 
 
-def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, correction, mask):  # type: ignore[no-untyped-def]
+def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, mask):  # type: ignore[no-untyped-def]
     def logit(i, j):  # type: ignore[no-untyped-def]
-        return float(embedded[i] @ rebuilt[j]) / TAU - (0.0 if correction is None else float(correction[i]))
+        return float(embedded[i] @ rebuilt[j]) / TAU
 
     losses = []
     for j in anchors:
@@ -123,14 +118,14 @@ def slow_pv(rows: Rows, mask: bool) -> float:
     places = [(r, p) for r in range(len(rows.page)) for p in range(PAGE)]
     candidates = [place for place in places if rows.shown[place]]
     anchors = [(r, p) for r, p in candidates if rows.clicked[r, p] and rows.clicks[r] > 0]
-    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, rows.correction, mask)
+    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, mask)
 
 
 def slow_ucs(rows: Rows, mask: bool) -> float:
     candidates = [r for r in range(len(rows.page)) if rows.clicks[r] >= 1]
     anchors = [r for r in candidates if rows.clicks[r] >= 2]
     vectors, images = (rows.newest, rows.rebuilt_newest), (rows.newest_image, rows.newest_rival)
-    return slow_contrast(*vectors, anchors, candidates, *images, rows.newest_correction, mask)
+    return slow_contrast(*vectors, anchors, candidates, *images, mask)
 
 
 def slow_click(rows: Rows) -> float:
@@ -210,8 +205,6 @@ def rows_of(image: list[list[int]], clicked: list[list[bool]]) -> Rows:
         newest_image=torch.tensor(image)[:, 0],
         rival=None,
         newest_rival=None,
-        correction=None,
-        newest_correction=None,
         logit=torch.zeros(count, page),
     )
 
@@ -231,12 +224,6 @@ def test_with_rivals_given_only_they_are_negatives() -> None:
     assert rows.ucs().item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_an_image_drawn_twice_as_often_counts_half_once_corrected() -> None:
-    rows = rows_of([[1, 2, 3]], [[True, False, False]])
-    rows.correction = torch.log(torch.tensor([[0.25, 0.25, 0.5]]))  # the shares shown; the vectors are all alike
-    assert rows.pv().item() == pytest.approx(math.log(4 + 4 + 2) - math.log(4))
-
-
 def test_unclicked_images_of_the_same_page_are_negatives() -> None:
     assert rows_of([[1, 2, 3]], [[True, False, False]]).pv().item() == pytest.approx(math.log(3))
 
@@ -253,6 +240,29 @@ def test_a_row_without_history_is_no_anchor_but_stays_a_negative() -> None:
     assert rows.pv().item() == pytest.approx(math.log(4))
     rows.clicks = torch.tensor([0, 0])
     assert rows.pv().item() == 0.0
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_no_cosine(half: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    first, second, numbers, there = unit(rng, 40), unit(rng, 40), torch.arange(40), torch.ones(40, dtype=torch.bool)
+    at = {"temperature": 0.02, "mask_false_negatives": True}
+
+    def losses() -> Tensor:
+        page, rebuilt = first.reshape(8, PAGE, WIDTH), second.reshape(8, PAGE, WIDTH)
+        every = there.reshape(8, PAGE)
+        return torch.stack(
+            [
+                pv_contrast(page, rebuilt, every, every, there[:8], numbers.reshape(8, PAGE), **at),  # type: ignore[arg-type]
+                user_click_sequence_contrast(first, second, numbers + 2, numbers, **at),  # type: ignore[arg-type]
+                nt_xent(first, second, numbers, **at),  # type: ignore[arg-type]
+                image_title_contrast(first, second, there, numbers, numbers, **at),  # type: ignore[arg-type]
+            ]
+        )
+
+    with torch.autocast("cpu", half):
+        halved = losses()
+    torch.testing.assert_close(halved, losses(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0])

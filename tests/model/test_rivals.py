@@ -137,7 +137,7 @@ def test_imagenet_without_a_warm_start_is_refused() -> None:
         settle(replace(TINY, method="imagenet"))
 
 
-@pytest.mark.parametrize("changes", [{"attention": "self"}, {"augmented": True}, {"weight_self": 1.0}])
+@pytest.mark.parametrize("changes", [{"attention": "self"}, {"weight_ucs": 0.0}, {"temperature": 0.2}])
 def test_an_ablation_of_courier_is_refused_by_the_others(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(changes))} changes method courier alone, not simclr"):
         settle(replace(TINY, method="simclr", **changes))
@@ -197,10 +197,8 @@ def test_a_method_leaves_an_encoder_in_an_artifact_the_same_for_the_same_seed(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"weight_self": 0.5},
-        {"augmented": True, "trainable": "head"},
         {"attention": "self", "value_maps": True},
-        {"projection_head": True, "popularity_correction": 1.0},
+        {"projection_head": True, "trainable": "head"},
         {"history_order": "random", "history": 3},
     ],
 )
@@ -210,7 +208,6 @@ def test_courier_is_trained_with_each_ablation(
     config = replace(TINY, batch_rows=16, steps=3, warmup_steps=1, **changes)
     train.build(**pretrain_inputs, out=tmp_path / "out", config=config)
     losses = json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
-    assert ("views" in losses) == ("weight_self" in changes)
     assert np.isfinite(losses["loss"])
 
 
@@ -272,10 +269,17 @@ if __name__ == "__main__":
     one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))
 
 
-def test_what_was_tuned_for_courier_does_not_hinder_a_rival() -> None:
-    tuned = CourierConfig(head_start="taste", basis="category", feature_components=64, learning_rate=1e-5, steps=7)
+def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_trained_backbone() -> None:
+    tuned = CourierConfig(
+        head_start="taste", basis="category", feature_components=64, temperature=0.5, learning_rate=1e-5, steps=7
+    )
     assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
     rival = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2})
     assert rival == CourierConfig(method="simclr", steps=7, learning_rate=1e-2)
     with pytest.raises(ValueError, match="head_start changes method courier alone, not clip"):
         settle(replace(tuned, method="clip"))
+    assert for_method(tuned, {"trainable": "upper", "temperature": 0.2}) == CourierConfig(
+        trainable="upper", temperature=0.2, steps=7
+    )
+    with pytest.raises(ValueError, match="basis is of frozen features, and trainable is all"):
+        settle(replace(tuned, trainable="all"))

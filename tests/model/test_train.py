@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ SIZE, IMAGES, ROWS = 16, 24, 60
 TINY = CourierConfig(
     backbone="small", backbone_weights="random", image_size=SIZE, batch_rows=16, steps=25, warmup_steps=5
 )
+ABLATED = {"attention": "self", "projection_head": True, "within_category": False, "mask_false_negatives": False}
 SPEEDS = ("images_per_second", "loader_stall")
 
 
@@ -47,19 +49,19 @@ def generated_views(seed: int = 0) -> PageViews:
     return PageViews(tuple(f"p{n:02d}" for n in range(IMAGES)), np.arange(IMAGES) % 3, page, clicked, history)
 
 
-def objective() -> Objective:
+def objective(**changes: Any) -> Objective:
     torch.manual_seed(0)
     encoder = build_encoder(replace(TINY, trainable="all"))
-    return BehaviourObjective(
-        encoder,
-        width=256,
-        heads=4,
-        value_maps=True,
-        temperature=0.05,
-        mask_false_negatives=True,
-        within_category=True,
-        from_features=False,
-    )
+    choices = {
+        "width": 256,
+        "heads": 4,
+        "value_maps": True,
+        "temperature": 0.05,
+        "mask_false_negatives": True,
+        "within_category": True,
+        "from_features": False,
+    }
+    return BehaviourObjective(encoder, **choices | changes)
 
 
 def pixels_of(batch: Batch) -> torch.Tensor:
@@ -92,6 +94,8 @@ def one_of_two_processes(rank: int, folder: Path) -> None:
     inner = objective()
     processes = Processes(rank, 2, torch.device("cpu"))
     save_file(chunked_gradients(inner, batch, processes), folder / f"in chunks{rank}.safetensors")
+    inner = objective(**ABLATED)
+    save_file(gradients(DistributedDataParallel(inner), inner, batch), folder / f"ablated{rank}.safetensors")
     dist.destroy_process_group()
 
 
@@ -108,13 +112,13 @@ def run_together(commands: Sequence[Sequence[str]], environments: Sequence[dict[
 
 def test_two_processes_give_the_gradients_of_one_on_the_same_global_batch_whole_or_in_chunks(tmp_path: Path) -> None:
     run_together([[__file__, str(rank), str(tmp_path)] for rank in range(2)], [{}, {}])
-    inner = objective()
-    alone = gradients(inner, inner, take_batch(generated_views(), np.arange(32)))
-    for part in ("whole0", "whole1", "in chunks0", "in chunks1"):
-        theirs = load_file(tmp_path / f"{part}.safetensors")
-        assert theirs.keys() == alone.keys()
-        for name, gradient in alone.items():
-            torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{part} {name}")
+    for inner, parts in ((objective(), ("whole", "in chunks")), (objective(**ABLATED), ("ablated",))):
+        alone = gradients(inner, inner, take_batch(generated_views(), np.arange(32)))
+        for part in (f"{part}{rank}" for part in parts for rank in range(2)):
+            theirs = load_file(tmp_path / f"{part}.safetensors")
+            assert theirs.keys() == alone.keys()
+            for name, gradient in alone.items():
+                torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-4, msg=f"{part} {name}")
 
 
 def test_encoding_each_image_once_equals_encoding_every_place() -> None:
@@ -251,7 +255,7 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
         (["stepz=3"], "unknown setting 'stepz'"),
         (["steps=many"], "setting 'steps=many' is not a int"),
         (["mask_false_negatives=maybe"], "is not a bool: write mask_false_negatives=true or false"),
-        (["augmented=1"], "is not a bool: write augmented=true or false"),
+        (["projection_head=1"], "is not a bool: write projection_head=true or false"),
     ],
 )
 def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
@@ -260,8 +264,8 @@ def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
 
 
 def test_settings_take_the_type_of_their_field() -> None:
-    settings = ["steps=3", "learning_rate=0.1", "mask_false_negatives=False", "augmented=true", "head=mlp"]
-    expected = {"steps": 3, "learning_rate": 0.1, "mask_false_negatives": False, "augmented": True, "head": "mlp"}
+    settings = ["steps=3", "learning_rate=0.1", "mask_false_negatives=False", "projection_head=true", "head=mlp"]
+    expected = {"steps": 3, "learning_rate": 0.1, "mask_false_negatives": False, "projection_head": True, "head": "mlp"}
     assert train.parse_settings(settings) == expected
 
 

@@ -36,7 +36,7 @@ class CourierConfig:
     weight_pv: float = 1.0
     weight_ucs: float = 1.0
     weight_click: float = 1.0
-    # What follows, to history_order, is of method courier alone, and all but the defaults are ablations.
+    # What follows, to history_order, is for ablations.
     attention: str = "cross"  # cross: the history rebuilds a known image | self: it foretells the next one, unknown
     projection_head: bool = False  # the losses see an MLP of the vector that is kept
     history_order: str = "newest"  # newest: of a history the last click is rebuilt | random: any, as BERT masks

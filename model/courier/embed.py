@@ -20,8 +20,9 @@ from model import artifact
 from model.artifact import Manifest
 from model.courier.encoder import LoadedEncoder, embed_images, load_encoder
 from model.courier.exported import ExportedEncoder
-from model.courier.images import Pixels, stream_images
+from model.courier.images import Pixels
 from model.courier.progress import watched
+from model.courier.stored_images import stream_images
 
 log = structlog.get_logger()
 Vectors = npt.NDArray[np.float32]

@@ -1,26 +1,18 @@
-"""Turn untrusted bytes into the pixels an encoder reads: verify, decode, resize; and read them back from shards.
+"""Turn untrusted bytes into the pixels an encoder reads: verify, decode, resize.
 
 One road for the offline job, for training and for a picture uploaded to the search, so that the same file gives the
 same pixels everywhere.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
-import kornia_rs.io
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 from blake3 import blake3
 from PIL import ExifTags, GifImagePlugin, Image, ImageOps, UnidentifiedImageError, features
-
-from model import artifact
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -33,7 +25,6 @@ MAX_SIDE = 32_768  # pixels; the pixels allowed would also fit into a strip of 8
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 CODES = ("empty", "not_an_image", "truncated", "unsupported", "too_large", "too_many_pixels", "too_long", "too_small")
 
-DECODED = 256  # images in memory at a time beside where they go
 WHITE = (255, 255, 255, 255)
 MAX_PAGES = 1000  # looking for a loop, Pillow compares each page of a TIFF with all before it
 # Pixels; of a photograph, recompressed or resized, the hash by boxes stays as near as the one by Lanczos.
@@ -115,15 +106,6 @@ def to_png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def from_png(data: bytes, size: int) -> Pixels:
-    """The pixels (size, size, 3) of a PNG that `to_png` wrote. Raises ValueError for damage and for another size."""
-    try:
-        # A quarter of Pillow's time at 96 pixels. docs/LOG.md
-        return np.asarray(kornia_rs.io.decode_image_png_u8(data, (size, size), "rgb"), np.uint8)
-    except Exception as error:  # it raises nothing narrower
-        raise ValueError(str(error)) from None
-
-
 def pixel_hash(image: Image.Image) -> str:
     """32 hex digits that two images share only if mode, size and every pixel agree."""
     # Of a photograph it takes a third of SHA-256's time, and nobody can make two images meet either.
@@ -146,75 +128,6 @@ def perceptual_hash(image: Image.Image) -> str:
     ordered = np.sort(found)
     bits = found > (ordered[31] + ordered[32]) / 2
     return np.packbits(bits).tobytes().hex()
-
-
-def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[list[str], Pixels]:
-    """The pixels in an images artifact: ids and (N, S, S, 3).
-
-    Without image_ids every image, sorted by id; else those asked for, in that order, repeats included.
-    Raises ArtifactMissing or ArtifactMismatch for the artifact, ValueError for an id it does not hold.
-    """
-    shards = sorted((images / "shards").glob("images-*.parquet"))
-    size = image_size(images)
-    ids = _held(shards) if image_ids is None else list(image_ids)
-    pixels = np.empty((len(ids), size, size, 3), np.uint8)
-    decode_images(images, ids, pixels)
-    return ids, pixels
-
-
-def image_size(images: Path) -> int:
-    """The side in pixels of an images artifact's images. Raises ArtifactMissing or ArtifactMismatch."""
-    return int(artifact.read(images, kind="images").config["size"])
-
-
-def decode_images(images: Path, image_ids: Sequence[str], pixels: Pixels) -> None:
-    """Put the images asked for into `pixels` (N, S, S, 3), which may be a file that is mapped; a shard at a time."""
-    rows_of: dict[str, list[int]] = {}
-    for row, image_id in enumerate(image_ids):
-        rows_of.setdefault(image_id, []).append(row)
-    distinct = list(rows_of)
-    for places, part in stream_images(images, distinct, DECODED):
-        for place, image in zip(places, part, strict=True):
-            pixels[rows_of[distinct[place]]] = image
-
-
-def stream_images(images: Path, image_ids: Sequence[str], batch: int) -> Iterator[tuple[list[int], Pixels]]:
-    """The pixels of these distinct images, a part at a time, in the order of the shards: (n,) rows and (n, S, S, 3).
-
-    A row is a place in image_ids; n is at most `batch`, and no more than two parts are in memory: the next is decoded
-    meanwhile. Raises as load_images does, for an absent id at the end.
-    """
-    row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-    with ThreadPoolExecutor(1) as reading:
-        parts = _parts(images, row_of, batch)
-        coming = reading.submit(next, parts, None)
-        while (part := coming.result()) is not None:
-            coming = reading.submit(next, parts, None)
-            yield part
-
-
-def _parts(images: Path, row_of: Mapping[str, int], batch: int) -> Iterator[tuple[list[int], Pixels]]:
-    size = image_size(images)
-    absent = set(row_of)
-    for shard in sorted((images / "shards").glob("images-*.parquet")):
-        for table in pq.ParquetFile(shard).iter_batches(batch, columns=["image_id", "image"]):
-            wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in row_of]
-            if wanted:
-                table = table.take(pa.array(wanted, pa.int64()))
-                ids, pngs = table["image_id"].to_pylist(), table["image"].to_pylist()
-                absent.difference_update(ids)
-                pixels = [_stored(shard, image_id, png, size) for image_id, png in zip(ids, pngs, strict=True)]
-                yield [row_of[image_id] for image_id in ids], np.stack(pixels)
-    if absent:
-        first = next(image_id for image_id in row_of if image_id in absent)
-        raise ValueError(f"{images} holds no image {first}: rebuild the stage that asks for it")
-
-
-def _stored(shard: Path, image_id: str, png: bytes, size: int) -> Pixels:
-    try:
-        return from_png(png, size)
-    except ValueError as error:
-        raise ValueError(f"{shard}: image {image_id}: {error}; build the stage images again") from None
 
 
 # --- decoding -------------------------------------------------------------------------------------------------------
@@ -306,13 +219,3 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     # Pillow clips 16-bit grey at 255, which turns a photograph white.
     grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
     return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
-
-
-# --- shards ---------------------------------------------------------------------------------------------------------
-
-
-def _held(shards: Sequence[Path]) -> list[str]:
-    ids: list[str] = []
-    for shard in shards:
-        ids += pq.read_table(shard, columns=["image_id"])["image_id"].to_pylist()
-    return sorted(ids)

@@ -26,7 +26,6 @@ from model.courier.checkpoint import Checkpoint, checkpoint_folder, identity_of,
 from model.courier.config import CourierConfig
 from model.courier.encoder import KIND, activation_batches, feature_batches, save_encoder
 from model.courier.fit import Fit, Trained
-from model.courier.images import decode_images, image_size
 from model.courier.kept import Fill, Kept, digest, digest_of_tensor, digest_of_weights
 from model.courier.linear_start import prepare
 from model.courier.loader import Activations, Features, Pixels, Source
@@ -34,6 +33,7 @@ from model.courier.methods import build_objective, settle
 from model.courier.objective import BatchTensors, Objective
 from model.courier.processes import Processes, running
 from model.courier.progress import watched
+from model.courier.stored_images import decode_images, image_size
 from model.courier.views import VERSIONS, FeatureViews, PixelViews, version_batches
 from model.space import Preprocessing
 

@@ -29,7 +29,8 @@ from model.courier.backbones import warm_start
 from model.courier.config import CourierConfig
 from model.courier.encoder import build_encoder, embed_images, load_encoder, save_encoder
 from model.courier.exported import ExportedEncoder
-from model.courier.images import load_images, squash, to_png
+from model.courier.images import squash, to_png
+from model.courier.stored_images import load_images
 from model.space import Preprocessing
 
 CONFIG = CourierConfig()

@@ -25,7 +25,7 @@ from jobs.beam.look import Looker, Reference
 from jobs.beam.processes import Processes
 from jobs.beam.recheck import far_images_changed
 from jobs.config import ImagesConfig
-from model.courier import images
+from model.courier.stored_images import from_png
 
 CONFIG = ImagesConfig(size=16, shards=2, store_shards=3)
 
@@ -201,7 +201,7 @@ def test_a_process_sees_what_a_thread_sees(raw):
     here = Looker(Fetcher(raw, CONFIG.max_bytes), CONFIG, retry_failed=False)
     assert [(look.outcome, look.png) for look in looks] == [(look.outcome, look.png) for look in map(here, references)]
     assert [look.outcome.reason for look in looks] == ["", "truncated", "not_found", "outside_folder"]
-    assert images.from_png(looks[0].png, 16).shape == (16, 16, 3)
+    assert from_png(looks[0].png, 16).shape == (16, 16, 3)
 
 
 def test_processes_pay_from_many_files_on_and_once_they_are_up(raw):

@@ -18,6 +18,7 @@ from jobs.logic import catalogue
 from jobs.sources.raw import RawTableUnusable
 from model import artifact
 from model.courier import images
+from model.courier.stored_images import load_images
 
 CONFIG = ImagesConfig(size=16, shards=3, max_bytes=20_000, max_pixels=10_000, placeholder_items=3)
 
@@ -215,7 +216,7 @@ def test_the_stats_beside_a_shard_are_those_of_the_shard(shop):
 
 def test_an_uploaded_image_gives_the_pixels_that_the_job_stored(shop):
     raw, out, _, _ = shop
-    ids, pixels = images.load_images(out)
+    ids, pixels = load_images(out)
     stored = dict(zip(ids, pixels, strict=True))
     for row in items_of(out)[: len(GOOD)]:
         uploaded = images.decode((raw / row["image_uri"]).read_bytes())
@@ -270,7 +271,7 @@ def test_an_empty_catalogue_is_an_artifact_without_images(tmp_path):
     (tmp_path / "raw" / "items.csv").write_text("item_id,image_uri\n")
     manifest = build(tmp_path / "raw", tmp_path / "images")
     assert (manifest.facts["items_read"], manifest.facts["distinct_images"]) == (0, 0)
-    assert images.load_images(tmp_path / "images")[1].shape == (0, 16, 16, 3)
+    assert load_images(tmp_path / "images")[1].shape == (0, 16, 16, 3)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from model.courier.backbones import warm_start
 from model.courier.config import CourierConfig
 from model.courier.encoder import LoadedEncoder, build_encoder, embed_images, load_encoder, save_encoder
 from model.courier.exported import ExportedEncoder
-from model.courier.images import load_images, stream_images
+from model.courier.stored_images import load_images, stream_images
 from model.space import Preprocessing
 
 SIZE = 16

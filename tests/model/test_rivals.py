@@ -265,10 +265,6 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Pa
                 torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-3, msg=f"{method} {name}")
 
 
-if __name__ == "__main__":
-    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))
-
-
 def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_trained_backbone() -> None:
     tuned = CourierConfig(
         head_start="taste", basis="category", feature_components=64, temperature=0.5, learning_rate=1e-5, steps=7
@@ -283,3 +279,7 @@ def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_tra
     )
     with pytest.raises(ValueError, match="basis is of frozen features, and trainable is all"):
         settle(replace(tuned, trainable="all"))
+
+
+if __name__ == "__main__":
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))

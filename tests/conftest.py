@@ -1,4 +1,4 @@
-"""A small shop's artifacts, its real Feast store loaded once for all tests, and files that are no image."""
+"""A small shop's artifacts, its real Feast store and one Spark for all tests, and files that are no image."""
 
 import bisect
 import os
@@ -256,6 +256,16 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
         vectors=vectors,
         as_of=as_of,
     )
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    """One Spark for all tests of a process: many short jobs are one long one, which earns back thorough compiling."""
+    from jobs.spark.session import spark_session
+
+    session = spark_session("courier tests", master="local[2]", large=True)
+    yield session
+    session.stop()
 
 
 @pytest.fixture(autouse=True)

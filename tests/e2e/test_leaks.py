@@ -13,6 +13,7 @@ from jobs.leak_canaries import release_canaries
 from jobs.log_canaries import grow_log
 
 USERS = 4
+pytestmark = pytest.mark.usefixtures("spark")  # else the first to need it would start one for short jobs
 
 
 @pytest.fixture(scope="module")

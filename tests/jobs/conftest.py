@@ -1,9 +1,8 @@
-"""Spark for the tests of the offline jobs, and small raw folders for them to read."""
+"""Events and small raw folders for the tests of the offline jobs to read."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,16 +15,6 @@ START = datetime(2024, 3, 1, 22, tzinfo=UTC)
 OFFSETS = [
     timedelta(hours=hours, microseconds=micros) for hours in (0, 2, 3, 26, 50, 170, 194) for micros in (-1, 0, 1)
 ]
-
-
-@pytest.fixture(scope="session")
-def spark() -> Iterator[Any]:
-    """One Spark for all tests."""
-    from jobs.spark.session import spark_session
-
-    session = spark_session("courier tests", master="local[2]")
-    yield session
-    session.stop()
 
 
 @pytest.fixture(scope="session")

@@ -261,11 +261,13 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """One Spark for all tests of a process: many short jobs are one long one, which earns back thorough compiling."""
-    from jobs.spark.session import spark_session
+    from jobs.spark import session
 
-    session = spark_session("courier tests", master="local[2]", large=True)
-    yield session
-    session.stop()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(session, "HEAP_GIB", (4, 4))  # of a machine that two processes share
+        running = session.spark_session("courier tests", master="local[2]", large=True)
+    yield running
+    running.stop()
 
 
 @pytest.fixture(autouse=True)

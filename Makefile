@@ -26,7 +26,7 @@ test: setup
 
 # Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
 engines: setup
-	$(BIN)/python -m pytest -q -s -m slow --timeout 3000 tests/jobs/test_engines.py
+	$(BIN)/python -m pytest -q -s -m slow --timeout 3000 tests/jobs/sequences/test_engines.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import typer
 
 from jobs.pipeline import recall_road, states
-from jobs.sources.raw import raw_digest
+from jobs.raw.folder import raw_digest
 
 
 def options(argv: Sequence[str]) -> tuple[Path, str]:

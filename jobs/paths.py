@@ -67,7 +67,7 @@ def local_folder(text: str | Path) -> Path:
     if found is not None and found[1].lower() != "file":
         raise UrlUnusable(
             f"{text} cannot be a workspace, for SQLite files and locks lie in it: give a local folder as --workspace; "
-            "the raw folder may be a URL, and so may --out of the jobs in jobs.spark and jobs.beam"
+            "the raw folder may be a URL, and so may --out of the programs in jobs.sequences and jobs.images"
         )
     return Path(any_path(text))  # type: ignore[arg-type]  # no URL
 

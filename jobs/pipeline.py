@@ -20,11 +20,11 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from jobs.daily_log import log_digest
-from jobs.materialize import is_loaded
+from jobs.config import PRESETS
+from jobs.features.materialize import is_loaded
 from jobs.paths import any_path
-from jobs.presets import PRESETS
-from jobs.sources.raw import raw_digest, truth_digest
+from jobs.raw.folder import raw_digest, truth_digest
+from jobs.sequences.daily.log import log_digest
 from model import artifact
 from model.artifact import AnyPath, Manifest
 from model.courier.config import for_method
@@ -54,41 +54,43 @@ class Stage:
 STAGES = (
     Stage(
         name="sequences",
-        build="jobs.spark.daily_log:build",
+        build="jobs.sequences.daily.build:build",
         takes=("raw", "raw_digest", "workspace", "config", "master"),
     ),
     Stage(
         name="images",
-        build="jobs.beam.image_references:build",
+        build="jobs.images.pipeline:build",
         takes=("raw", "raw_digest", "store", "config", "beam_args"),
     ),
-    Stage(name="pretrain", build="model.courier.train:build", needs=("sequences", "images"), takes=("config",)),
-    Stage(name="embed", build="model.courier.embed:build", needs=("pretrain", "images")),
-    Stage(name="cluster", build="jobs.cluster:build", needs=("embed", "sequences"), takes=("config",)),
+    Stage(
+        name="pretrain", build="model.courier.training.train:build", needs=("sequences", "images"), takes=("config",)
+    ),
+    Stage(name="embed", build="model.courier.inference.embed:build", needs=("pretrain", "images")),
+    Stage(name="cluster", build="jobs.embeddings.cluster:build", needs=("embed", "sequences"), takes=("config",)),
     Stage(
         name="features",
-        build="jobs.features:build",
+        build="jobs.features.offline:build",
         needs=("sequences", "images", "embed", "cluster"),
         takes=("master",),
     ),
-    Stage(name="materialize", build="jobs.materialize:build", needs=("features",), takes=("workspace",)),
-    Stage(name="index", build="jobs.build_index:build", needs=("embed",), takes=("config",)),
+    Stage(name="materialize", build="jobs.features.materialize:build", needs=("features",), takes=("workspace",)),
+    Stage(name="index", build="jobs.embeddings.build_index:build", needs=("embed",), takes=("config",)),
     Stage(
         name="rows",
-        build="jobs.training_rows:build",
+        build="jobs.features.training_rows:build",
         needs=("sequences", "features", "materialize"),
         takes=("workspace",),
     ),
     Stage(name="ctr", build="model.ctr.train:build", needs=("rows", "embed"), takes=("config",)),
     Stage(
         name="evaluate",
-        build="jobs.evaluate:build",
+        build="jobs.evaluation.evaluate:build",
         needs=("ctr", "rows", "embed", "sequences"),
         takes=("raw", "raw_digest", "config"),
     ),
     Stage(
         name="release",
-        build="jobs.release:build",
+        build="jobs.releases.build:build",
         needs=("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate"),
         takes=("workspace",),
     ),
@@ -311,7 +313,9 @@ def current_release(workspace: Path) -> str | None:
     """The id of the release that answers now; None where there is none."""
     if not (workspace / "catalogue.db").is_file():
         return None
-    from model import catalogue  # SQLAlchemy takes half a second that a run with nothing to do need not spend
+    from model import (
+        releases as catalogue,  # SQLAlchemy takes half a second that a run with nothing to do need not spend
+    )
 
     found = catalogue.current(workspace)
     return found.release_id if found else None

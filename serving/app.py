@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.courier.images import ImageRefused
+from model.courier.data.images import ImageRefused
 from serving.ranker import load_ranker
 from serving.release import ReleasedEncoder, open_release
 from serving.routes import World, router

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from feature_repo.contract import EMBEDDING_DIM, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, USER_KEY, Feature
 from feature_repo.definitions import open_store
-from model.ctr.inputs import ItemVectors
-from model.ctr.rows import (
+from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.rows import (
     CLUSTER_FEATURES,
     HISTORY,
     ITEM_FEATURES,
@@ -34,8 +34,8 @@ class RankingRows:
     """One user's candidates as model input.
 
     table: one row per candidate, in the order asked for: user_id, item_id, request_time and every feature column of
-    model.ctr.rows.  known_user, known_items: whether the store holds anything about them; what it does not hold has the
-    defaults of model.ctr.rows.  vectors: of the candidates and the clicked items, if asked for.
+    model.ctr.inputs.rows.  known_user, known_items: whether the store holds anything about them; what it does not hold
+    has the defaults of model.ctr.inputs.rows.  vectors: of the candidates and the clicked items, if asked for.
     """
 
     table: pa.Table

@@ -20,7 +20,7 @@ from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
 from serving.settings import read_settings
 
 if TYPE_CHECKING:
-    from model.ctr.saved import CtrModel
+    from model.ctr.export.saved import CtrModel
     from serving.features import RankingRows
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Ranker:
         return Ranking(sorted(ranked, key=lambda one: -(one.score or 0.0)), _what_was_missing(user_id, rows))
 
     def _rows(self, user_id: str, candidates: Sequence[str], as_of: datetime) -> "RankingRows":
-        from model.ctr.inputs import needs_vectors
+        from model.ctr.inputs.inputs import needs_vectors
 
         return self.features.ranking_rows(
             user_id, candidates, self.space_id, as_of=as_of, vectors=needs_vectors(self.model.images)

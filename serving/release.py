@@ -10,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-from model import artifact, catalogue
+from model import artifact
+from model import releases as catalogue
 from model.artifact import ArtifactMismatch
-from model.catalogue import NoRelease, Release
-from model.courier.images import resize
+from model.courier.data.images import resize
+from model.releases import NoRelease, Release
 
 if TYPE_CHECKING:
-    from model.courier.encoder import LoadedEncoder
-    from model.ctr.saved import CtrModel
+    from model.courier.network.encoder import LoadedEncoder
+    from model.ctr.export.saved import CtrModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class ReleasedEncoder:
 
     def embed(self, image: Image) -> npt.NDArray[np.float32]:
         """The unit vector (256,) of an RGB image of any size."""
-        from model.courier.encoder import embed_images
+        from model.courier.network.encoder import embed_images
 
         encoder = self.load()
         vectors = embed_images(encoder, resize(image, encoder.preprocessing.size)[None])
@@ -87,7 +88,7 @@ class ReleasedEncoder:
 
 
 def _load_encoder(opened: OpenRelease) -> "LoadedEncoder":
-    from model.courier.encoder import load_encoder
+    from model.courier.network.encoder import load_encoder
 
     encoder = load_encoder(opened.folders["pretrain"])
     if encoder.space_id != opened.space_id:
@@ -99,6 +100,6 @@ def _load_encoder(opened: OpenRelease) -> "LoadedEncoder":
 
 def load_ctr_model(opened: OpenRelease) -> "CtrModel":
     """The release's CTR model. Raises ArtifactMissing or ArtifactMismatch."""
-    from model.ctr.saved import load_model
+    from model.ctr.export.saved import load_model
 
     return load_model(opened.folders["ctr"] / opened.release.ctr_model.replace("/", "-"))

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, UploadFile
 
-from model.catalogue import Release
+from model.releases import Release
 from serving import ranker, visual_search
 from serving.ranker import Ranker
 from serving.schemas import RankAnswer, RankRequest, Ready, Refusal, SearchAnswer

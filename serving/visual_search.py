@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from model.courier.images import MAX_BYTES, decode, pixel_hash
-from model.courier.stored_images import load_images
+from model.courier.data.images import MAX_BYTES, decode, pixel_hash
+from model.courier.data.stored_images import load_images
 from model.vector_index import VectorIndex
 from serving import contact_sheet
 from serving.release import OpenRelease, ReleasedEncoder, open_release

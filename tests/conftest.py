@@ -24,7 +24,7 @@ from PIL import Image
 from upath import UPath
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
-from jobs import features
+from jobs.features import offline as features
 from model import artifact
 
 settings.register_profile("courier", deadline=None)  # a busy machine is slow, not wrong
@@ -261,7 +261,7 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """One Spark for all tests of a process: many short jobs are one long one, which earns back thorough compiling."""
-    from jobs.spark import session
+    from jobs.engines import spark_session as session
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "HEAP_GIB", (4, 4))  # of a machine that two processes share
@@ -292,7 +292,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
 @pytest.fixture(scope="session")
 def loaded_shop(shop: Shop) -> Shop:
     """The small shop with its Feast registry applied and its online store loaded."""
-    from jobs import materialize
+    from jobs.features import materialize
 
     materialize.build(features=shop.features, workspace=shop.workspace, out=shop.workspace / "materialize" / "k")
     return shop
@@ -346,7 +346,7 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
 
 
 def make_broken_images() -> dict[str, tuple[bytes, str]]:
-    """Name -> (bytes, the reason for which they are refused under the limits of model.courier.images)."""
+    """Name -> (bytes, the reason for which they are refused under the limits of model.courier.data.images)."""
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
     jpeg, lossless, moving = encoded(photo, "JPEG"), encoded(photo, "PNG"), encoded(photo, "GIF")
     frame = jpeg.index(b"\xff\xc0") + 5  # the sizes of a JPEG follow its marker: ITU T.81, B.2.2

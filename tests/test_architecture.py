@@ -112,7 +112,7 @@ def test_the_readmes_commands_exist() -> None:
 
 
 def test_the_readmes_scripts_exist() -> None:
-    scripts = set(re.findall(r"\bjobs/spark/\w+\.py", README)) | {
+    scripts = set(re.findall(r"\bjobs/sequences/\w+/\w+\.py", README)) | {
         f"{name.replace('.', '/')}.py" for name in re.findall(r"-m ((?:jobs|model)\.[\w.]+)", README)
     }
     assert len(scripts) >= 3

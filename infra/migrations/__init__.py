@@ -1,1 +1,1 @@
-"""Alembic migrations of the catalogue's tables (model/catalogue.py); jobs/release.py runs them."""
+"""Alembic migrations of the catalogue's tables (model/releases.py); jobs/releases/build.py runs them."""

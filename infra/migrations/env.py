@@ -1,9 +1,9 @@
-"""What Alembic runs: the migrations over the connection that jobs/release.py hands in, or over `-x url=...` by hand."""
+"""What Alembic runs: the migrations, over the connection of jobs/releases/build.py or over `-x url=...` by hand."""
 
 from alembic import context
 from sqlalchemy import Connection
 
-from model import catalogue
+from model import releases as catalogue
 
 
 def migrate(connection: Connection) -> None:

@@ -11,7 +11,7 @@ from feature_repo.contract import EMBEDDING_DIM, PRETRAIN_HISTORY
 class CourierConfig:
     """One pre-training run. Defaults follow Yang et al. 2025 (COURIER) where the paper says."""
 
-    method: str = "courier"  # one of model.courier.methods.METHODS
+    method: str = "courier"  # one of model.courier.training.methods.METHODS
     backbone: str = "lite0"  # lite0 | small | swin_t
     # head: the backbone is frozen and its features are computed once | upper: its first `frozen_parts` are, and their
     # activations lie on disk | all

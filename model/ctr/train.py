@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from feature_repo.contract import PERIODS
 from model import artifact, metrics
 from model.artifact import ArtifactMismatch, Manifest
-from model.ctr import inputs
-from model.ctr.boosted import BoostedModel
 from model.ctr.config import CtrConfig
-from model.ctr.fit_inputs import fit_inputs
-from model.ctr.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
-from model.ctr.neural import NeuralModel
+from model.ctr.inputs import inputs
+from model.ctr.inputs.fit import fit_inputs
+from model.ctr.inputs.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
+from model.ctr.models.boosted import BoostedModel
+from model.ctr.models.neural import NeuralModel
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

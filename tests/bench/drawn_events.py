@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.contract import EVENTS
-from jobs.sources.raw_folder import schema, write
+from jobs.datasets.writer import schema, write
 
 MICROS = 1_000_000
 DAY = 86_400 * MICROS

@@ -24,13 +24,14 @@ from rich.console import Console
 from rich.table import Table
 
 from model import artifact
-from model.courier import embed, exported
-from model.courier.backbones import warm_start
 from model.courier.config import CourierConfig
-from model.courier.encoder import build_encoder, embed_images, load_encoder, save_encoder
-from model.courier.exported import ExportedEncoder
-from model.courier.images import squash, to_png
-from model.courier.stored_images import load_images
+from model.courier.data.images import squash, to_png
+from model.courier.data.stored_images import load_images
+from model.courier.inference import embed
+from model.courier.inference import onnx_export as exported
+from model.courier.inference.onnx_export import ExportedEncoder
+from model.courier.network.backbones import warm_start
+from model.courier.network.encoder import build_encoder, embed_images, load_encoder, save_encoder
 from model.space import Preprocessing
 
 CONFIG = CourierConfig()

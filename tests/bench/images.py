@@ -25,9 +25,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from jobs.beam import image_references
 from jobs.config import ImagesConfig
-from model.courier import images
+from jobs.images import pipeline as image_references
+from model.courier.data import images
 
 CORES = os.cpu_count() or 1
 CONFIG = ImagesConfig()

@@ -25,13 +25,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.courier.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.config import CourierConfig
-from model.courier.fit import Fit
-from model.courier.kept import kept_on_disk
-from model.courier.loader import Pixels, loaded
-from model.courier.methods import build_objective
-from model.courier.processes import Processes
+from model.courier.data.batches import Batch, PageViews, rows_of_step, take_batch
+from model.courier.data.loader import Pixels, loaded
+from model.courier.training.array_cache import kept_on_disk
+from model.courier.training.methods import build_objective
+from model.courier.training.process_group import Processes
+from model.courier.training.trainer import Fit
 from model.space import Preprocessing
 
 ALONE = Processes(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))

@@ -79,16 +79,16 @@ def build(engine: str, raw: Path, out: Path) -> dict[str, float]:
 
 
 def _spark(raw: Path, out: Path) -> Callable[[], object]:
-    from jobs.spark.behavior_sequences import build as build_sequences
-    from jobs.spark.session import spark_session
+    from jobs.engines.spark_session import spark_session
+    from jobs.sequences.spark.behavior_sequences import build as build_sequences
 
     spark_session("bench", master=f"local[{THREADS}]", large=True)
     return lambda: build_sequences(raw=raw, raw_digest="", out=out, config=SequencesConfig())
 
 
 def _floor(raw: Path, out: Path) -> Callable[[], object]:
-    from jobs.spark.parquet_parts import write_parts
-    from jobs.spark.session import spark_session
+    from jobs.engines.parquet_parts import write_parts
+    from jobs.engines.spark_session import spark_session
 
     spark = spark_session("bench", master=f"local[{THREADS}]", large=True)
     out.mkdir()

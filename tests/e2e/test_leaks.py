@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 import pytest
 
-from jobs.canary_road import BORROWED, Walked, draw_sample, plant, write_events
 from jobs.config import SequencesConfig
-from jobs.features import connect
-from jobs.leak_canaries import release_canaries
-from jobs.log_canaries import grow_log
+from jobs.features.offline import connect
+from jobs.leakage.daily_log import grow_log
+from jobs.leakage.planted_probes import release_canaries
+from jobs.leakage.probe_run import BORROWED, Walked, draw_sample, plant, write_events
 
 USERS = 4
 pytestmark = pytest.mark.usefixtures("spark")  # else the first to need it would start one for short jobs
@@ -39,7 +39,7 @@ def valid_from_its_own_moment(monkeypatch):
     """Histories hold the click of the very moment: <= where < is meant."""
     from pyspark.sql import functions as F
 
-    from jobs.spark import behavior_sequences, histories
+    from jobs.sequences.spark import behavior_sequences, histories
 
     def early(kept, length):
         earlier = F.timestamp_micros(F.unix_micros("event_timestamp") - 1)
@@ -53,7 +53,7 @@ def counted_from_the_morning(monkeypatch):
     """Statistics hold the day of the request."""
     from pyspark.sql import functions as F
 
-    from jobs.spark import item_statistics
+    from jobs.sequences.spark import item_statistics
 
     def early(*frames, **options):
         counted = honest(*frames, **options)
@@ -65,7 +65,7 @@ def counted_from_the_morning(monkeypatch):
 
 def joined_by_the_latest(monkeypatch):
     """Rows join the newest features there are, not those of their moment."""
-    from jobs import training_rows
+    from jobs.features import training_rows
 
     def latest(store, keys, services):
         place = keys.schema.get_field_index("event_timestamp")
@@ -91,7 +91,7 @@ def test_a_sabotaged_road_fails_the_check_that_names_its_leak(lent, tmp_path, mo
 
 def reads_a_day_too_far(monkeypatch):
     """A day is added with the events of the day after it, where they lie in the raw folder already."""
-    from jobs.spark import daily_log
+    from jobs.sequences.daily import build as daily_log
 
     def too_far(spark, table, start, end, as_of):
         return honest(spark, table, start, end + timedelta(days=1), as_of)
@@ -102,7 +102,7 @@ def reads_a_day_too_far(monkeypatch):
 
 def takes_in_what_is_late(monkeypatch):
     """A day is added with all that lies before it, and what was settled is written anew."""
-    from jobs import daily_log
+    from jobs.sequences.daily import log as daily_log
 
     monkeypatch.setattr(daily_log, "SETTLED_AFTER", timedelta(days=30))
 
@@ -110,7 +110,7 @@ def takes_in_what_is_late(monkeypatch):
 @pytest.fixture(scope="module")
 def built(lent, tmp_path_factory):
     """The planted events, all and before dusk, each with sequences that were built from them at once."""
-    from jobs.spark.daily_log import build
+    from jobs.sequences.daily.build import build
 
     def sequences_alone(name, cut):
         workspace = root / name

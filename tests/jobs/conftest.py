@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.logic.events import Event
+from jobs.rules.events import Event
 
 START = datetime(2024, 3, 1, 22, tzinfo=UTC)
 # Two hours before a midnight, the midnight itself, and the microseconds beside each: every edge of every interval.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import commands, pipeline
+from jobs import cli as commands
+from jobs import pipeline
+from jobs.config import PRESETS
 from jobs.pipeline import Road, Stage, StageError, walk
-from jobs.presets import PRESETS
 from model import artifact
 from model.artifact import Manifest
 from model.courier.config import CourierConfig

@@ -14,8 +14,8 @@ from PIL import Image
 
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, WINDOWS_DAYS
 from model import artifact
-from model.ctr.inputs import ItemVectors
-from model.ctr.rows import ROW_COLUMNS
+from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.rows import ROW_COLUMNS
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 CLUSTERS, CATEGORIES, PAGE = 12, 4, 5

@@ -14,8 +14,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from model.catalogue import Release
-from model.courier.images import pixel_hash
+from model.courier.data.images import pixel_hash
+from model.releases import Release
 from model.vector_index import VectorIndex
 from serving.app import BodyLimit, create_app
 from serving.ranker import Ranker

@@ -10,9 +10,9 @@ import pytest
 
 from feature_repo.contract import SERVICES
 from feature_repo.definitions import open_store
-from jobs import materialize
+from jobs.features import materialize
 from model import artifact
-from model.ctr.rows import FEATURE_COLUMNS, HISTORY, ROW_DEFAULTS, features_of, fill, with_history_facts
+from model.ctr.inputs.rows import FEATURE_COLUMNS, HISTORY, ROW_DEFAULTS, features_of, fill, with_history_facts
 from serving.features import FeastFeatures
 
 USERS = [f"u{number}" for number in range(12)]

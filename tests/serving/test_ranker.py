@@ -14,8 +14,8 @@ import pytest
 
 from feature_repo.contract import LOADED_MARK
 from model import artifact
-from model.catalogue import Release
-from model.ctr.inputs import ItemVectors
+from model.ctr.inputs.inputs import ItemVectors
+from model.releases import Release
 from serving import ranker
 from serving.ranker import STORE_FAILED, BadRanking, Ranker
 from serving.release import OpenRelease
@@ -125,7 +125,7 @@ def features(monkeypatch: pytest.MonkeyPatch, opened: OpenRelease) -> FakeFeatur
 
 @pytest.fixture
 def opened() -> OpenRelease:
-    from model.catalogue import Release
+    from model.releases import Release
 
     release = Release(release_id="r1", created_at=NOW, space_id="s1", ctr_model="neural/none", artifacts={}, metrics={})
     return OpenRelease(release, {})
@@ -175,7 +175,7 @@ def test_a_ranking_that_cannot_be_made_is_one_sentence(options: list[str], sente
 
 
 def test_a_workspace_without_a_release_is_told_the_cure(tmp_path: Path) -> None:
-    from model.catalogue import NoRelease
+    from model.releases import NoRelease
 
     with pytest.raises(NoRelease, match="courier run RAW"):
         ranker.main(["--workspace", str(tmp_path), "--user", "u1", "--items", "a"])

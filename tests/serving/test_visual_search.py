@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.release import record_and_promote
-from model import artifact, catalogue
-from model.catalogue import NoRelease, Release
-from model.courier.images import ImageRefused, pixel_hash, to_png
+from jobs.releases.build import record_and_promote
+from model import artifact
+from model import releases as catalogue
+from model.courier.data.images import ImageRefused, pixel_hash, to_png
+from model.releases import NoRelease, Release
 from model.vector_index import VectorIndex
 from serving import contact_sheet, visual_search
 from serving.release import open_release

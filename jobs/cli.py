@@ -1,0 +1,287 @@
+"""The command lines of the road: run, status, and a verb for each stage."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import structlog
+import typer
+from rich.console import Console
+from rich.table import Table
+from upath import UPath
+
+from jobs.config import PRESETS
+from jobs.engines.beam_arguments import part
+from jobs.paths import local_folder, path_argument
+from jobs.pipeline import (
+    NAMES,
+    STAGES,
+    Road,
+    StageError,
+    State,
+    current_release,
+    locked,
+    recall_road,
+    remember,
+    states,
+    walk,
+)
+from jobs.raw.folder import raw_digest
+from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
+from model import artifact
+
+log = structlog.get_logger()
+
+Workspace = Annotated[
+    Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact of the road")
+]
+Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
+Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
+    ),
+]
+Master = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
+    ),
+]
+RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
+LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
+
+
+def run(
+    context: typer.Context,
+    raw: RawFolder,
+    workspace: Workspace = Path("workspace"),
+    preset: Preset = "demo",
+    from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
+    only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
+    allow_host: AllowedHosts = None,
+    master: Master = None,
+) -> None:
+    """The whole road, from raw tables to a release. Stages that are up to date are skipped.
+
+    Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
+    """
+    for name in (from_, only):
+        if name is not None and name not in NAMES:
+            raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+    if from_ and only:
+        raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
+    begun = time.monotonic()
+    rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
+    road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=context.obj, master=master)
+    held = _held(road)
+    done = walk(road, rebuild=frozenset(rebuild), only=only)
+    built = sum(what == "built" for what in done.values())
+    log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
+    if held:
+        (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
+
+
+def status(
+    workspace: Workspace = Path("workspace"),
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Every stage: fresh, stale or missing; and the current release."""
+    road = recall_road(workspace)
+    held = _held(road)
+    rows = [_status_row(road.workspace, name, state) for name, state in states(road, raw_digest(road.raw)).items()]
+    current = current_release(road.workspace)
+    if as_json:
+        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current, "log": held}
+        print(json.dumps(answer, indent=1))
+        return
+    table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{road.workspace}, preset {road.preset}")
+    for row in rows:
+        table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
+    Console().print(table)
+    Console().print(f"current release: {current or 'none'}")
+    if held:
+        Console().print(held["said"])
+
+
+def _held(road: Road) -> dict[str, Any] | None:
+    """Which days the daily log holds, and what it leaves out of the raw events there are now; None without a log."""
+    mark = read_watermark(road.workspace)
+    if mark is None:
+        return None
+    from jobs.sequences.daily.raw_days import sentence
+    from jobs.sequences.daily.raw_days_spark import left_out_now  # Spark, which a workspace without a log need not load
+
+    out = left_out_now(road.raw, road.workspace, mark, road.master)
+    days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
+    return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
+
+
+def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
+    if state.fresh and state.folder is not None:
+        manifest = artifact.read(state.folder, kind=name)
+        size = sum(facts["bytes"] for facts in manifest.files.values()) / 1e6
+        built_at = manifest.created_at[:19]
+        return {
+            "stage": name,
+            "state": "fresh",
+            "version": state.folder.name,
+            "built_at": built_at,
+            "megabytes": round(size, 1),
+        }
+    older = any((workspace / name).glob(f"*/{artifact.MANIFEST}"))
+    return {
+        "stage": name,
+        "state": "stale" if older else "missing",
+        "version": None,
+        "built_at": None,
+        "megabytes": None,
+    }
+
+
+def run_main(argv: Sequence[str]) -> None:
+    """`courier run`."""
+    ours, beam_args = part(argv)
+    call(run, "courier run", ours, tuple(beam_args))
+
+
+def status_main(argv: Sequence[str]) -> None:
+    """`courier status`."""
+    call(status, "courier status", argv)
+
+
+def stage_main(argv: Sequence[str]) -> None:
+    """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
+    name, *rest = argv
+    own: dict[str, Callable[..., None]] = {"sequences": sequences, "pretrain": pretrain}
+    if name in own:
+        call(own[name], f"courier {name}", rest)
+        return
+
+    def one(
+        raw: LastRaw = None,
+        workspace: Workspace = Path("workspace"),
+        preset: Remembered = None,
+        master: Master = None,
+    ) -> None:
+        walk(replace(recall_road(workspace, raw, preset), master=master), only=name)
+
+    one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
+    call(one, f"courier {name}", rest)
+
+
+def sequences(
+    raw: LastRaw = None,
+    workspace: Workspace = Path("workspace"),
+    preset: Remembered = None,
+    day: Annotated[
+        datetime | None,
+        typer.Option("--date", formats=DAYS, help="add this day of events to the workspace's daily log"),
+    ] = None,
+    from_: Annotated[
+        datetime | None, typer.Option("--from", formats=DAYS, help="add the days from this one ...")
+    ] = None,
+    to: Annotated[
+        datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
+    ] = None,
+    master: Master = None,
+) -> None:
+    """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
+
+    A day that the log holds already is computed again, and all that follow it.
+    """
+    road = replace(recall_road(workspace, raw, preset), master=master)
+    days = asked_days(day, from_, to)
+    if days is None:
+        walk(road, only="sequences")
+        return
+    from jobs.sequences.daily.build import (  # Spark, which an up-to-date stage need not load
+        add_days,
+        refuse_to_leave_out,
+        tell_left_out,
+    )
+
+    road.workspace.mkdir(parents=True, exist_ok=True)
+    with locked(road.workspace):
+        if day is not None and read_watermark(road.workspace) is None:
+            refuse_to_leave_out(road.raw, road.workspace, *days, master=master)
+        config = PRESETS[road.preset]["sequences"]
+        done = add_days(
+            raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master
+        )
+        tell_left_out(road.workspace, done)
+        remember(road)
+
+
+def pretrain(
+    raw: LastRaw = None,
+    workspace: Workspace = Path("workspace"),
+    preset: Remembered = None,
+    method: Annotated[
+        str | None, typer.Option(help="courier (default) or a rival: imagenet, simclr, simsiam, clip, random")
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="name=value of a CourierConfig field, as in --set heads=8")
+    ] = None,
+) -> None:
+    """Bring the stage `pretrain` up to date; the stages it needs must be.
+
+    With another method or other settings the encoder lies beside the road's own, which stays what it was: no later
+    stage takes it up.
+    """
+    from model.courier.training.train import parse_settings  # torch, which the other verbs do without
+
+    chosen = parse_settings([*(setting or ()), *([f"method={method}"] if method else ())])
+    road = replace(recall_road(workspace, raw, preset), pretrain=tuple(sorted(chosen.items())))
+    walk(road, only="pretrain")
+
+
+def images_main(argv: Sequence[str]) -> None:
+    """`courier images`."""
+    ours, beam_args = part(argv)
+
+    def images(
+        raw: LastRaw = None,
+        workspace: Workspace = Path("workspace"),
+        preset: Remembered = None,
+        retry_failed: Annotated[
+            bool, typer.Option("--retry-failed", help="open again what failed and may succeed, and nothing else")
+        ] = False,
+        allow_host: AllowedHosts = None,
+    ) -> None:
+        """Bring the stage `images` up to date: only new and changed images are opened.
+
+        Those behind an address are asked for whether they changed, even where the raw folder stands.
+        Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
+        """
+        road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=tuple(beam_args))
+        state = states(road, raw_digest(road.raw))["images"]
+        if not retry_failed:
+            changed = state.fresh and _far_images_changed(road, state)
+            walk(road, only="images", rebuild=frozenset({"images"} if changed else ()))
+        elif state.fresh:
+            walk(road, only="images", rebuild=frozenset({"images"}), retry_failed=True)
+        else:
+            raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
+
+    call(images, "courier images", ours)
+
+
+def _far_images_changed(road: Road, state: State) -> bool:
+    from jobs.images.recheck import far_images_changed  # with clients that nothing else here needs
+
+    stage = next(stage for stage in STAGES if stage.name == "images")
+    built = cast(Path, state.folder)  # as it is fresh
+    return far_images_changed(built, road.workspace / "image_store", road.raw, road.settings(stage))
+
+
+def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
+    """Run a function as the command line NAME. obj: what its context carries."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(function)
+    app(args=list(argv), prog_name=name, standalone_mode=True, obj=obj)

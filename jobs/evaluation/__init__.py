@@ -1,0 +1,1 @@
+"""What images add to click prediction, and what an encoder knows."""

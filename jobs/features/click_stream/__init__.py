@@ -1,0 +1,1 @@
+"""Clicks merged into the online histories as they come."""

@@ -1,0 +1,334 @@
+"""A comparison of encoders as tables and as a page: one self-contained HTML file, made from comparison.json alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from jobs.html import page
+from jobs.html.evaluation import IMAGES, MODELS, POINTS, interval, p_text, points, svg
+
+GAINS: Final = ("vector", "simscore", "cluster_id")
+NEGATIVES: Final = {
+    "popular": "50 by popularity",
+    "category": "50 of its category",
+    "matched": "50 alike",
+    "page": "of the same page",
+}
+WARMTH: Final = {"all": "", "warm": ", on items clicked before", "cold": ", on new items"}
+FIGURES: Final = {"auc": "AUC", "recall_at_10": "recall@10", "mrr": "MRR"}
+PAIRED: Final = "the same resamples of users for both and for all their seeds"
+SMALL: Final = 0.01  # the p-value that the comparison aims at
+COLOURS: Final = ("#0072B2", "#C44E00", "#009E73", "#8C5A9E", "#E69F00", "#444444", "#56B4E9", "#B03060")
+
+Found = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """One table: its cells are text, its first column names the line."""
+
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    lines: Sequence[tuple[str, ...]]
+
+
+def sheets(found: Found) -> list[Sheet]:
+    """The comparison's tables. found: what comparison.json holds."""
+    models = _models(found)
+    tables = [_probe_sheet(found), *(make(found, model) for model in models for make in (_gain_sheet, _warmth_sheet))]
+    if found["against"]:
+        tables += [*(_against_sheet(found, *which) for which in product(models, WARMTH)), _against_probe_sheet(found)]
+    return [*tables, *(_order_sheet(found, model) for model in models), _prediction_sheet(found)]
+
+
+def _models(found: Found) -> list[str]:
+    return list(dict.fromkeys(key.split("/")[0] for key in found["baseline"]))
+
+
+def headline(found: Found) -> str:
+    """Over how many rivals the reference stands, with SimScore and with cluster IDs, in one sentence."""
+    rivals, reference = found["against"], found["reference"]
+    if reference not in [one["label"] for one in found["methods"]]:
+        return f"No run of {reference} got to its end: it is held against nothing."
+    if not rivals:
+        return "There is nothing that the runs could be held against."
+    told = []
+    for model in _models(found):
+        for images in ("simscore", "cluster_id"):
+            figures = [rival["ctr"].get(f"{model}/{images}/all") for rival in rivals]
+            above = sum(1 for one in figures if one and _is_sure(one) and one["value"] > 0)
+            told.append(f"{above} of {len(rivals)} with {IMAGES[images]} ({MODELS[model]})")
+    return f"{reference} is above {', '.join(told)}, p < {SMALL}."
+
+
+def render(found: Found) -> str:
+    """The whole page. found: what comparison.json holds."""
+    return page.render(
+        TEMPLATE,
+        found=found,
+        headline=headline(found),
+        sheets=sheets(found),
+        forest=svg("gains", "AUC gain of each encoder, with intervals", gains_figure(found)),
+        scatter=svg("prediction", "The probe's AUC against the AUC gain, a mark a run", prediction_figure(found)),
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _probe_sheet(found: Found) -> Sheet:
+    kinds = [kind for kind in NEGATIVES if any(f"{kind}/auc/all" in one["probe"] for one in found["methods"])]
+    columns = [f"{NEGATIVES[kind]}, {part}" for kind in kinds for part in ("warm", "cold")]
+    left = any(one["left"] for one in found["methods"])
+    lines = []
+    for one in found["methods"]:
+        cells = [_level(one["probe"].get(f"{kind}/auc/{part}")) for kind in kinds for part in ("warm", "cold")]
+        cells += [_percent(one["left"].get(part)) for part in ("warm", "cold") if left]
+        lines.append((one["label"], str(len(one["seeds"])), f"{one['steps']:,}", f"{one['seconds']:.0f}", *cells))
+    more = [f"left when alike, {part}" for part in ("warm", "cold") if left]
+    caption = f"mean over seeds ± spread over seeds; clicks of the {found['asked']['period']} period"
+    if left:
+        caption += f"; left: share of the AUC above chance among negatives alike in {found['asked']['match']}, which "
+        caption += ", ".join(f"differs by {_apart(found, part)} for {part} clicks" for part in ("warm", "cold"))
+    columns = ["encoder", "seeds", "steps", "training s", *columns, *more]
+    return Sheet("Probe: the AUC of the next click", caption, tuple(columns), lines)
+
+
+def _gain_sheet(found: Found, model: str) -> Sheet:
+    sure = any("share" in gain for one in found["methods"] for gain in one["gains"].values())
+    columns = ["encoder", *(IMAGES[images] for images in GAINS)]
+    columns += [f"{IMAGES[images]}, of true style" for images in GAINS[1:] if sure]
+    lines = []
+    for one in found["methods"]:
+        gains = [one["gains"].get(f"{model}/{images}/all") for images in GAINS]
+        shares = [_percent((gain or {}).get("share")) for gain in gains[1:] if sure]
+        lines.append((one["label"], *(_difference(gain, spread=True) for gain in gains), *shares))
+    if true := found["true_style"].get(f"{model}/true_style/all"):
+        lines.append(("true style", "", "", _difference(true, spread=True), "", "100%"))
+    plain = found["baseline"][f"{model}/none/all"]["value"]
+    caption = f"points (AUC x 100) over the same model without images, whose AUC is {plain:.4f}; 95 % CI; ± spread"
+    return Sheet(f"{MODELS.get(model, model)}: what images add", caption, tuple(columns), lines)
+
+
+def _warmth_sheet(found: Found, model: str) -> Sheet:
+    asked = [f"{model}/{images}/{part}" for images in GAINS[1:] for part in ("warm", "cold")]
+    named = [f"{IMAGES[images]}, {part}" for images in GAINS[1:] for part in ("warm", "cold")]
+    lines = [
+        (one["label"], *(_difference(one["gains"].get(key), spread=True) for key in asked)) for one in found["methods"]
+    ]
+    title = f"{MODELS.get(model, model)}: what images add for items clicked before the test period, and for new ones"
+    return Sheet(title, "points, 95 % CI; ± spread", ("encoder", *named), lines)
+
+
+def _against_sheet(found: Found, model: str, part: str) -> Sheet:
+    lines = []
+    for rival in found["against"]:
+        figures = [rival["ctr"].get(f"{model}/{images}/{part}") for images in GAINS]
+        lines.append((rival["rival"], *(cell for one in figures for cell in (_difference(one), _p(one)))))
+    columns = ["less", *(name for images in GAINS for name in (IMAGES[images], "p"))]
+    title = f"{found['reference']} against the others, with {MODELS.get(model, model)}{WARMTH[part]}"
+    return Sheet(title, f"differences of AUCs in points, 95 % CI: {PAIRED}", tuple(columns), lines)
+
+
+def _against_probe_sheet(found: Found) -> Sheet:
+    asked = [(kind, part) for kind in NEGATIVES for part in ("warm", "cold")]
+    asked = [(k, part) for k, part in asked if any(f"{k}/auc/{part}" in rival["probe"] for rival in found["against"])]
+    lines = []
+    for rival in found["against"]:
+        figures = [rival["probe"].get(f"{kind}/auc/{part}") for kind, part in asked]
+        lines.append((rival["rival"], *(_difference_p(one) for one in figures)))
+    columns = ["less", *(f"{NEGATIVES[kind]}, {part}" for kind, part in asked)]
+    title = f"{found['reference']} against the others, by the probe"
+    return Sheet(title, f"differences of AUCs in points: {PAIRED}", tuple(columns), lines)
+
+
+def _order_sheet(found: Found, model: str) -> Sheet:
+    steps = [f"{more} over {less}" for less, more in pairwise(GAINS)]
+    lines = []
+    for one in found["methods"]:
+        order = one["order"][model]
+        cells = [cell for step in steps for cell in (_difference(order[step]), _p(order[step]))]
+        lines.append((one["label"], "yes" if order["holds"] else "no", *cells))
+    columns = ["encoder", "holds"]
+    for less, more in pairwise(GAINS):
+        columns += [f"{IMAGES[more]} over {IMAGES[less]}", "p"]
+    title = f"{MODELS.get(model, model)}: vector < SimScore < cluster ID?"
+    return Sheet(title, "differences of AUCs in points, 95 % CI", tuple(columns), lines)
+
+
+def _prediction_sheet(found: Found) -> Sheet:
+    """Rank correlations, a line for each figure of the probe and a column for each gain."""
+    gains = list(dict.fromkeys(one["gain"] for one in found["prediction"]))
+    known = {(one["probe"], one["gain"]): one for one in found["prediction"]}
+    lines = []
+    for asked in dict.fromkeys(one["probe"] for one in found["prediction"]):
+        kind, name = asked.split("/")
+        named = f"{FIGURES[name]}, {NEGATIVES[kind]}"
+        lines.append((named, *(_correlation(known[asked, gain]) for gain in gains)))
+    columns = [f"{IMAGES[gain.split('/')[1]]}, {MODELS.get(gain.split('/')[0], '')}" for gain in gains]
+    some = found["prediction"][0] if found["prediction"] else {"runs": 0, "methods": 0}
+    caption = (
+        f"Spearman's rank correlation over {some['runs']} runs; 95 % CI by resampling the {some['methods']} encoders "
+        "with all their seeds"
+    )
+    return Sheet("Does the probe foretell what images add?", caption, ("probe", *columns), lines)
+
+
+def _apart(found: Found, part: str) -> str:
+    """How far negatives are from the target in the matched attribute, and how far those drawn by popularity are."""
+    figures = [found["methods"][0]["probe"].get(f"{kind}/distance/{part}") for kind in ("matched", "popular")]
+    apart = ["-" if one is None or one["value"] is None else f"{one['value']:.1f}" for one in figures]
+    return f"{apart[0]} (by popularity {apart[1]})"
+
+
+def _level(figure: Found | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.4f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.4f}")
+
+
+def _difference(figure: Found | None, *, spread: bool = False) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    more = f" ± {figure['spread'] * POINTS:.2f}" if spread and figure["spread"] is not None else ""
+    return f"{points(figure['value'])} ({interval(figure)}){more}"
+
+
+def _difference_p(figure: Found | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return f"{points(figure['value'])}, {p_text(figure['p_value'], equals=True)}"
+
+
+def _p(figure: Found | None) -> str:
+    return "-" if figure is None else p_text(figure["p_value"])
+
+
+def _percent(figure: Found | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.0%}" + (
+        "" if figure["ci_low"] is None else f" ({figure['ci_low']:.0%} to {figure['ci_high']:.0%})"
+    )
+
+
+def _correlation(figure: Found) -> str:
+    if figure["value"] is None:
+        return "-"
+    between = "" if figure["ci_low"] is None else f" ({figure['ci_low']:+.2f} to {figure['ci_high']:+.2f})"
+    return f"{figure['value']:+.2f}{between}"
+
+
+def _is_sure(figure: Found) -> bool:
+    return figure["p_value"] is not None and figure["p_value"] < SMALL
+
+
+# --- plots -----------------------------------------------------------------------------------------------------------
+
+
+def gains_figure(found: Found) -> Figure:
+    """Each encoder's gains in points with their 95 % intervals, a panel for each image input; small marks are seeds."""
+    model = _models(found)[0]
+    methods = found["methods"]
+    figure = Figure(figsize=(10, 1.4 + 0.36 * len(methods)), layout="constrained")
+    panels = figure.subplots(1, len(GAINS), sharey=True, squeeze=False)[0]
+    for axes, images in zip(panels, GAINS, strict=True):
+        for place, one in enumerate(methods):
+            gain = one["gains"].get(f"{model}/{images}/all")
+            if gain is None or gain["value"] is None:
+                continue
+            colour = COLOURS[0] if one["label"] == found["reference"] else COLOURS[1]
+            if gain["ci_low"] is not None:
+                axes.plot([gain["ci_low"] * POINTS, gain["ci_high"] * POINTS], [place, place], color=colour, lw=2)
+            axes.plot([v * POINTS for v in gain["by_seed"]], [place] * len(gain["by_seed"]), "|", color="#333", ms=9)
+            axes.plot(gain["value"] * POINTS, place, "o", color=colour, ms=6)
+        axes.axvline(0, color="#888", lw=1)
+        axes.set(title=f"{IMAGES[images]}, {MODELS.get(model, model)}", xlabel="AUC gain, points")
+        axes.set_yticks(range(len(methods)), [one["label"] for one in methods])
+        axes.set_ylim(len(methods) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", color="#ddd", lw=0.6)
+    return figure
+
+
+def prediction_figure(found: Found) -> Figure:
+    """The probe's AUC against popularity's negatives beside the gain, a mark a run, a panel for each image input."""
+    model = _models(found)[0]
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    panels: Sequence[Any] = figure.subplots(1, len(GAINS), squeeze=False)[0]
+    for axes, images in zip(panels, GAINS, strict=True):
+        for number, one in enumerate(found["methods"]):
+            probe, gain = one["probe"].get("popular/auc/all"), one["gains"].get(f"{model}/{images}/all")
+            if probe and gain and len(probe["by_seed"]) == len(gain["by_seed"]):
+                marks = [v * POINTS for v in gain["by_seed"]]
+                colour = COLOURS[number % len(COLOURS)]
+                axes.plot(
+                    probe["by_seed"], marks, "os^Dvp"[number // len(COLOURS) % 6], color=colour, label=one["label"]
+                )
+        axes.set(xlabel="probe AUC", ylabel="AUC gain, points", title=IMAGES[images])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+TEMPLATE: Final = """\
+{% extends "page" %}
+{% block title %}Encoders compared: {{ found.dataset.name }}{% endblock %}
+{% block style %}
+ thead th { white-space: normal; } tbody th { text-align: left; }
+{% endblock %}
+{% block main %}
+<h1>Encoders compared: {{ found.dataset.name }}</h1>
+<p class="headline">{{ headline }}</p>
+
+<figure>{{ forest | safe }}
+<figcaption>A mark is the mean over seeds, a bar its 95 % interval, a stroke one seed.</figcaption></figure>
+
+{% for sheet in sheets %}
+<h2>{{ sheet.title }}</h2>
+<div class="wide" role="region" aria-label="{{ sheet.title }}" tabindex="0">
+<table>
+<caption>{{ sheet.caption }}</caption>
+<thead><tr>{% for name in sheet.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in sheet.lines %}
+<tr><th scope="row">{{ line[0] }}</th>{% for cell in line[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endfor %}
+
+<figure>{{ scatter | safe }}
+<figcaption>A mark is a run: one encoder with one seed.</figcaption></figure>
+
+{% if found.failures %}
+<h2>Runs that failed</h2>
+<ul>
+{% for failure in found.failures %}
+<li>{{ failure.label }}, seed {{ failure.seed }}: {{ failure.error }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+
+<h2>How it was measured</h2>
+<p>{{ "{:,}".format(found.dataset.test_rows) }} rows of {{ "{:,}".format(found.dataset.test_users) }} users in the test
+period, {{ "{:,}".format(found.dataset.cold_test_rows) }} of them of items without a click before it. Every encoder was
+trained on the same page views of the training period; codebook and CTR models share the run's seed; rows and all other
+features are the same for all.</p>
+<p>Intervals and p-values come from {{ "{:,}".format(found.bootstrap) }} resamples of users with all their rows, the
+same ones for every encoder, seed and image input; within a resample the mean over seeds is taken. They say how sure a
+difference of these trained encoders is for other users; how far another seed may fall, the spread over seeds says.</p>
+{% if found.dataset.sampled_negatives %}
+<p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown, so figures
+compare encoders with each other and are not those of a live page. On items that nobody had chosen before they depend
+most on how the pages were filled.</p>
+{% endif %}
+<p>Settings: {% for label, settings in found.settings.items() %}{{ label }} ({% for name, value in settings.items() %}
+{{- name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}){{ "; " if not loop.last }}{% endfor %}.</p>
+{% endblock %}
+"""

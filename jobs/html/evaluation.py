@@ -1,0 +1,310 @@
+"""An evaluation as a page: one self-contained HTML file with its plots inside, made from evaluation.json alone."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from jobs.html import page
+
+MODELS: Final = {"lightgbm": "LightGBM", "neural": "Neural"}
+IMAGES: Final = {
+    "none": "none",
+    "vector": "vector",
+    "simscore": "SimScore",
+    "cluster_id": "cluster ID",
+    "true_style": "true style",
+}
+MOMENTS: Final = {
+    "start": "training begins",
+    "valid_start": "validation begins",
+    "test_start": "test begins",
+    "end": "test ends",
+}
+# Two colours that stay apart for colour-blind eyes (Okabe & Ito), and two markers besides.
+COLOURS: Final = {"lightgbm": "#0072B2", "neural": "#C44E00"}
+MARKERS: Final = {"lightgbm": "o", "neural": "s"}
+SIGNIFICANT: Final = 0.05
+POINTS: Final = 100.0  # an AUC difference of 0.01 is one point
+
+Row = Mapping[str, Any]
+
+
+def render(evaluation: Mapping[str, Any]) -> str:
+    """The whole page. evaluation: what evaluation.json holds."""
+    rows = evaluation["rows"]
+    return page.render(
+        TEMPLATE,
+        headline=headline(evaluation),
+        dataset=evaluation["dataset"],
+        lines=table_lines(evaluation),
+        best=_best_lines(evaluation),
+        moments=MOMENTS,
+        oracle=evaluation["oracle"],
+        true_style=any(row["images"] == "true_style" for row in rows),
+        forest=svg("forest", "AUC gain of each image input, with intervals", gains_figure(rows)),
+        calibration=svg("calibration", "Predicted against observed click rates", calibration_figure(rows)),
+        warmth=svg("warmth", "AUC gains on warm and on new items, with intervals", warmth_figure(rows)),
+    )
+
+
+def headline(evaluation: Mapping[str, Any]) -> str:
+    """What cluster IDs did for each model, in one sentence."""
+    told = [_told(row) for row in evaluation["rows"] if row["images"] == "cluster_id"]
+    name = evaluation["dataset"]["name"]
+    if not told:
+        return f"No model with image cluster IDs was evaluated on {name}."
+    return f"On {name}, image cluster IDs change the AUC of {', and that of '.join(told)}."
+
+
+def _told(row: Row) -> str:
+    model = {"neural": "the neural model"}.get(row["model"], MODELS.get(row["model"], row["model"]))
+    if row["auc_gain"] is None or row["p_value"] is None:
+        return f"{model} by an amount that these rows cannot tell"
+    verdict = "" if row["p_value"] < SIGNIFICANT else ", not told apart from zero"
+    p_value = p_text(row["p_value"], equals=True)
+    return f"{model} by {points(row['auc_gain'])} points (95 % CI {interval(row)}, {p_value}{verdict})"
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+
+def table_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The comparison as text, a tuple of twelve cells a row; gains in points (AUC x 100), a dash where undefined."""
+    return [_line(row) for row in evaluation["rows"]] + [
+        ("oracle", "", "", *_figures(row), *_gain_cells({}), *_gain_cells({})[:2])
+        for row in [evaluation["oracle"]]
+        if row is not None
+    ]
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    model, images = MODELS.get(row["model"], row["model"]), IMAGES.get(row["images"], row["images"])
+    return (
+        str(model),
+        str(images),
+        row["encoder"] or "-",
+        *_figures(row),
+        *_gain_cells(row),
+        *_gain_cells(row["cold"])[:2],
+    )
+
+
+def _figures(row: Row) -> list[str]:
+    return [_number(row[name], 4) for name in ("auc", "gauc", "ndcg", "logloss")]
+
+
+def _gain_cells(row: Row) -> tuple[str, str, str]:
+    if row.get("auc_gain") is None:
+        return "-", "-", "-"
+    return points(row["auc_gain"]), interval(row), p_text(row["p_value"])
+
+
+def points(difference: float | None) -> str:
+    """A difference of two AUCs, in points; a dash where undefined."""
+    return "-" if difference is None else f"{difference * POINTS:+.2f}"
+
+
+def interval(row: Row) -> str:
+    """The interval of a difference of two AUCs, in points."""
+    return "-" if row["ci_low"] is None else f"{points(row['ci_low'])} to {points(row['ci_high'])}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def p_text(value: float | None, *, equals: bool = False) -> str:
+    """A p-value, not finer than a thousandth; equals: as it is told in a sentence."""
+    if value is None:
+        return "-"
+    text = "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return f"p {'' if value < 0.001 else '= '}{text}" if equals else text
+
+
+def _best_lines(evaluation: Mapping[str, Any]) -> list[bool]:
+    """For each line of the table whether its gain is told apart from zero."""
+    found = [row["p_value"] is not None and row["p_value"] < SIGNIFICANT for row in evaluation["rows"]]
+    return [*found, False]
+
+
+# --- the plots ------------------------------------------------------------------------------------------------------
+
+
+def gains_figure(rows: Sequence[Row]) -> Figure:
+    """A forest plot: each image input's gain in points, with its 95 % interval, per model."""
+    kinds = _kinds(rows)
+    figure, (axes,) = _figure(1, height=1.2 + 0.55 * len(kinds))
+    models = _models(rows)
+    for row in rows:
+        if row["images"] in kinds and row["auc_gain"] is not None:
+            at = kinds.index(row["images"]) + (models.index(row["model"]) - (len(models) - 1) / 2) * 0.28
+            _interval_bar(axes, row, at)
+    _forest_axes(axes, [IMAGES.get(kind, kind) for kind in kinds], "AUC gain over images = none, points (AUC x 100)")
+    _legend(axes, models)
+    return figure
+
+
+def warmth_figure(rows: Sequence[Row]) -> Figure:
+    """The gain on items clicked before the test period beside that on items never clicked, a panel for each model."""
+    kinds, models = _kinds(rows), _models(rows)
+    figure, panels = _figure(max(1, len(models)), height=1.4 + 0.6 * len(kinds))
+    for axes, model in zip(panels, models, strict=False):
+        for row in (r for r in rows if r["model"] == model and r["images"] in kinds):
+            for part, shift, face in (("warm", -0.15, COLOURS.get(model, "#333")), ("cold", 0.15, "white")):
+                if row[part]["auc_gain"] is not None:
+                    _interval_bar(axes, {**row[part], "model": model}, kinds.index(row["images"]) + shift, face)
+        _forest_axes(axes, [IMAGES.get(kind, kind) for kind in kinds], "AUC gain, points (AUC x 100)")
+        axes.set_title(f"{MODELS.get(model, model)}: filled = clicked before, hollow = new items", fontsize=10)
+    return figure
+
+
+def calibration_figure(rows: Sequence[Row]) -> Figure:
+    """Predicted against observed click rate in ten groups of equal size, without images and with clusters."""
+    models = _models(rows)
+    figure, panels = _figure(max(1, len(models)), height=3.8)
+    for axes, model in zip(panels, models, strict=False):
+        shown = [r for r in rows if r["model"] == model and r["images"] in ("none", "cluster_id") and r["calibration"]]
+        for row in shown:
+            x, y = ([part[name] * 100 for part in row["calibration"]] for name in ("predicted", "observed"))
+            style = {"none": "--", "cluster_id": "-"}[row["images"]]
+            label = f"images = {IMAGES[row['images']]}"
+            axes.plot(x, y, style, marker=MARKERS.get(model, "o"), ms=4, color=COLOURS.get(model), label=label)
+        top = max([part[n] * 100 for r in shown for part in r["calibration"] for n in ("predicted", "observed")] or [1])
+        axes.plot([0, top], [0, top], color="#888", lw=1, label="perfect")
+        axes.set(xlabel="predicted, %", ylabel="clicked, %", title=MODELS.get(model, model))
+        axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    return [kind for kind in IMAGES if kind != "none" and any(row["images"] == kind for row in rows)]
+
+
+def _models(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
+
+
+def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes = list(figure.subplots(1, panels, squeeze=False, sharex=True)[0])
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _interval_bar(axes: Axes, row: Row, at: float, face: str | None = None) -> None:
+    colour = COLOURS.get(row["model"], "#333333")
+    if row["ci_low"] is not None:
+        axes.plot([row["ci_low"] * POINTS, row["ci_high"] * POINTS], [at, at], color=colour, lw=2)
+    marker = MARKERS.get(row["model"], "o")
+    axes.plot(row["auc_gain"] * POINTS, at, marker, ms=7, mec=colour, mfc=face or colour, mew=1.5)
+
+
+def _forest_axes(axes: Axes, names: Sequence[str], label: str) -> None:
+    axes.axvline(0, color="#888", lw=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", color="#ddd", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes, models: Sequence[str]) -> None:
+    for model in models:
+        axes.plot([], [], MARKERS.get(model, "o"), color=COLOURS.get(model, "#333"), label=MODELS.get(model, model))
+    axes.legend(frameon=False, fontsize=9)
+
+
+def svg(name: str, label: str, figure: Figure) -> str:
+    """The figure as an SVG element, its text kept as text, the same bytes each time; ids are unique to `name`."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    text = buffer.getvalue()
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+TEMPLATE: Final = """\
+{% extends "page" %}
+{% block title %}CTR evaluation: {{ dataset.name }}{% endblock %}
+{% block style %}
+ th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; } tr.sure td:nth-child(8) { font-weight: 700; }
+ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { color: #444; } dd { margin: 0; }
+{% endblock %}
+{% block main %}
+<h1>What images add to click prediction: {{ dataset.name }}</h1>
+<p class="headline">{{ headline }}</p>
+
+<h2>The models on the test period</h2>
+<div class="wide" role="region" aria-label="Table of models" tabindex="0">
+<table>
+<caption>Gains are differences of AUC to the same model without images, in points (AUC &times; 100), with 95 %
+intervals; bold where p &lt; 0.05. Cold: items that had no click before the test period.</caption>
+<thead><tr>{% for name in ["model", "images", "encoder", "AUC", "GAUC", "NDCG", "log loss", "gain", "95 % CI", "p",
+"cold gain", "cold 95 % CI"] %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for line in lines %}
+<tr{% if best[loop.index0] %} class="sure"{% endif %}><th scope="row">{{ line[0] }}</th>{% for cell in line[1:] %}<td>
+{{- cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+
+<h2>The gain of each image input</h2>
+<figure>{{ forest | safe }}
+<figcaption>Each mark is the gain on the test rows, each bar its 95 % interval. A bar that crosses the line at 0 is a
+gain that these rows do not tell apart from none.</figcaption></figure>
+
+<h2>Items clicked before, and new items</h2>
+<figure>{{ warmth | safe }}
+<figcaption>The same gains, on items that had a click before the test period (filled) and on items that had none
+(hollow).</figcaption></figure>
+
+<h2>Calibration</h2>
+<figure>{{ calibration | safe }}
+<figcaption>Ten groups of equal size, from the lowest prediction to the highest, at the positions where the items were
+shown.</figcaption></figure>
+
+<h2>How it was measured</h2>
+{% if dataset.description %}<p>{{ dataset.description }}</p>{% endif %}
+<dl>
+{% for period, counts in dataset.rows.items() %}
+<dt>{{ period }}</dt><dd>{{ "{:,}".format(counts.rows) }} rows, {{ "{:,}".format(counts.clicks) }} clicks</dd>
+{% endfor %}
+{% for name, said in moments.items() if name in dataset.splits %}
+<dt>{{ said }}</dt><dd>{{ dataset.splits[name] }}</dd>
+{% endfor %}
+</dl>
+<p>A row is one item shown in one page view. The periods follow each other in time; features are joined as of the moment
+of the request, so nothing later enters a row. The image encoder, the codebook and the models' vocabularies were fitted
+before the validation period began; training stops by the validation log loss. All models see the same rows and the same
+other features.</p>
+<p>AUC: the chance that a clicked row scores above an unclicked one, each scored as if it were shown at the top,
+because the position is not known when a page is ranked; log loss and calibration take the position as it was. GAUC: the
+same within each user, weighted by the
+user's rows. NDCG: within each page view that has a click. Intervals and p-values come from a paired bootstrap that
+resamples users with all their rows.</p>
+{% if dataset.sampled_negatives %}
+<p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown: each click's
+page was filled by drawing items. The figures compare models with each other; they are not those of a live page, and on
+items that nobody had chosen before they depend most on how items were drawn.</p>
+{% endif %}
+{% if true_style %}
+<p>“True style” replaces the cluster IDs with the labels that the images were drawn from: what perfect visual clusters
+would give. No other line has seen them.</p>
+{% endif %}
+{% if oracle %}
+<p>“Oracle” scores each row with the probability that its click was drawn with, position included: no model can be
+expected to pass it.</p>
+{% endif %}
+{% endblock %}
+"""

@@ -1,0 +1,1 @@
+"""The images stage: every image reference opened, verified, hashed and resized."""

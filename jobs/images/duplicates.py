@@ -1,0 +1,59 @@
+"""What all items that show one picture make of it and of each other: `jobs.rules.items` in columns."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.config import ImagesConfig
+from jobs.rules import items as catalogue
+
+
+def uses(examined: pa.Table, config: ImagesConfig) -> pa.Table:
+    """Who shows each picture: (image_id, items, first_item_id, categories, image_uri, uri, is_placeholder).
+
+    items: how many; first_item_id: the smallest; categories: the known ones, in any order; image_uri and uri: the
+    smallest of its references, as the table writes it and the absolute form. examined: with these columns of EXAMINED.
+    """
+    shown = examined.filter(pc.is_valid(examined["image_id"])).combine_chunks()
+    shown = shown.sort_by([("image_uri", "ascending"), ("uri", "ascending")])
+    found = shown.group_by("image_id", use_threads=False).aggregate(
+        [
+            ("item_id", "count"),
+            ("item_id", "min"),
+            ("category", "distinct", pc.CountOptions(mode="only_valid")),
+            ("image_uri", "first"),
+            ("uri", "first"),
+        ]
+    )
+    found = found.rename_columns(["image_id", "items", "first_item_id", "categories", "image_uri", "uri"])
+    by_items = pc.greater_equal(found["items"], config.placeholder_items)
+    by_categories = pc.greater_equal(pc.list_value_length(found["categories"]), config.placeholder_categories)
+    return found.append_column("is_placeholder", pc.and_(by_items, by_categories))
+
+
+def settle(examined: pa.Table, config: ImagesConfig) -> pa.Table:
+    """EXAMINED rows, sorted by item_id, with what all of them make of each, and duplicate_of.
+
+    duplicate_of: the smallest item that shows the same picture, where that is another one. The picture of a placeholder
+    is no picture: its image_id is null.
+    """
+    rows = examined.sort_by("item_id")
+    of_picture = uses(rows, config)
+    at = pc.index_in(rows["image_id"], value_set=of_picture["image_id"])
+    is_placeholder = pc.fill_null(of_picture["is_placeholder"].take(at), False)
+    first = of_picture["first_item_id"].take(at)
+    is_first = pc.fill_null(pc.equal(first, rows["item_id"]), True)
+    none = pa.scalar(None, pa.string())
+    settled = {
+        "status": pc.if_else(is_placeholder, catalogue.PLACEHOLDER, rows["status"]),
+        "reason": pc.if_else(is_placeholder, catalogue.SHARED_BY_MANY, rows["reason"]),
+        "image_id": pc.if_else(is_placeholder, none, rows["image_id"]),
+        "duplicate_of": pc.if_else(pc.or_(is_placeholder, is_first), none, first),
+    }
+    return _with_columns(rows, settled)
+
+
+def _with_columns(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
+    kept = {name: table[name] for name in table.column_names}
+    return pa.table(kept | columns)

@@ -1,0 +1,1 @@
+"""The bytes behind an image reference, wherever it may lead."""

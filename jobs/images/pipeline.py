@@ -1,0 +1,215 @@
+"""Open, verify, hash and resize every image that the items table refers to: a portable Beam pipeline.
+
+Run it as `python -m jobs.images.pipeline --raw RAW --out DIR`, with any Beam option after it. On a runner with
+several machines, RAW and DIR lie on a file system that all of them see.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import apache_beam as beam
+import structlog
+import typer
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.utils.shared import Shared
+from upath import UPath
+
+from jobs.config import ImagesConfig
+from jobs.engines import beam_progress as progress
+from jobs.engines import beam_runner as running
+from jobs.images import coverage
+from jobs.images import store as image_store
+from jobs.images import write as image_files
+from jobs.images.decode_pool import Processes
+from jobs.images.examine import KIND
+from jobs.images.store import ImageStore
+from jobs.images.transforms import ExamineReferences, FindPictures, KeepItems, ReadItems, WriteShards, WriteTable
+from jobs.paths import path_option
+from jobs.raw import layout as raw_layout
+from jobs.raw.folder import TableFiles, raw_digest, table_files
+from model import artifact
+from model.artifact import AnyPath, Manifest
+
+log = structlog.get_logger()
+
+LARGE: Final = 2**16  # bytes of a table that names files enough for processes to pay
+STORE: Final = "image_store"
+WORK: Final = ("references", "opened", "decoded", "shards_written")  # what a run did, as the runner counted it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What one run reads and writes: the table, the folder its references start from, the store, the artifact."""
+
+    table: TableFiles
+    folder: AnyPath
+    store: ImageStore
+    out: AnyPath
+    config: ImagesConfig
+    retry_failed: bool = False
+    processes: Shared | None = None  # the handle of `Processes`, where the runner has no more than this process
+
+
+def wire(pipeline: Any, job: Job) -> None:
+    """Put the transforms together."""
+    config, out = job.config, job.out
+    read = pipeline | "ReadItems" >> ReadItems(job.table)
+    items, rejected = read | "KeepItems" >> KeepItems(config.shards)
+    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.processes)
+    examined = items | "ExamineReferences" >> examine
+    pictures = examined | "FindPictures" >> FindPictures(config)
+
+    write_items = partial(image_files.write_items, config=config)
+    write_placeholders = partial(image_files.write_placeholders, store=job.store)
+    pictures.images | "WriteShards" >> WriteShards(out / "shards", config.shards, job.store)
+    pictures.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
+    examined | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
+    rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", image_files.write_rejected)
+    read | "Lengths" >> beam.Map(len) | "WriteCount" >> WriteTable(out / image_files.READ, image_files.write_count)
+
+
+def build(
+    *,
+    raw: AnyPath,
+    raw_digest: str,
+    store: AnyPath,
+    out: AnyPath,
+    config: ImagesConfig,
+    retry_failed: bool = False,
+    beam_args: Sequence[str] = (),
+) -> Manifest:
+    """Build the images artifact at `out` from the items table in `raw`.
+
+    raw_digest: the raw folder's identity, for the manifest. store: the folder of what earlier runs examined.
+    retry_failed: of what the store knows, look at nothing but the failures that may pass. beam_args: Beam's own
+    options, such as --runner=... Raises RawTableUnusable for a table that cannot be read, StoreBusy where another job
+    holds the store.
+    """
+    table = table_files(raw, "items")
+    for file in table.files:
+        raw_layout.check_file("items", table.format, file)
+    options = running.options(beam_args)
+    opened = image_store.open_store(store, config)
+    with (
+        image_store.alone(opened),
+        artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft,
+    ):
+        opened.sweep()
+        folder = draft.path.absolute()
+        started = time.monotonic()
+        job = Job(
+            table=table,
+            folder=raw.absolute(),
+            store=opened,
+            out=folder,
+            config=config,
+            retry_failed=retry_failed,
+            processes=Shared() if running.in_one_process(options) else None,
+        )
+        with _processes(job), _without_full_collections():
+            work = _run(options, job)
+        took = time.monotonic() - started
+        draft.facts.update(image_files.facts(draft.path), work={name: work.get(name, 0) for name in WORK})
+        draft.facts.update(seconds=round(took, 2), images_per_second=round(draft.facts["items_accepted"] / took, 1))
+        coverage.write_coverage(draft.path)
+    manifest = artifact.read(out, kind=KIND)
+    log.info("images_built", **manifest.facts["work"], **_flat_facts(manifest))
+    return manifest
+
+
+def _flat_facts(manifest: Manifest) -> dict[str, Any]:
+    return {name: fact for name, fact in manifest.facts.items() if not isinstance(fact, dict)}
+
+
+@contextmanager
+def _processes(job: Job) -> Iterator[None]:
+    """Have the processes of this job until the block ends.
+
+    For files that no store knows yet they start at once, while Beam still builds the pipeline.
+    """
+    if job.processes is None:
+        yield
+        return
+    processes = job.processes.acquire(partial(Processes, job.folder, job.config, job.retry_failed))
+    try:
+        near = isinstance(job.folder, Path) and job.store.is_empty()
+        if near and sum(file.stat().st_size for file in job.table.files) > LARGE:
+            processes.start()
+        yield
+    finally:
+        processes.close()
+
+
+@contextmanager
+def _without_full_collections() -> Iterator[None]:
+    """Let the collector of garbage not look again and again at the million objects that Beam's modules are."""
+    if gc.get_freeze_count():  # somebody else's, which unfreeze would undo
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _run(options: PipelineOptions, job: Job) -> dict[str, int]:
+    pipeline = beam.Pipeline(options=options)
+    wire(pipeline, job)
+    bar = progress.bar("images", progress.TALLY) if running.in_one_process(options) else nullcontext()
+    with bar:
+        return progress.counters(running.wait(pipeline))
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command(**running.COMMAND)
+def image_references(
+    context: typer.Context,
+    raw: Annotated[UPath, path_option("The raw folder: holds the items table; image paths start here.")],
+    out: Annotated[UPath, path_option("Where the images artifact is written.")],
+    store: Annotated[
+        UPath | None, path_option("What earlier runs examined; default: the folder image_store beside the output.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Open again what failed and may succeed, and nothing else.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A host that https:// references may name; *.example.com for all below it.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
+    shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
+    store_shards: Annotated[
+        int, typer.Option(help="Number of files the store is spread over: what a killed run does again is one of them.")
+    ] = 64,
+) -> None:
+    """Open, verify, hash and resize every image of the items table."""
+    args = running.beam_args(context)
+    config = ImagesConfig(size=size, shards=shards, store_shards=store_shards, allowed_hosts=tuple(allow_host or ()))
+    manifest = build(
+        raw=raw,
+        raw_digest=raw_digest(raw),
+        store=store or out.absolute().parent / STORE,
+        out=out,
+        config=config,
+        retry_failed=retry_failed,
+        beam_args=args,
+    )
+    typer.echo(json.dumps(dict(manifest.facts), indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; its answer on stdout, its log on stderr."""
+    running.main(app, argv)
+
+
+if __name__ == "__main__":
+    main()

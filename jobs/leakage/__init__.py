@@ -1,0 +1,1 @@
+"""Proof that nothing of the future reaches a training row."""

@@ -1,0 +1,1 @@
+"""Releases: built, listed, promoted, rolled back."""

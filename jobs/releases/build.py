@@ -1,0 +1,151 @@
+"""Bind one space, its codebook, index and CTR model into a release, and make it the current one: the release stage."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.orm import Session
+
+from model import artifact
+from model import releases as catalogue
+from model.artifact import ArtifactMismatch, Manifest
+from model.releases import Release
+
+log = structlog.get_logger()
+
+KIND = "release"
+RELEASE_FILE = "release.json"
+IN_A_SPACE = ("pretrain", "embed", "cluster", "index", "ctr")  # these always name their space
+MEASURES = ("auc", "gauc", "ndcg", "logloss", "auc_gain", "ci_low", "ci_high", "p_value", "n")
+
+
+def build(
+    *,
+    images: Path,
+    pretrain: Path,
+    embed: Path,
+    cluster: Path,
+    index: Path,
+    materialize: Path,
+    ctr: Path,
+    evaluate: Path,
+    workspace: Path,
+    out: Path,
+) -> Manifest:
+    """Record the release that these artifacts make in the workspace's catalogue, promote it, and write `release.json`.
+
+    Its id is the hash of the artifacts' digests, so a second run records nothing new. The catalogue is switched before
+    the artifact is finished: whoever was killed in between runs the stage again and comes to the same end.
+    Raises ArtifactMissing for an absent artifact, ArtifactMismatch for one of another space or made from another input.
+    """
+    stages = {
+        "images": images,
+        "pretrain": pretrain,
+        "embed": embed,
+        "cluster": cluster,
+        "index": index,
+        "materialize": materialize,
+        "ctr": ctr,
+        "evaluate": evaluate,
+    }
+    manifests = {stage: artifact.read(path, kind=stage) for stage, path in stages.items()}
+    digests = {stage: artifact.digest(path) for stage, path in stages.items()}
+    _check_made_of_each_other(manifests, digests)
+    release = Release(
+        release_id=name_release(digests),
+        created_at=datetime.now(UTC),
+        space_id=_the_one_space(manifests),
+        ctr_model=manifests["ctr"].facts["best"],
+        artifacts={
+            stage: {"path": path.resolve().relative_to(workspace.resolve()).as_posix(), "digest": digests[stage]}
+            for stage, path in stages.items()
+        },
+        metrics=_metrics(manifests, evaluate),
+    )
+    with artifact.write(out, kind=KIND, inputs=digests, config={}) as draft:
+        recorded = record_and_promote(catalogue.url_in(workspace), release)
+        (draft.path / RELEASE_FILE).write_text(json.dumps(document(recorded), indent=1, sort_keys=True))
+        draft.facts |= {
+            "release_id": recorded.release_id,
+            "space_id": recorded.space_id,
+            "ctr_model": recorded.ctr_model,
+        }
+    log.info("release_current", **draft.facts)
+    return artifact.read(out, kind=KIND)
+
+
+def name_release(digests: Mapping[str, str]) -> str:
+    """'r' and 12 hex digits of the hash of the artifacts' digests."""
+    return "r" + hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def document(release: Release) -> dict[str, Any]:
+    """A release as JSON values."""
+    return {
+        "release_id": release.release_id,
+        "created_at": release.created_at.isoformat(),
+        "space_id": release.space_id,
+        "ctr_model": release.ctr_model,
+        "artifacts": {stage: dict(where) for stage, where in release.artifacts.items()},
+        "metrics": dict(release.metrics),
+    }
+
+
+def record_and_promote(url: str, release: Release) -> Release:
+    """Bring the catalogue at `url` to the newest schema, record `release` and let it answer, in one transaction.
+
+    Returns the release as it was first recorded.
+    """
+    engine = catalogue.connect(url)
+    migrate(engine)
+    with Session(engine) as session, session.begin():
+        recorded = catalogue.record(session, release)
+        catalogue.promote(session, recorded.release_id, now=datetime.now(UTC))
+    engine.dispose()
+    return recorded
+
+
+def migrate(engine: sa.Engine) -> None:
+    """Bring the catalogue's tables to the newest migration; all of it or nothing."""
+    config = Config()
+    # Found as a package, so that it is the same in a checkout and in an installed wheel.
+    config.set_main_option("script_location", str(files("infra.migrations")).replace("%", "%%"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _the_one_space(manifests: Mapping[str, Manifest]) -> str:
+    spaces = {stage: manifest.facts.get("space_id") for stage, manifest in manifests.items()}
+    named = {stage: space for stage, space in spaces.items() if stage in IN_A_SPACE or space is not None}
+    if len(set(named.values())) != 1 or None in named.values():
+        told = ", ".join(f"{stage} {space or 'none'}" for stage, space in named.items())
+        raise ArtifactMismatch(f"a release is of one space, but these are of several ({told}): run the road again")
+    return str(named["pretrain"])
+
+
+def _check_made_of_each_other(manifests: Mapping[str, Manifest], digests: Mapping[str, str]) -> None:
+    for stage, manifest in manifests.items():
+        for source, digest in manifest.inputs.items():
+            if source in digests and digest != digests[source]:
+                raise ArtifactMismatch(f"{stage} was made from another {source} than the release's: rebuild {stage}")
+
+
+def _metrics(manifests: Mapping[str, Manifest], evaluate: Path) -> dict[str, Any]:
+    """What was measured of this release: the index's recall, and the released CTR model's row of the evaluation."""
+    evaluation = json.loads((evaluate / "evaluation.json").read_text())
+    best = manifests["ctr"].facts["best"]
+    rows: list[dict[str, Any]] = evaluation["rows"]
+    released = next((row for row in rows if f"{row['model']}/{row['images']}" == best), {})
+    return {
+        "recall_at_10": manifests["index"].facts["recall_at_10"],
+        **{measure: released[measure] for measure in MEASURES if measure in released},
+    }

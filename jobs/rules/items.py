@@ -1,0 +1,264 @@
+"""Which item rows are accepted, what becomes of an item's image, and which pictures are duplicates or placeholders.
+
+Plain Python: Beam and Spark translate it natively, and tests hold them to it.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from jobs.rules import events
+
+# Why a row of the items table is rejected, in the order in which the reasons are looked for.
+BAD_ROW: Final = events.BAD_ROW
+BAD_ENCODING: Final = events.BAD_ENCODING
+NULL_ITEM_ID: Final = "null_item_id"  # absent, empty or only white space
+BAD_PRICE: Final = "bad_price"  # not a number, negative or infinite (NaN is an unknown price, as in pandas)
+BAD_CREATED_AT: Final = "bad_created_at"  # no ISO 8601 moment, one without its offset from UTC, or not of our time
+DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a row of an item that another acceptable row describes: see precedence
+REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, BAD_PRICE, BAD_CREATED_AT, DUPLICATE_ITEM_ID)
+
+# What became of an accepted item's image.
+OK: Final = "ok"
+MISSING: Final = "missing"
+BROKEN: Final = "broken"
+PLACEHOLDER: Final = "placeholder"
+REFUSED: Final = "refused"
+SHARED_BY_MANY: Final = "shared_by_many"  # the reason of a placeholder
+STATUSES: Final = (OK, MISSING, BROKEN, PLACEHOLDER, REFUSED)
+
+# The status that each reason leads to. The codes of model.courier.data.images appear as they stand there.
+STATUS_OF: Final = {
+    "": OK,
+    "no_reference": MISSING,
+    "not_found": MISSING,
+    "unreadable": MISSING,  # it is there, but the disk or the store would not give it
+    "access_denied": MISSING,
+    "timed_out": MISSING,
+    "host_down": MISSING,  # it had given no answer many times in a row, and was not asked
+    "host_unavailable": MISSING,  # no address, no connection, or no whole answer
+    "server_error": MISSING,  # HTTP status 500 and above
+    "rate_limited": MISSING,  # HTTP status 429
+    "http_error": MISSING,  # any other HTTP status
+    "certificate_refused": MISSING,
+    "empty": BROKEN,
+    "not_an_image": BROKEN,
+    "truncated": BROKEN,
+    "unsupported": BROKEN,
+    "too_large": REFUSED,
+    "too_many_pixels": REFUSED,
+    "too_long": REFUSED,
+    "too_small": REFUSED,
+    "outside_folder": REFUSED,
+    "not_a_file": REFUSED,
+    "scheme_not_allowed": REFUSED,
+    "scheme_unavailable": REFUSED,  # allowed, but fsspec's driver for it is not installed
+    "host_not_allowed": REFUSED,
+    "redirect_not_allowed": REFUSED,
+    "too_many_redirects": REFUSED,
+    "private_address": REFUSED,
+    "credentials_in_url": REFUSED,
+    "bad_url": REFUSED,
+    SHARED_BY_MANY: PLACEHOLDER,
+}
+# What each of them means, for whoever reads a report.
+SENTENCES: Final = {
+    "no_reference": "The item names no image.",
+    "not_found": "There is nothing behind the reference.",
+    "unreadable": "It is there, but the disk or the store would not give it.",
+    "access_denied": "The server or the store does not give it to us.",
+    "timed_out": "It did not come in time.",
+    "host_down": "The host had given no answer many times in a row and was not asked.",
+    "host_unavailable": "The host has no address, took no connection or gave no whole answer.",
+    "server_error": "The server had an error of its own.",
+    "rate_limited": "The server asked for fewer requests, longer than we wait.",
+    "http_error": "The server answered with a status that is neither the picture nor a known refusal.",
+    "certificate_refused": "The host's certificate is not valid.",
+    "empty": "The file holds not one byte.",
+    "not_an_image": "The file is no image in a known format.",
+    "truncated": "The image's data is cut short or damaged.",
+    "unsupported": "The image's colours cannot be turned into RGB.",
+    "too_large": "The file is larger than allowed.",
+    "too_many_pixels": "The image has more pixels than allowed, and was not decoded.",
+    "too_long": "A side of the image is longer than allowed, and it was not decoded.",
+    "too_small": "A side of the image is shorter than allowed.",
+    "outside_folder": "The path leaves the folder of the items table.",
+    "not_a_file": "The path leads to a folder, a pipe or a device.",
+    "scheme_not_allowed": "References of this kind are not followed.",
+    "scheme_unavailable": "The driver for this object store is not installed.",
+    "host_not_allowed": "The host is not on the list of allowed hosts.",
+    "redirect_not_allowed": "The server sends us to a host that is not on the list.",
+    "too_many_redirects": "The server sends us on and on.",
+    "private_address": "The host's address lies inside a private network.",
+    "credentials_in_url": "The reference holds a user name or a password.",
+    "bad_url": "The reference is no URL.",
+    SHARED_BY_MANY: "Many items of unrelated categories show this very picture.",
+}
+# The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
+# after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
+RETRYABLE: Final = frozenset(
+    {reason for reason, status in STATUS_OF.items() if status == MISSING and reason != "no_reference"}
+    | {"scheme_unavailable"}
+)
+# Those that tell nothing of a picture that was there before: it is kept as it was, and counted as stale. That it is not
+# found is an answer.
+OUTAGES: Final = RETRYABLE - {"not_found"}
+
+PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An accepted row of the items table; created_at is aware UTC."""
+
+    item_id: str
+    image_uri: str | None = None
+    category: str | None = None
+    title: str | None = None
+    price: float | None = None
+    created_at: datetime | None = None
+
+
+# --- rows of the items table ----------------------------------------------------------------------------------------
+
+
+def reject_reason(row: Mapping[str, Any]) -> str | None:
+    """Why this row is unusable by itself, or None; duplicates are for whoever sees the whole table."""
+    if found := events.damage(row):
+        return found
+    if text(row.get("item_id")) is None:
+        return NULL_ITEM_ID
+    try:
+        price(row.get("price"))
+    except ValueError:
+        return BAD_PRICE
+    try:
+        moment(row.get("created_at"))
+    except ValueError:
+        return BAD_CREATED_AT
+    return None
+
+
+def item(row: Mapping[str, Any]) -> Item:
+    """The item that an acceptable row describes. Raises ValueError for a row that `reject_reason` names."""
+    if reason := reject_reason(row):
+        raise ValueError(f"item row {dict(row)} is unusable: {reason}")
+    return described(row)
+
+
+def described(row: Mapping[str, Any]) -> Item:
+    """As `item`, of a row that `reject_reason` was asked about already."""
+    return Item(
+        item_id=str(row["item_id"]),
+        image_uri=text(row.get("image_uri")),
+        category=text(row.get("category")),
+        title=text(row.get("title")),
+        price=price(row.get("price")),
+        created_at=moment(row.get("created_at")),
+    )
+
+
+def precedence(described: Item) -> tuple[tuple[bool, Any], ...]:
+    """The order among acceptable rows of one item, of which the smallest is kept: by PRECEDENCE, an absent value last.
+
+    No engine keeps the order of a table's rows, so it cannot be the first one.
+    """
+    values = (getattr(described, name) for name in PRECEDENCE)
+    return tuple((value is None, value) for value in values)
+
+
+def accept(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], list[tuple[Mapping[str, Any], str]]]:
+    """The accepted items and the (row, reason) of the others, both in the order of the table.
+
+    Of several acceptable rows with one item_id the smallest by `precedence` is kept.
+    """
+    judged = [(row, reject_reason(row)) for row in rows]
+    items = [None if reason else item(row) for row, reason in judged]
+    kept: dict[str, int] = {}
+    for number, one in enumerate(items):
+        if one is not None:
+            rival = items[kept.setdefault(one.item_id, number)]
+            if rival is not None and precedence(one) < precedence(rival):
+                kept[one.item_id] = number
+    chosen = set(kept.values())
+    rejected = [
+        (row, reason or DUPLICATE_ITEM_ID) for number, (row, reason) in enumerate(judged) if number not in chosen
+    ]
+    return [one for number, one in enumerate(items) if one is not None and number in chosen], rejected
+
+
+def text(value: object) -> str | None:
+    """A value as text; None where it is absent, NaN, empty or only white space."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    written = str(value)
+    return written if written.strip(events.WHITE_SPACE) else None
+
+
+def price(value: object) -> float | None:
+    """A price >= 0, or None where unknown. Raises ValueError for anything else."""
+    number = _number(value)
+    if number is None or math.isnan(number):
+        return None
+    if number < 0 or math.isinf(number):
+        raise ValueError(f"{value!r} is not a price")
+    return number
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    written = text(value)
+    if written is None:
+        return None
+    written = written.strip(events.WHITE_SPACE)
+    if written.lower() == "nan":
+        return math.nan
+    if not _NUMBER.fullmatch(written):
+        raise ValueError(f"{value!r} is not a number")
+    return float(written)
+
+
+def moment(value: object) -> datetime | None:
+    """A moment in UTC as events.moment reads it, or None where unknown. Raises ValueError."""
+    return None if events.is_absent(value) else events.moment(value)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
+
+
+def find_duplicates(items: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """item_id -> the smallest item_id with the same image_id, for every item but that one.
+
+    items: (item_id, image_id).
+    """
+    first: dict[str, str] = {}
+    for item_id, image_id in sorted(items):
+        first.setdefault(image_id, item_id)
+    return {item_id: first[image_id] for item_id, image_id in items if first[image_id] != item_id}
+
+
+def find_placeholders(
+    items: Sequence[tuple[str, str, str | None]], min_items: int, min_categories: int
+) -> frozenset[str]:
+    """The image_ids that at least min_items items of at least min_categories categories share.
+
+    items: (item_id, image_id, category).
+    """
+    shown: dict[str, list[str | None]] = {}
+    for _, image_id, category in items:
+        shown.setdefault(image_id, []).append(category)
+    return frozenset(
+        image_id
+        for image_id, categories in shown.items()
+        if len(categories) >= min_items and len({one for one in categories if one is not None}) >= min_categories
+    )

@@ -1,0 +1,1 @@
+"""Page views, histories and statistics, in each engine's own way."""

@@ -1,0 +1,1 @@
+"""The sequences by Beam, as named PTransforms."""

@@ -1,0 +1,1 @@
+"""The daily log: sequences a UTC day at a time."""

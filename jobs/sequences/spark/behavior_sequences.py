@@ -1,0 +1,180 @@
+"""Turn raw events into behaviour sequences: impressions and page views with labels, and clicks strictly before them."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import structlog
+import typer
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from upath import UPath
+
+from jobs.config import SequencesConfig
+from jobs.engines.parquet_parts import write_parts
+from jobs.engines.spark_session import spark_session
+from jobs.paths import path_option
+from jobs.raw.folder import RawTableUnusable, raw_digest, source, table_files
+from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
+from jobs.rules.events import CLICK, IMPRESSION
+from jobs.rules.sequence_tables import PERIOD, TABLES
+from jobs.sequences.options import AS_OF, with_config
+from jobs.sequences.spark.event_validation import cap, crowds, in_place, is_a, openings, standing
+from jobs.sequences.spark.facts import (
+    capped_users,
+    count_distinct,
+    count_events,
+    count_impressions,
+    count_pages,
+    merged,
+)
+from jobs.sequences.spark.histories import clicks, conversions, histories, snapshots
+from jobs.sequences.spark.oversized_requests import judge_apart
+from jobs.sequences.spark.page_views import impressions, page_views, pages, period, time_splits
+from model import artifact
+from model.artifact import AnyPath, Manifest
+
+log = structlog.get_logger()
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+KIND: Final = "sequences"
+LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
+ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()}  # of the parts of each table
+PLACED: Final = ("impressions", "page_views", "histories")  # as `build` makes them, in order already
+
+
+def build(
+    *,
+    raw: AnyPath,
+    raw_digest: str,
+    out: AnyPath,
+    config: SequencesConfig,
+    master: str | None = None,
+    as_of: datetime | None = None,
+) -> Manifest:
+    """The sequences artifact: a folder of parquet parts for each table of ORDER.
+
+    master: where Spark runs, if not here.
+    as_of: the clock that says which events lie in the future; None: that of this machine, now.
+    Raises RawTableUnusable where the events cannot be read or hold no accepted impression, JavaMissing.
+    """
+    as_of = as_of or datetime.now(UTC)
+    sampled = bool(source(raw).get("sampled_negatives", False))
+    read = read_events(session_for(raw, master), raw, as_of)
+    seen = read.filter(F.col(REASON).isNull() & is_a(IMPRESSION))
+    opened = openings(seen).persist()
+    apart = judge_apart(read, opened).persist()
+    crowded = crowds(apart, config.max_clicks_per_day).persist()
+    judged = apart if crowded.isEmpty() else cap(apart, crowded)  # every later pass would pay for the join
+    clicked = clicks(standing(judged))
+    labelled = seen.drop(REASON, ROW).unionByName(clicked.withColumn("event_type", F.lit(CLICK)), True)
+    shown = pages(in_place(labelled, opened)).persist()
+    kept = snapshots(clicked, longest(config)).persist()
+    try:
+        [others] = count_events(judged).values()
+        counted = merged(others, count_impressions(shown))
+        require_some(counted, raw)
+        counted |= next(iter(count_pages(shown).values()), {})
+        who = shown.select("user_id", F.explode("shown.item_id").alias("item_id"))
+        counted |= count_distinct(who.unionByName(standing(judged).select("user_id", "item_id")))
+        facts = counted | {"capped_users": capped_users(crowded), "sampled_negatives": sampled}
+        frames = tables(judged, shown, kept, config)
+        inputs = {"raw": raw_digest}
+        facts |= {"as_of": as_of.isoformat()}
+        return write_sequences(frames, shown, facts, out=out, inputs=inputs, config=config, placed=PLACED)
+    finally:
+        for frame in (kept, shown, crowded, apart, opened):
+            frame.unpersist()
+
+
+def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
+    """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
+    size = sum(file.stat().st_size for file in table_files(raw, "events").files)
+    return spark_session("courier sequences", master, large=size > LARGE_BYTES)
+
+
+def require_some(counted: Mapping[str, Any], raw: AnyPath) -> None:
+    """Raises RawTableUnusable where no event is accepted."""
+    if not counted["events_accepted"]:
+        refused = counted["events_rejected"]
+        worst = max(refused, key=lambda reason: refused[reason], default="the table is empty")
+        raise RawTableUnusable(f"{raw}: no event is accepted (most often: {worst}): see `courier check {raw}`")
+
+
+def longest(config: SequencesConfig) -> int:
+    """How many clicks of a user must be known at any moment."""
+    return max(config.ctr_history, config.pretrain_history)
+
+
+def tables(judged: DataFrame, shown: DataFrame, kept: DataFrame, config: SequencesConfig) -> dict[str, DataFrame]:
+    """Every table of ORDER, still without periods. shown: pages.  kept: snapshots of at least `longest` clicks."""
+    events = standing(judged)
+    return {
+        "impressions": impressions(shown),
+        "page_views": page_views(shown, kept, config.page_view_size, config.pretrain_history),
+        "histories": histories(kept, config.ctr_history),
+        "clicks": clicks(events),
+        "conversions": conversions(events),
+        "rejected": rejected(judged, "events"),
+    }
+
+
+def write_sequences(
+    frames: Mapping[str, DataFrame],
+    shown: DataFrame,
+    counted: Mapping[str, Any],
+    *,
+    out: AnyPath,
+    inputs: Mapping[str, str],
+    config: SequencesConfig,
+    placed: Collection[str] = (),
+) -> Manifest:
+    """Write the artifact of these tables, with the period of each page view.
+
+    shown: a row per page view with its request_time.  counted: what jobs.sequences.spark.facts found.
+    placed: the tables whose rows lie already as they are to be written.
+    Raises RawTableUnusable where there is no page view.
+    """
+    began = time.monotonic()
+    if not counted.get("requests"):
+        raise RawTableUnusable(
+            "no impression is accepted, so there are no page views: check the raw events' event_type"
+        )
+    facts = dict(counted)
+    first, last, attributed = (facts.pop(name) for name in ("first", "last", "attributed"))
+    splits = time_splits(shown, facts["requests"], first, last, config.train_fraction, config.valid_fraction)
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
+        for name, (by, then) in ORDER.items():
+            frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
+            write_parts(frame, draft.path / name, by=by, then=then, placed=name in placed)
+        draft.facts = facts | {"unmatched_clicks": facts["clicks"] - attributed, "splits": splits.facts()}
+    counts = {name: facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
+    log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))
+    return artifact.read(out, kind=KIND)
+
+
+# --- as a program ---------------------------------------------------------------------------------------------------
+
+
+@app.command()
+@with_config
+def sequences(
+    raw: Annotated[UPath, path_option("The folder that holds the tables events and items.")],
+    out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
+    config: SequencesConfig,
+    master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
+    as_of: Annotated[datetime | None, AS_OF] = None,
+) -> None:
+    """Turn raw events into behaviour sequences."""
+    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master, as_of=as_of)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of this stage."""
+    app(args=argv, prog_name="behavior_sequences")
+
+
+if __name__ == "__main__":
+    main()

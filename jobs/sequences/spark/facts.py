@@ -1,0 +1,94 @@
+"""Count what became of the events: the figures that a sequences artifact says of itself."""
+
+from collections.abc import Hashable
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from feature_repo.contract import ITEM_KEY, USER_KEY
+from jobs.raw.spark_tables import REASON
+from jobs.rules.events import CLICK
+from jobs.sequences.spark.event_validation import REPEAT, is_a
+
+
+def count_events(judged: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, Any]]:
+    """For each group of `by`: events read, accepted, rejected (reason -> rows), duplicates, clicks, first and last.
+
+    first, last: the times of the standing events in microseconds since 1970, None where there is none.
+    Without `by` there is one group, the whole.
+    """
+    once, at = ~F.col(REPEAT), F.unix_micros("event_time")
+    of_reason = judged.groupBy(*by, REASON).agg(
+        F.count("*").alias("rows"),
+        F.count_if(once).alias("events"),
+        F.count_if(once & is_a(CLICK)).alias("clicks"),
+        F.min(at).alias("first"),
+        F.max(at).alias("last"),
+    )
+    groups: dict[tuple[Hashable, ...], dict[str | None, dict[str, Any]]] = {} if by else {(): {}}
+    for row in of_reason.collect():
+        groups.setdefault(tuple(row[name] for name in by), {})[row[REASON]] = row.asDict()
+    return {group: _event_facts(found) for group, found in groups.items()}
+
+
+def _event_facts(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
+    kept = found.pop(None, {"rows": 0, "events": 0, "clicks": 0, "first": None, "last": None})
+    refused = {str(reason): int(found[reason]["rows"]) for reason in sorted(found, key=str)}
+    return {
+        "events_read": kept["rows"] + sum(refused.values()),
+        "events_accepted": kept["rows"],
+        "events_rejected": refused,
+        "duplicates": kept["rows"] - kept["events"],
+        **{name: kept[name] for name in ("clicks", "first", "last")},
+    }
+
+
+def count_pages(shown: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, int]]:
+    """For each group of `by`: page views, impressions, and the clicks that label one."""
+    counts = shown.groupBy(*by).agg(
+        F.count("*").alias("requests"),
+        F.coalesce(F.sum(F.size("shown")), F.lit(0)).alias("impressions"),
+        F.coalesce(F.sum("attributed"), F.lit(0)).alias("attributed"),
+    )
+    names = ("requests", "impressions", "attributed")
+    return {tuple(row[name] for name in by): {name: int(row[name]) for name in names} for row in counts.collect()}
+
+
+def count_impressions(shown: DataFrame) -> dict[str, Any]:
+    """Of the accepted impressions that page_views.pages gathered, what count_events says of other events."""
+    at = F.unix_micros("request_time"), F.unix_micros("last")
+    counts = shown.agg(
+        *(F.coalesce(F.sum(name), F.lit(0)).alias(name) for name in ("rows", "moments")),
+        F.min(at[0]).alias("first"),
+        F.max(at[1]).alias("last"),
+    ).collect()[0]
+    return {
+        "events_read": int(counts["rows"]),
+        "events_accepted": int(counts["rows"]),
+        "duplicates": int(counts["rows"]) - int(counts["moments"]),
+        "first": counts["first"],
+        "last": counts["last"],
+    }
+
+
+def merged(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The facts of `some` events, with those of `others` that count_impressions counted."""
+    sums = {name: some[name] + others[name] for name in ("events_read", "events_accepted", "duplicates")}
+    ends = {
+        name: pick((one[name] for one in (some, others) if one[name] is not None), default=None)
+        for name, pick in (("first", min), ("last", max))
+    }
+    return some | sums | ends
+
+
+def count_distinct(events: DataFrame) -> dict[str, int]:
+    """How many users and items stand in these events."""
+    counts = events.agg(*(F.countDistinct(key).alias(name) for name, key in (("users", USER_KEY), ("items", ITEM_KEY))))
+    return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
+
+
+def capped_users(crowded: DataFrame) -> dict[str, int]:
+    """How many users clicked beyond the cap, and the most clicks of one of them on one day. crowded: as of `crowds`."""
+    found = crowded.agg(F.countDistinct("user_id").alias("users"), F.max("clicks").alias("most_clicks")).collect()[0]
+    return {name: int(found[name] or 0) for name in ("users", "most_clicks")}

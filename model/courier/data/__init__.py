@@ -1,0 +1,1 @@
+"""From images and page views to the batches of a training step."""

@@ -1,0 +1,81 @@
+"""Where a step's augmented views come from: drawn anew for every step, or among features computed once."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.courier.data.augmentation import draw_views
+from model.courier.data.loader import Numbers, rows
+from model.courier.network.encoder import Encoder, feature_batches, normalise_tensor
+from model.space import Preprocessing
+
+VERSIONS = 4  # of every image where the backbone is frozen: six pairs to tell apart, at four times the features' cost
+DRAWN = 256  # images drawn at a time
+
+
+@dataclass(frozen=True, slots=True)
+class PixelViews:
+    """Views drawn from the images (N, S, S, 3) for each step; what is drawn depends on seed, rank and step alone."""
+
+    pixels: npt.NDArray[np.uint8]
+    preprocessing: Preprocessing
+    encoder: Encoder
+    views: int
+    seed: int
+    rank: int
+
+    def fetch(self, images: Numbers, step: int) -> Tensor:
+        """See Source; (views * U, S, S, 3) uint8, view by view."""
+        drawn = draw_views(rows(self.pixels, images), self.views, generator(self.seed, self.rank, step))
+        return torch.from_numpy(drawn)
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """See Source."""
+        return self.encoder.below(normalise_tensor(raw, self.preprocessing))
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureViews:
+    """Standardised features of VERSIONS versions of every image, (VERSIONS, N, F) on the device, to draw among.
+
+    A frozen backbone gives a version always the same features, and to draw new versions for each step would cost more
+    than all the rest of the step.
+    """
+
+    standard: Tensor
+    views: int
+    seed: int
+    rank: int
+
+    def fetch(self, images: Numbers, step: int) -> Tensor:
+        """See Source; (views * U,) numbers of versions, view by view; the views of an image are different versions."""
+        versions, count = self.standard.shape[:2]
+        order = torch.rand(len(images), versions, generator=generator(self.seed, self.rank, step)).argsort(1)
+        return (order[:, : self.views].T * count + torch.from_numpy(images)).flatten()
+
+    def prepare(self, raw: Tensor) -> Tensor:
+        """See Source."""
+        return self.standard.flatten(0, 1)[raw]
+
+
+def version_batches(
+    encoder: Encoder, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, seed: int
+) -> Iterator[Tensor]:
+    """Standardised features of VERSIONS versions of the images (N, S, S, 3), version by version: (<= 64, F) each.
+
+    The encoder's features must be standardised already.
+    """
+    drawn = generator(seed)
+    for _ in range(VERSIONS):
+        for start in range(0, len(pixels), DRAWN):
+            some = draw_views(pixels[start : start + DRAWN], 1, drawn)
+            yield from map(encoder.standard, feature_batches(encoder, some, preprocessing))
+
+
+def generator(*seeds: int) -> torch.Generator:
+    """One that these numbers decide, and that no other choice of them shares."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0]))

@@ -1,0 +1,1 @@
+"""What a trained encoder is used for: embedding a catalogue, ONNX, the probe."""

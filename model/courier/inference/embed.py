@@ -1,0 +1,151 @@
+"""Embed every usable image, each distinct one once: the embed stage."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+import torch
+import typer
+
+from model import artifact
+from model.artifact import Manifest
+from model.courier.data.images import Pixels
+from model.courier.data.stored_images import stream_images
+from model.courier.inference.onnx_export import ExportedEncoder
+from model.courier.network.encoder import LoadedEncoder, embed_images, load_encoder
+from model.courier.progress import watched
+
+log = structlog.get_logger()
+Vectors = npt.NDArray[np.float32]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+KIND = "embed"
+VECTORS = "vectors.npy"
+ITEMS = "items.parquet"
+BATCH = 64  # images; more are no faster on a CPU
+
+
+# Images; fewer are through torch before the encoder is exported to ONNX, which takes some ten seconds. docs/LOG.md
+FEW = 1000
+
+
+def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
+    """Write the vectors of all usable images and which item has which row.
+
+    Images that an earlier artifact beside `out` holds in the same space keep their vectors; only the others are
+    embedded: on a GPU by torch, on a CPU by ONNX Runtime where they are many.
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError if no image is usable.
+    """
+    encoder = load_encoder(pretrain, "cuda" if torch.cuda.is_available() else "cpu")
+    artifact.read(images, kind="images")
+    usable = _usable_items(images)
+    image_ids = sorted(set(usable["image_id"].to_pylist()))
+    inputs = {"pretrain": artifact.digest(pretrain), "images": artifact.digest(images)}
+    with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
+        shape = (len(image_ids), encoder.module.width)
+        # On disk, not in memory: the vectors of ten million images are 10 GB.
+        vectors = np.lib.format.open_memmap(draft.path / VECTORS, "w+", np.float32, shape)
+        new = _keep(vectors, image_ids, out.parent, encoder.space_id)
+        seconds = _embed(vectors, encoder, images, [image_ids[row] for row in new], new)
+        vectors.flush()
+        pq.write_table(_with_rows(usable, image_ids), draft.path / ITEMS)
+        draft.facts |= {
+            "space_id": encoder.space_id,
+            "encoder": encoder.name,
+            "vectors": len(image_ids),
+            "items": usable.num_rows,
+            "embedded": len(new),
+            "images_per_second": round(len(new) / seconds, 1),
+        }
+    log.info("images_embedded", **draft.facts)
+    return artifact.read(out, kind=KIND)
+
+
+def _usable_items(images: Path) -> pa.Table:
+    """item_id, image_id of the items with a usable image, sorted by item_id."""
+    path = images / ITEMS
+    table = pq.read_table(path, columns=["item_id", "image_id", "status"], filters=[("status", "==", "ok")])
+    if table.num_rows == 0:
+        raise ValueError(f"{path} lists no usable image: see its reasons and run the images stage again")
+    return table.select(["item_id", "image_id"]).sort_by("item_id")
+
+
+def _keep(vectors: Vectors, image_ids: Sequence[str], folder: Path, space_id: str) -> list[int]:
+    """Fill in what the newest artifact of this space in `folder` holds; the rows that are left, ascending."""
+    earlier = [(found.created_at, path) for path, found in _finished(folder) if found.facts["space_id"] == space_id]
+    if not earlier:
+        return list(range(len(image_ids)))
+    _, path = max(earlier)
+    items = pq.read_table(path / ITEMS, columns=["image_id", "row"])
+    row_of = dict(zip(items["image_id"].to_pylist(), items["row"].to_pylist(), strict=True))
+    kept = [row for row, image_id in enumerate(image_ids) if image_id in row_of]
+    held = np.load(path / VECTORS, mmap_mode="r")
+    vectors[kept] = held[[row_of[image_ids[row]] for row in kept]]
+    return sorted(set(range(len(image_ids))) - set(kept))
+
+
+def _finished(folder: Path) -> Iterator[tuple[Path, Manifest]]:
+    """The embed artifacts in a folder; what is something else, or unfinished, is passed over."""
+    for path in folder.iterdir():
+        with suppress(artifact.ArtifactMissing, artifact.ArtifactMismatch):
+            yield path, artifact.read(path, kind=KIND)
+
+
+def _embed(
+    vectors: Vectors, encoder: LoadedEncoder, images: Path, image_ids: Sequence[str], rows: Sequence[int]
+) -> float:
+    """Embed these images into these rows; the seconds it took, without those of the export."""
+    if not image_ids:
+        return 1.0
+    embed_part = _runtime(encoder, len(image_ids))
+    start = time.perf_counter()
+
+    def parts() -> Iterator[Vectors]:
+        for places, pixels in stream_images(images, image_ids, BATCH):
+            part = embed_part(pixels)
+            vectors[[rows[place] for place in places]] = part
+            yield part
+
+    for _ in watched(parts(), "embed", len(image_ids)):
+        pass
+    return time.perf_counter() - start
+
+
+def _runtime(encoder: LoadedEncoder, images: int) -> Callable[[Pixels], Vectors]:
+    if images < FEW or torch.cuda.is_available():
+        return partial(embed_images, encoder)
+    return ExportedEncoder(encoder).embed
+
+
+def _with_rows(usable: pa.Table, image_ids: list[str]) -> pa.Table:
+    row = {image: index for index, image in enumerate(image_ids)}
+    rows = pa.array([row[image] for image in usable["image_id"].to_pylist()], pa.int32())
+    return usable.append_column("row", rows)
+
+
+@app.command()
+def embed(
+    pretrain: Annotated[Path, typer.Option(help="the pretrain artifact")],
+    images: Annotated[Path, typer.Option(help="the images artifact")],
+    out: Annotated[Path, typer.Option(help="where the embed artifact goes")],
+) -> None:
+    """Embed every usable image."""
+    print(json.dumps(dict(build(pretrain=pretrain, images=images, out=out).facts), indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    app(args=argv)
+
+
+if __name__ == "__main__":
+    main()

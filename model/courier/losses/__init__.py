@@ -1,0 +1,1 @@
+"""What pre-training minimises: COURIER's losses and the baselines'."""

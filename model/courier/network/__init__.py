@@ -1,0 +1,1 @@
+"""The networks: backbones, the image encoder, intention reconstruction, the text tower."""

@@ -1,0 +1,1 @@
+"""Pre-training: the loop, its processes, what it keeps and watches."""

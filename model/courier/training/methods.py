@@ -1,0 +1,60 @@
+"""The methods of pre-training by name: what each minimises over the same encoder and the same page views."""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+from model.courier.config import OF_COURIER, CourierConfig
+from model.courier.data.batches import PageViews
+from model.courier.losses import baseline_objectives as rivals
+from model.courier.losses.courier_objective import behaviour_objective
+from model.courier.losses.objective import Objective
+from model.courier.network.encoder import Encoder, build_encoder
+
+METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
+    "courier": behaviour_objective,
+    "imagenet": rivals.untrained,
+    "simclr": rivals.simclr,
+    "simsiam": rivals.simsiam,
+    "clip": rivals.clip,
+    "random": rivals.untrained,
+}
+UNTRAINED = ("imagenet", "random")
+OF_FEATURES = ("basis", "head_start")  # and of their components, which a trained backbone's features don't have
+
+
+def settle(config: CourierConfig) -> CourierConfig:
+    """The config that a run of `config.method` really follows, and that is saved beside its weights.
+
+    Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
+    random weights. Raises ValueError for an unknown method, `imagenet` without a warm start, or a choice that changes
+    method courier or frozen features alone.
+    """
+    if config.method not in METHODS:
+        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+    defaults = {field.name: field.default for field in fields(config)}
+    chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
+    if chosen and config.method != "courier":
+        raise ValueError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
+    if config.trainable != "head" and (
+        idle := [name for name in OF_FEATURES if getattr(config, name) != defaults[name]]
+    ):
+        raise ValueError(f"{idle[0]} is of frozen features, and trainable is {config.trainable}: leave it out")
+    if config.method == "imagenet" and config.backbone_weights == "random":
+        raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
+    if config.method not in UNTRAINED:
+        return config
+    weights = "random" if config.method == "random" else config.backbone_weights
+    return replace(config, backbone_weights=weights, trainable="head", head="linear", feature_components=config.width)
+
+
+def build_objective(config: CourierConfig, views: PageViews) -> Objective:
+    """The objective of `config.method` around a new encoder with random weights; views: what it will be trained on.
+
+    Raises ValueError for an unknown method or choice.
+    """
+    config = settle(config)
+    encoder = build_encoder(config)
+    if config.trainable == "head":
+        encoder.freeze_backbone()
+    encoder.freeze_parts()
+    return METHODS[config.method](config, encoder, views)

@@ -1,0 +1,1 @@
+"""How CTR models are compared: gains, slices, uncertainty."""

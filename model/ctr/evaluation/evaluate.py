@@ -1,0 +1,197 @@
+"""Compare CTR models on the test rows: ranking, fit, and what each image input adds, with its uncertainty."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from feature_repo.contract import ITEM_KEY
+from model import metrics
+from model.ctr.inputs.inputs import BASE_FEATURES, ModelInput
+from model.ctr.inputs.rows import HISTORY, HISTORY_CLUSTERS, along_history
+from model.metrics import Gain, UserBootstrap
+
+TRUE_STYLE: Final = "true_style"
+NO_GAIN: Final = Gain(math.nan, math.nan, math.nan, math.nan)
+
+Numbers = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """The predictions of one model with one image input for the test rows, (n,) each, in the rows' order.
+
+    scores: as if shown at the top; for every figure of ranking.  as_shown: at the observed positions; for log loss and
+    calibration, which hold a probability against a click that happened at a position.
+    """
+
+    model: str
+    images: str
+    encoder: str | None
+    scores: Numbers
+    as_shown: Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class TestRows:
+    """What happened in the test period: clicked (n,) 0/1, cold (n,) bool, users and pages (n,) int codes."""
+
+    clicked: Numbers
+    cold: NDArray[np.bool_]
+    users: Numbers
+    pages: Numbers
+
+    __test__ = False  # a table of rows, not a test class
+
+    @classmethod
+    def of(cls, predictions: pa.Table) -> "TestRows":
+        """From the columns of predictions.parquet."""
+        return cls(
+            predictions.column("clicked").to_numpy(),
+            predictions.column("cold").combine_chunks().to_numpy(zero_copy_only=False).astype(bool),
+            _codes(predictions.column("user_id")),
+            _codes(predictions.column("request_id")),
+        )
+
+
+def compare(
+    rows: TestRows, variants: list[Variant], *, bootstrap: int, seed: int, done: Callable[[], None] = lambda: None
+) -> list[dict[str, Any]]:
+    """A row of figures for each variant, gains against the same model with images = none; None where undefined.
+
+    auc_gain, ci_low, ci_high are differences of AUCs (0.01 is one point). `cold`: only rows whose item had no click
+    before the test period; `warm`: the others.  done: called after each variant.
+    """
+    draws = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
+    kept = {"all": np.ones(len(rows.clicked), dtype=bool), "cold": rows.cold, "warm": ~rows.cold}
+    baselines: dict[str, Mapping[str, tuple[float, Numbers]]] = {}
+    found = []
+    for variant in sorted(variants, key=lambda v: v.images != "none"):  # the baselines first
+        aucs = {part: _auc(rows, variant, keep, draws) for part, keep in kept.items()}
+        if variant.images == "none":
+            baselines[variant.model] = aucs
+        gains = {p: _gain(aucs[p], baselines.get(variant.model, {}).get(p), variant) for p in kept}
+        figures = _figures(rows, variant) | _named(gains["all"])
+        parts = {
+            part: {"auc": aucs[part][0], **_named(gains[part]), "n": int(kept[part].sum())} for part in ("cold", "warm")
+        }
+        found.append(
+            (variants.index(variant), {**figures, "n": len(rows.clicked), **parts, **_calibration(rows, variant)})
+        )
+        done()
+    ordered: list[dict[str, Any]] = [nulled(row) for _, row in sorted(found, key=lambda pair: pair[0])]
+    return ordered
+
+
+def oracle(rows: TestRows, p_click: Numbers) -> dict[str, Any]:
+    """The figures of the true click probabilities, (n,), which know the positions too: what no model can pass."""
+    figures = _figures(rows, Variant(model="oracle", images="none", encoder=None, scores=p_click, as_shown=p_click))
+    cold = {"auc": metrics.auc(rows.clicked[rows.cold], p_click[rows.cold]), "n": int(rows.cold.sum())}
+    kept = {name: figures[name] for name in ("auc", "gauc", "ndcg", "logloss")}
+    found: dict[str, Any] = nulled({**kept, "n": len(p_click), "cold": cold})
+    return found
+
+
+def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
+    """The p_click of each test row, (n,), by request and item. Raises ValueError where the truth lacks a row."""
+    keys = ["request_id", "item_id"]
+    asked = predictions.select(keys).append_column("place", pa.array(np.arange(predictions.num_rows)))
+    wanted = truth.select([*keys, "p_click"]).cast(
+        pa.schema([("request_id", pa.string()), ("item_id", pa.string()), ("p_click", pa.float64())])
+    )
+    joined = asked.join(wanted, keys=keys, join_type="left outer").sort_by("place")
+    if joined.num_rows != predictions.num_rows or joined.column("p_click").null_count:
+        raise ValueError("truth.parquet does not hold one p_click for each test row: it belongs to other events")
+    found: Numbers = joined.column("p_click").to_numpy()
+    return found
+
+
+def with_true_labels(rows: pa.Table, truth_items: pa.Table, label: str) -> pa.Table:
+    """The rows with the true `label` of each item, as a number, where its cluster ID was; -1 for an unlabelled item.
+
+    truth_items: item_id and a column named `label`.
+    """
+    codes = pa.array(_codes(truth_items.column(label)), pa.int32())
+    return with_cluster_ids(rows, pa.table({ITEM_KEY: truth_items.column("item_id"), "cluster_id": codes}))
+
+
+def with_cluster_ids(rows: pa.Table, clusters: pa.Table) -> pa.Table:
+    """The rows with other cluster IDs, the target's and the history's; -1 for an item without one.
+
+    clusters: item_id, cluster_id; each item once.
+    """
+    item_ids = clusters.column(ITEM_KEY).cast(pa.string())
+    codes = clusters.column("cluster_id").cast(pa.int32())
+    found = pc.index_in(rows.column(ITEM_KEY), value_set=item_ids.combine_chunks())
+    target = codes.take(found).fill_null(pa.scalar(-1, pa.int32()))
+    history = along_history(rows.column(HISTORY).combine_chunks(), item_ids, codes, default=-1)
+    replaced = {"cluster_id": target, HISTORY_CLUSTERS: history}
+    return pa.table({name: replaced.get(name, rows.column(name)) for name in rows.column_names})
+
+
+def side_by_side(inputs: Mapping[str, ModelInput]) -> ModelInput:
+    """One model input that holds what several labels tell: the first as the cluster ID, of all the match columns.
+
+    inputs: label -> the same rows with that label in place of the cluster ID, as with_images(..., "cluster_id") gives.
+    """
+    first, *others = inputs.items()
+    plain = len(BASE_FEATURES)
+    names = (*first[1].names, *(f"{label}_{name}" for label, given in others for name in given.names[plain:]))
+    dense = np.hstack([first[1].dense, *(given.dense[:, plain:] for _, given in others)])
+    return replace(first[1], names=names, dense=dense)
+
+
+def nulled(value: Any) -> Any:
+    """The value with None for every number that is not finite, all the way down: JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: nulled(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [nulled(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _codes(column: pa.ChunkedArray) -> Numbers:
+    """0, 1, 2 ... in the order of the sorted distinct values: the numbering does not depend on the rows' order."""
+    values = column.combine_chunks().dictionary_encode()
+    names = np.asarray(values.dictionary.to_pylist(), dtype=object)
+    rank = np.empty(len(names), dtype=np.int32)
+    rank[np.argsort(names, kind="stable")] = np.arange(len(names), dtype=np.int32)
+    codes: Numbers = rank[values.indices.to_numpy(zero_copy_only=False)]
+    return codes
+
+
+def _auc(rows: TestRows, variant: Variant, keep: NDArray[np.bool_], draws: UserBootstrap) -> tuple[float, Numbers]:
+    value = metrics.auc(rows.clicked[keep], variant.scores[keep])
+    return value, draws.aucs(rows.clicked, variant.scores, keep)
+
+
+def _gain(ours: tuple[float, Numbers], theirs: tuple[float, Numbers] | None, variant: Variant) -> Gain:
+    if theirs is None or variant.images == "none":
+        return NO_GAIN
+    return UserBootstrap.gain(ours[0] - theirs[0], ours[1], theirs[1])
+
+
+def _named(gain: Gain) -> dict[str, float]:
+    named = asdict(gain)
+    return {"auc_gain": named.pop("value"), **named}
+
+
+def _figures(rows: TestRows, variant: Variant) -> dict[str, Any]:
+    return {
+        "model": variant.model,
+        "images": variant.images,
+        "encoder": variant.encoder,
+        "auc": metrics.auc(rows.clicked, variant.scores),
+        "gauc": metrics.gauc(rows.clicked, variant.scores, rows.users),
+        "ndcg": metrics.ndcg(rows.clicked, variant.scores, rows.pages),
+        "logloss": metrics.logloss(rows.clicked, variant.as_shown),
+    }
+
+
+def _calibration(rows: TestRows, variant: Variant) -> dict[str, Any]:
+    return {"calibration": [asdict(part) for part in metrics.calibration(rows.clicked, variant.as_shown)]}

@@ -1,0 +1,1 @@
+"""Saved CTR models, as serving loads them."""

@@ -1,0 +1,1 @@
+"""THE row -> model input, in training and in serving alike."""

@@ -1,0 +1,1 @@
+"""The CTR models: LightGBM, and target attention."""

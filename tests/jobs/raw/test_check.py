@@ -1,0 +1,182 @@
+"""`courier check` says what raw tables hold and fails where one cannot be used; a missing Java is said before Spark."""
+
+import json
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from jobs.config import SequencesConfig
+from jobs.raw.folder import RawTableUnusable
+from jobs.rules import events as logic
+from jobs.rules.events import Event
+from jobs.rules.page_views import unmatched_clicks
+
+AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
+SHOWN = Event(user_id="u", item_id="a", event_time=AT, event_type="impression", request_id="r", position=0)
+NOWHERE = Event(user_id="u", item_id="", event_time=AT, event_type="impression", request_id="r", position=0)
+COUNTS = ("read", "accepted", "rejected", "duplicates")
+ROW = {
+    "user_id": "u",
+    "item_id": "a",
+    "event_time": "2024-03-01T12:00:00Z",
+    "event_type": "impression",
+    "request_id": "r",
+    "position": 0,
+}
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner()
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    from jobs.raw.check import app
+
+    return app
+
+
+@pytest.fixture
+def raw(spark, tmp_path, write_events):  # noqa: ARG001 (the check runs in this Spark)
+    nothing = {
+        name: pa.array([None], pa.string()) for name in ("image_uri", "category", "title", "price", "created_at")
+    }
+    pq.write_table(pa.table({"item_id": ["a"]} | nothing), tmp_path / "items.parquet")
+    return write_events(tmp_path, [SHOWN, SHOWN, NOWHERE])
+
+
+def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app, raw) -> None:
+    result = runner.invoke(app, [str(raw), "--json"])
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    counted = {name: {what: said[name][what] for what in COUNTS} for name in ("events", "items")}
+    assert counted == {
+        "events": {"read": 3, "accepted": 2, "rejected": {"null_item_id": 1}, "duplicates": 1},
+        "items": {"read": 1, "accepted": 1, "rejected": {}, "duplicates": 0},
+    }
+
+
+def test_events_that_lead_nowhere_are_counted_as_plain_python_counts_them(
+    runner, app, raw, write_events, drawn_events
+) -> None:
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(300)])
+    write_events(raw, events)
+    fates, pages = logic.rejections(events, SequencesConfig().max_clicks_per_day), logic.page_keys(events)
+    once = logic.deduplicate(one for one in events if one not in fates)
+    unmatched = unmatched_clicks(once, pages)
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    assert said["events"]["doubtful"] == {
+        "of_unknown_items": sum(one.item_id != "a" for one in once),
+        "unmatched_clicks": len(unmatched),
+    }
+    assert 0 < len(unmatched) < len(once)
+    assert said["items"]["doubtful"] == {"without_events": 0}
+    days = {str(one.event_time.date()) for one in once}
+    assert [day["day"] for day in said["events"]["days"]] == sorted(days)
+    for day in said["events"]["days"]:
+        times = [one.event_time for one in once if str(one.event_time.date()) == day["day"]]
+        assert (day["events"], day["first"], day["last"]) == (
+            len(times),
+            min(times).isoformat(),
+            max(times).isoformat(),
+        )
+
+
+def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app, raw) -> None:
+    (raw / "events.parquet").unlink()
+    (raw / "events").mkdir()
+    rows = [ROW | {"item_id": "", "position": n} for n in range(5)]
+    early = ROW | {"event_type": "click", "event_time": "2024-03-01T11:59:59.999999Z"}
+    for name, lines in (("a b", [*rows, ROW]), ("c", [early])):
+        text = "".join(json.dumps(row) + "\n" for row in lines)
+        (raw / "events" / f"{name}.jsonl").write_text(text + "[not markup]" + "x" * 5000)
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)["events"]
+    assert said["rejected"] == {"bad_row": 2, "click_before_request": 1, "null_item_id": 5}
+    shown = said["examples"]
+    assert [(one["file"], json.loads(one["row"])["position"]) for one in shown["null_item_id"]] == [
+        ("events/a b.jsonl", n) for n in "012"
+    ]
+    [click] = shown["click_before_request"]
+    assert click["file"] == "events/c.jsonl"
+    assert json.loads(click["row"])["event_time"] == "2024-03-01T11:59:59.999999Z"
+    assert [len(one["row"]) for one in shown["bad_row"]] == [1000]
+    table = runner.invoke(app, [str(raw)], env={"COLUMNS": "90"}).stdout
+    assert "[not markup]" in table
+    assert max(map(len, table.splitlines())) <= 90
+
+
+def test_an_item_that_no_event_names_is_counted(runner, app, raw) -> None:
+    rows = [{"item_id": name, "image_uri": None} for name in ("a", "b", "b", "c")]
+    (raw / "items.parquet").unlink()
+    (raw / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    assert said["items"]["rejected"] == {"duplicate_item_id": 1}
+    assert said["items"]["doubtful"] == {"without_events": 2}
+    assert said["events"]["doubtful"] == {"of_unknown_items": 0, "unmatched_clicks": 0}
+
+
+def test_a_table_without_rows_is_said_to_hold_none(runner, app, raw) -> None:
+    (raw / "items.parquet").unlink()
+    (raw / "items.csv").write_text("item_id,image_uri\n")
+    result = runner.invoke(app, [str(raw)])
+    assert isinstance(result.exception, RawTableUnusable)
+    assert str(result.exception).endswith("items.csv holds no rows: fill it")
+
+
+def test_the_table_names_each_reason(runner, app, raw) -> None:
+    shown = runner.invoke(app, [str(raw)]).stdout
+    assert "rejected: null_item_id" in shown
+
+
+def test_a_table_without_a_usable_row_fails(runner, app, raw, write_events) -> None:
+    write_events(raw, [NOWHERE])
+    result = runner.invoke(app, [str(raw)])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RawTableUnusable)
+    assert "none of 1 rows can be used (most often: null_item_id)" in str(result.exception)
+
+
+def test_a_missing_table_fails(runner, app, raw) -> None:
+    (raw / "items.parquet").unlink()
+    result = runner.invoke(app, [str(raw)])
+    assert result.exit_code == 1
+    assert "holds no table items" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [('openjdk version "17.0.15" 2025-04-15', 17), ('java version "1.8.0_292"', 8), ("command not found", None)],
+)
+def test_the_version_of_java_is_read(said, version) -> None:
+    from jobs.engines.spark_session import java_version
+
+    assert java_version(said) == version
+
+
+def test_a_machine_without_java_is_told_the_cure(monkeypatch, tmp_path) -> None:
+    from jobs.engines.spark_session import JavaMissing, require_java
+
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(JavaMissing, match=r"Java 17\+ and JAVA_HOME.*install Java 17"):
+        require_java()
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JavaMissing, match="no java on the PATH"):
+        require_java()
+
+
+def test_a_java_too_old_is_told_the_cure(monkeypatch, tmp_path) -> None:
+    from jobs.engines.spark_session import JavaMissing, require_java
+
+    (tmp_path / "bin").mkdir()
+    java = tmp_path / "bin" / "java"
+    java.write_text("#!/bin/sh\necho 'java version \"1.8.0_292\"' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(JavaMissing, match="is 8: install Java 17"):
+        require_java()

@@ -1,0 +1,162 @@
+"""The logic of the catalogue: which rows are accepted, and who shares a picture with whom."""
+
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.rules import items as catalogue
+from jobs.rules.items import Item
+
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+IDS = st.sampled_from(["a", "b", "c", "d"])
+PRICES = st.sampled_from([None, 1.5, "2", -1, "cheap", math.nan])
+MOMENTS = st.sampled_from([None, NOON, "2024-05-01T12:00:00Z", "2024-05-01T12:00:00"])
+ROWS = st.lists(
+    st.fixed_dictionaries({"item_id": st.one_of(IDS, st.none()), "price": PRICES, "created_at": MOMENTS}), max_size=12
+)
+
+
+@pytest.mark.parametrize("item_id", [None, "", "  ", math.nan])
+def test_a_row_without_an_item_id_is_rejected(item_id):
+    assert catalogue.reject_reason({"item_id": item_id}) == catalogue.NULL_ITEM_ID
+
+
+@pytest.mark.parametrize(
+    "price", [-0.01, "-1", "cheap", "1,50", "1_000", True, math.inf, "inf", 10**400, "1 2", "\u0661"]
+)
+def test_a_price_that_is_no_amount_is_rejected(price):
+    assert catalogue.reject_reason({"item_id": "a", "price": price}) == catalogue.BAD_PRICE
+
+
+@pytest.mark.parametrize(
+    ("price", "amount"),
+    [
+        (None, None),
+        ("", None),
+        (math.nan, None),
+        ("NaN", None),
+        (0, 0.0),
+        ("12.50", 12.5),
+        (Decimal("0.1"), 0.1),
+        (" 3 ", 3.0),
+    ],
+)
+def test_an_unknown_price_is_none_and_a_known_one_a_float(price, amount):
+    assert catalogue.item({"item_id": "a", "price": price}).price == amount
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "yesterday",
+        "2024-05-01",
+        "2024-05-01T12:00:00",
+        datetime(2024, 5, 1),  # noqa: DTZ001
+        1714564800,
+        "0001-01-01T00:00:00+14:00",
+        datetime(9999, 12, 31, tzinfo=UTC),
+    ],
+)
+def test_a_moment_that_is_unreadable_or_has_no_offset_is_rejected(moment):
+    assert catalogue.reject_reason({"item_id": "a", "created_at": moment}) == catalogue.BAD_CREATED_AT
+
+
+@pytest.mark.parametrize("moment", [NOON, "2024-05-01T12:00:00Z", "2024-05-01T14:00:00+02:00"])
+def test_every_spelling_of_a_moment_becomes_the_same_utc_moment(moment):
+    accepted = catalogue.item({"item_id": "a", "created_at": moment}).created_at
+    assert (accepted, accepted.tzinfo) == (NOON, UTC)
+
+
+def test_the_smallest_acceptable_row_of_an_item_is_kept_wherever_it_stands():
+    rows = [
+        {"item_id": "a", "price": -1, "title": "bad"},
+        {"item_id": "a", "title": "first"},
+        {"item_id": "a", "title": "second"},
+    ]
+    items, rejected = catalogue.accept(rows)
+    assert items == [Item(item_id="a", title="first")]
+    assert rejected == [(rows[0], "bad_price"), (rows[2], "duplicate_item_id")]
+
+
+@pytest.mark.parametrize(
+    ("kept", "other"),
+    [
+        ({"image_uri": "a", "title": "z"}, {"image_uri": "b", "title": "a"}),
+        ({"image_uri": "a", "category": "z"}, {"image_uri": "a", "category": None}),
+        ({"price": 9}, {"price": 10}),
+        ({"title": "\uffff"}, {"title": "\U0001f600"}),  # by code point, as UTF-8 sorts, not as UTF-16 does
+        ({"created_at": "2024-05-01T13:00:00+02:00"}, {"created_at": NOON}),
+        ({"created_at": NOON}, {"created_at": ""}),
+    ],
+)
+def test_of_two_rows_of_an_item_the_smaller_is_kept_by_value_and_an_absent_one_comes_last(kept, other):
+    rows = [{"item_id": "a"} | kept, {"item_id": "a"} | other]
+    for order in (rows, rows[::-1]):
+        items, rejected = catalogue.accept(order)
+        assert items == [catalogue.item(rows[0])]
+        assert rejected == [(rows[1], "duplicate_item_id")]
+
+
+@given(ROWS, st.randoms(use_true_random=False))
+def test_which_row_is_kept_does_not_depend_on_their_order(rows, random):
+    shuffled = random.sample(rows, len(rows))
+    assert sorted(map(repr, catalogue.accept(rows)[0])) == sorted(map(repr, catalogue.accept(shuffled)[0]))
+
+
+@given(ROWS)
+def test_every_row_is_either_accepted_or_rejected_and_ids_are_unique(rows):
+    items, rejected = catalogue.accept(rows)
+    assert len(items) + len(rejected) == len(rows)
+    assert len({one.item_id for one in items}) == len(items)
+    assert {reason for _, reason in rejected} <= set(catalogue.REJECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"item_id": "a\0"}, "bad_row"),
+        ({"item_id": "a", "title": "b\0"}, "bad_row"),
+        ({"item_id": "a", "bad_encoding": True}, "bad_encoding"),
+        ({"item_id": "a\0", "bad_encoding": True}, "bad_row"),
+        ({"item_id": None, "bad_encoding": True}, "bad_encoding"),
+    ],
+)
+def test_a_damaged_row_is_rejected_before_its_values_are_looked_at(row, reason):
+    assert catalogue.reject_reason(row) == reason
+
+
+def test_an_unacceptable_row_describes_no_item():
+    with pytest.raises(ValueError, match="null_item_id"):
+        catalogue.item({"item_id": None})
+
+
+def test_numbers_as_ids_are_text():
+    assert catalogue.item({"item_id": 7}).item_id == "7"
+
+
+# --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_duplicate_names_the_smallest_item_that_shows_its_picture():
+    assert catalogue.find_duplicates([("b", "x"), ("c", "x"), ("a", "x"), ("d", "y")]) == {"b": "a", "c": "a"}
+
+
+def test_a_placeholder_is_shared_by_enough_items_of_enough_categories():
+    shared = [("a", "x", "shoe"), ("b", "x", "hat"), ("c", "x", "hat")]
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == {"x"}
+    assert catalogue.find_placeholders(shared, min_items=4, min_categories=2) == set()
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=3) == set()
+
+
+def test_an_unknown_category_counts_for_none():
+    shared = [("a", "x", "shoe"), ("b", "x", None), ("c", "x", None)]
+    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == set()
+
+
+def test_every_reason_leads_to_a_known_status():
+    assert set(catalogue.STATUS_OF.values()) == set(catalogue.STATUSES)

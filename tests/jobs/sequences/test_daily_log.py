@@ -1,0 +1,268 @@
+"""Days added one by one are the days of one back-fill, and together what a build from all raw events writes."""
+
+import random
+import shutil
+from dataclasses import asdict, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.config import SequencesConfig
+from jobs.rules import events as logic
+from jobs.rules.events import Event
+from jobs.rules.page_views import PageView, page_views
+from jobs.sequences.daily import log as daily_log
+from jobs.sequences.daily.log import DailyLogError, Plan, Watermark, asked_days, plan, read_watermark
+from model import artifact
+
+SMALL = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4, max_clicks_per_day=3)
+FIRST = date(2024, 3, 1)
+DAYS = [FIRST + timedelta(days=n) for n in range(10)]
+LAST = DAYS[5]  # of the raw events
+LATE = {"user_id": "u9", "item_id": "y", "request_id": "r91"}
+DAY, SECOND = timedelta(days=1), timedelta(seconds=1)
+
+
+# --- which days -----------------------------------------------------------------------------------------------------
+
+
+def mark(last: int) -> Watermark:
+    return Watermark(first=FIRST, last=DAYS[last], config={}, sampled_negatives=False)
+
+
+def test_a_new_day_is_written_with_the_two_before_it_and_read_with_the_two_before_those() -> None:
+    todo = plan(mark(5), DAYS[6], DAYS[6])
+    assert todo == Plan(first=FIRST, last=DAYS[6], write_from=DAYS[4])
+    assert todo.read_from == DAYS[2]
+    assert todo.days == DAYS[4:7]
+
+
+def test_a_day_that_is_done_is_computed_again_with_all_that_follow_it() -> None:
+    assert plan(mark(8), DAYS[3], DAYS[3]) == Plan(first=FIRST, last=DAYS[8], write_from=DAYS[1])
+
+
+def test_a_log_begins_where_it_is_told_to_and_may_be_lengthened_backwards() -> None:
+    assert plan(None, DAYS[2], DAYS[4]).days == DAYS[2:5]
+    begun = Watermark(first=DAYS[4], last=DAYS[6], config={}, sampled_negatives=False)
+    assert plan(begun, DAYS[1], DAYS[2]) == Plan(first=DAYS[1], last=DAYS[6], write_from=DAYS[1])
+
+
+def test_a_gap_is_refused_with_the_command_that_fills_it() -> None:
+    with pytest.raises(DailyLogError, match="`courier sequences --from 2024-03-04 --to 2024-03-06`"):
+        plan(mark(2), DAYS[5], DAYS[5])
+
+
+def test_half_a_range_and_a_range_backwards_are_refused() -> None:
+    at = datetime(2024, 3, 2)  # noqa: DTZ001 (as the command line reads a day)
+    assert asked_days(None, None, None) is None
+    assert asked_days(at, None, None) == (DAYS[1], DAYS[1])
+    for asked in ((None, at, None), (None, None, at), (at, at, at)):
+        with pytest.raises(DailyLogError, match="--date alone, or both"):
+            asked_days(*asked)
+    with pytest.raises(DailyLogError, match="lies before"):
+        plan(None, DAYS[2], DAYS[1])
+
+
+def views_of(day: date, events: list[Event]) -> list[PageView]:
+    """The page views that begin on a day, as plain Python finds them among these events."""
+    fates, pages = logic.rejections(events, SMALL.max_clicks_per_day), logic.page_keys(events)
+    kept = logic.deduplicate(one for one in events if one not in fates)
+    return [view for view in page_views(kept, pages) if view.request_time.date() == day]
+
+
+def known_late() -> list[Event]:
+    """A page of the third day whose label is known on the fifth.
+
+    The clicks that use up the cap of the fourth day turn out to precede their request, which is shown on the fifth; so
+    the click on the page stands after all.
+    """
+    page = {"user_id": "u9", "item_id": "x", "request_id": "r90"}
+    fourth, fifth = (daily_log.midnight(day) for day in DAYS[3:5])
+    return [
+        Event(event_time=fourth - SECOND, event_type="impression", position=0, **page),
+        *(Event(event_time=fourth + n * SECOND, event_type="click", **LATE) for n in range(3)),
+        Event(event_time=fourth + 9 * SECOND, event_type="click", **page),
+        Event(event_time=fifth, event_type="impression", position=0, **LATE),
+    ]
+
+
+@given(st.lists(st.integers(0, 10**12), max_size=60))
+def test_page_views_need_no_more_than_the_days_that_a_plan_reads_before_and_waits_for_after(
+    drawn_events, codes
+) -> None:
+    running = [
+        Event(event_time=daily_log.midnight(day), event_type="impression", position=0, **LATE) for day in DAYS[5:8]
+    ]
+    events = [*drawn_events(codes), *known_late(), *running]
+    for day in {one.day for one in events}:
+        first, last = day - daily_log.NEEDS_BEFORE, day + daily_log.SETTLED_AFTER
+        assert views_of(day, [one for one in events if first <= one.day <= last]) == views_of(day, events)
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+
+def clock(last: date) -> datetime:
+    """A moment at which all of that day, and nothing of the next, is tolerated."""
+    return daily_log.midnight(last + DAY) - logic.TOLERANCE
+
+
+def add(raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL) -> Watermark:
+    from jobs.sequences.daily.build import add_days
+
+    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, as_of=clock(end))
+
+
+def contents(workspace: Path) -> dict[str, object]:
+    """Everything that the log says, but for the moments at which it was written."""
+    found: dict[str, object] = {"watermark": (workspace / "days" / "watermark.json").read_bytes()}
+    for path in sorted((workspace / "days").glob("**/manifest.json")):
+        kind = {"undated": "undated", "states": "state"}.get(path.relative_to(workspace / "days").parts[0], "day")
+        manifest = artifact.read(path.parent, kind=kind)
+        found[str(path.parent.relative_to(workspace))] = (manifest.files, manifest.facts, manifest.config)
+    return found
+
+
+def assembled(workspace: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
+    from jobs.sequences.daily.build import build
+
+    return build(raw=workspace / "nowhere", raw_digest="", workspace=workspace, out=out, config=config)
+
+
+@pytest.fixture(scope="module")
+def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
+    """900 events around the midnights of six days, a bot on the fourth, and rows that cannot be used."""
+    rng = random.Random(11)
+    events = drawn_events([rng.randrange(10**12) for _ in range(900)])
+    events = [replace(one, event_time=one.event_time - 4 * DAY) if one.day > DAYS[6] else one for one in events]
+    assert {one.day for one in events} == set(DAYS[:6])
+    noon = datetime(2024, 3, 4, 12, tzinfo=UTC)
+    events += [
+        Event(user_id="u1", item_id=f"i{n % 3}", event_time=noon + n * SECOND, event_type="click", request_id="bot")
+        for n in range(30)
+    ]
+    ahead = [daily_log.midnight(DAYS[6]), datetime(2150, 1, 1, tzinfo=UTC)]
+    dated = [daily_log.midnight(DAYS[6]) - logic.MICROSECOND, *ahead]
+    events += [Event(user_id="u8", item_id="z", event_time=at, event_type="click", request_id="r80") for at in dated]
+    folder = write_events(tmp_path_factory.mktemp("raw"), [*events, *known_late()])
+    table = pq.read_table(folder / "events.parquet")
+    broken = table.slice(0, 20).set_column(0, "user_id", pa.array([""] * 20))
+    undated = table.slice(20, 5).set_column(2, "event_time", pa.nulls(5, pa.timestamp("us", tz="UTC")))
+    pq.write_table(pa.concat_tables([table, broken, undated]), folder / "events.parquet", row_group_size=200)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grown(raw, tmp_path_factory) -> Path:
+    """A workspace whose days were added three at once, and then one after another."""
+    workspace = tmp_path_factory.mktemp("grown")
+    add(raw, workspace, DAYS[0], DAYS[2])
+    for day in DAYS[3:6]:
+        add(raw, workspace, day, day)
+    return workspace
+
+
+def test_days_added_one_by_one_are_those_of_a_back_fill(grown, raw, tmp_path) -> None:
+    add(raw, tmp_path, DAYS[0], LAST)
+    assert contents(tmp_path) == contents(grown)
+    assert read_watermark(grown).last == LAST
+    assert {path.name for path in (grown / "days" / "states").iterdir()} == {"2024-03-03", "2024-03-04"}
+
+
+def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, raw, tmp_path) -> None:
+    from jobs.sequences.spark.behavior_sequences import build
+
+    whole = build(raw=raw, raw_digest="a digest", out=tmp_path / "whole", config=SMALL, as_of=clock(LAST))
+    joined = assembled(grown, tmp_path / "joined")
+    assert joined.files == whole.files
+    assert joined.facts == whole.facts
+    assert whole.facts["capped_users"]["most_clicks"] >= 30
+    assert whole.facts["events_rejected"]["null_event_time"] == 5
+    assert whole.facts["events_rejected"]["future_event_time"] == 2
+    assert whole.facts["as_of"] == clock(LAST).isoformat()
+    [last] = [
+        row["event_time"] for row in pq.read_table(tmp_path / "joined" / "clicks").to_pylist() if row["user_id"] == "u8"
+    ]
+    assert last == daily_log.midnight(DAYS[6]) - logic.MICROSECOND
+    shown = pq.read_table(tmp_path / "joined" / "impressions").to_pylist()
+    assert [row["clicked"] for row in shown if row["request_id"] == "r90"] == [1]
+
+
+def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
+    grown, raw, tmp_path, monkeypatch
+) -> None:
+    workspace = tmp_path / "ws"
+    shutil.copytree(grown, workspace)
+    older = Watermark(**{**asdict(read_watermark(grown)), "last": DAYS[4]})
+    daily_log.write_watermark(workspace, older)  # as the last day's adding found it
+    shutil.rmtree(workspace / "days" / "states" / "2024-03-03")  # what can be computed of the days is no loss
+    (workspace / "days" / f".left-behind{artifact.PARTIAL}").mkdir()
+    with pytest.raises(DailyLogError, match="was cut short: say `courier sequences --from 2024-03-04 --to 2024-03-05`"):
+        assembled(workspace, tmp_path / "out")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(daily_log, "write_watermark", killed)
+        with pytest.raises(KeyboardInterrupt):
+            add(raw, workspace, LAST, LAST)
+    assert read_watermark(workspace) == older
+    add(raw, workspace, LAST, LAST)  # and with it, a re-run of a day changes nothing
+    expected = {name: said for name, said in contents(grown).items() if name != "days/states/2024-03-03"}
+    assert contents(workspace) == expected
+    assert not list((workspace / "days").glob(f".*{artifact.PARTIAL}"))
+
+
+def test_a_back_fill_killed_midway_is_neither_read_nor_gone_on_from_until_it_is_repeated(
+    grown, raw, tmp_path, monkeypatch
+) -> None:
+    from jobs.sequences.daily import build as spark_log
+
+    workspace, write = tmp_path / "ws", spark_log._write_day
+    shutil.copytree(grown, workspace)
+
+    def killed_at_the_fourth(scratch: Path, at: Path, day: date, *more: object) -> None:
+        if day == DAYS[3]:
+            raise KeyboardInterrupt
+        write(scratch, at, day, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spark_log, "_write_day", killed_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            add(raw, workspace, DAYS[2], DAYS[2])
+    cure = "was cut short: say `courier sequences --from 2024-03-01 --to 2024-03-06`"
+    for refused in (lambda: daily_log.log_digest(workspace), lambda: add(raw, workspace, LAST, LAST)):
+        with pytest.raises(DailyLogError, match=cure):
+            refused()
+    add(raw, workspace, DAYS[0], LAST)
+    assert contents(workspace) == contents(grown)
+
+
+def test_a_day_that_is_missing_is_named_with_the_command_that_makes_it(grown, tmp_path) -> None:
+    shutil.copytree(grown / "days", tmp_path / "days")
+    shutil.rmtree(tmp_path / "days" / "2024-03-06")
+    with pytest.raises(
+        DailyLogError, match="2024-03-06 is missing or damaged: say `courier sequences --from 2024-03-06"
+    ):
+        daily_log.log_digest(tmp_path)
+
+
+def test_another_config_is_refused_until_the_log_is_built_again(grown, raw, tmp_path) -> None:
+    other = SequencesConfig()
+    for refused in (lambda: add(raw, grown, LAST, LAST, other), lambda: assembled(grown, tmp_path / "out", other)):
+        with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-06` to build it again"):
+            refused()
+
+
+def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw, tmp_path) -> None:
+    from jobs.sequences.daily.build import refuse_to_leave_out
+
+    refuse_to_leave_out(raw, tmp_path, DAYS[0], DAYS[0])
+    with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-03"):
+        refuse_to_leave_out(raw, tmp_path, DAYS[2], DAYS[2])

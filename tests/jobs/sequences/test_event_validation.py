@@ -1,0 +1,121 @@
+"""Events seen together are judged as plain Python judges them: page views, contradictions, repeats, the cap."""
+
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.rules import events as logic
+from jobs.rules.events import Event
+
+MIDNIGHT = datetime(2024, 3, 2, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
+DAY, SECOND, MICROSECOND = timedelta(days=1), timedelta(seconds=1), timedelta(microseconds=1)
+
+
+def event(kind: str = "click", at: datetime = MIDNIGHT, **changed: Any) -> Event:
+    given = {"user_id": "u", "item_id": "i", "request_id": "r", "position": 0} | changed
+    return Event(event_type=kind, event_time=at, **given)
+
+
+def judged(spark, raw: Path, max_clicks_per_day: int) -> list[dict[str, Any]]:
+    from pyspark.sql import functions as F
+
+    from jobs.raw.spark_tables import read_events
+    from jobs.sequences.spark.event_validation import cap, crowds, judge_together
+
+    together = judge_together(read_events(spark, raw, NOW))
+    found = cap(together, crowds(together, max_clicks_per_day))
+    return [row.asDict() for row in found.withColumn("at", F.unix_micros("event_time")).collect()]
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    at = EPOCH + row["at"] * MICROSECOND
+    return row["user_id"], row["item_id"], at, row["event_type"], row["request_id"], row["position"]
+
+
+def assert_agree(spark, raw: Path, events: list[Event], max_clicks_per_day: int) -> None:
+    """Reason, page view and repeats of each event are those that jobs.rules finds."""
+    read = judged(spark, raw, max_clicks_per_day)
+    fates, pages = logic.rejections(events, max_clicks_per_day), logic.page_keys(events)
+    found = Counter((identity(row), row["reason"], row["page_day"]) for row in read)
+    days = {one: (key[1] - EPOCH.date()).days for one, key in pages.items()}
+    assert found == Counter(((*one.identity, one.position), fates.get(one), days.get(one)) for one in events)
+    stand = sorted(identity(row) for row in read if row["reason"] is None and not row["repeat"])
+    kept = logic.deduplicate([one for one in events if one not in fates])
+    assert stand == [(*one.identity, one.position) for one in kept]
+
+
+def test_events_on_both_sides_of_midnights_are_judged_as_plain_python_judges_them(
+    spark, drawn_events, write_events, tmp_path
+) -> None:
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
+    assert set(logic.rejections(events, 2).values()) == {
+        "request_of_another_user",
+        "click_before_request",
+        "too_many_clicks",
+    }
+    assert_agree(spark, write_events(tmp_path, events), events, 2)
+
+
+@pytest.mark.parametrize("cap", [1, 2, 3, 4])
+def test_of_a_bots_clicks_the_first_of_each_day_stand(spark, write_events, tmp_path, cap) -> None:
+    clicks = [event(at=MIDNIGHT + n * SECOND, request_id=f"r{n}") for n in (3, 1, 0, 2)]
+    tied = [event(at=MIDNIGHT + DAY - MICROSECOND, item_id=item) for item in "cab"]
+    tomorrow = event(at=MIDNIGHT + DAY)
+    events = [*clicks, clicks[0], *tied, tomorrow, event(user_id="v"), event(kind="cart")]
+    assert_agree(spark, write_events(tmp_path, events), events, cap)
+
+
+def test_a_request_seen_on_four_days_running_is_several_page_views(spark, write_events, tmp_path) -> None:
+    days = [MIDNIGHT + n * DAY for n in range(4)]
+    events = [event("impression", at, user_id=f"u{n % 2}", item_id=f"i{n}") for n, at in enumerate(days)]
+    events += [event(at=at + part, user_id="u1") for at in (MIDNIGHT - 2 * DAY, *days) for part in (-SECOND, SECOND)]
+    assert_agree(spark, write_events(tmp_path, events), events, 1000)
+
+
+def test_each_task_passes_on_no_more_of_a_bots_clicks_than_may_stand(spark, write_events, tmp_path) -> None:
+    from jobs.raw.spark_tables import read_events
+    from jobs.sequences.spark.event_validation import crowds, judge_together
+
+    raw = write_events(tmp_path, [event(at=MIDNIGHT + n * SECOND) for n in range(5)])
+    plan = crowds(judge_together(read_events(spark, raw, NOW)), 2000)._jdf.queryExecution().executedPlan().toString()
+    assert "WindowGroupLimit" in plan
+
+
+def told(judged) -> Counter[tuple[Any, ...]]:
+    from pyspark.sql import functions as F
+
+    rows = judged.withColumn("at", F.unix_micros("event_time")).collect()
+    return Counter((*identity(row.asDict()), row["page_day"], row["repeat"], row["reason"], row["row"]) for row in rows)
+
+
+@pytest.mark.parametrize("few", [0, 100_000])
+@pytest.mark.parametrize("whose", ["several users' requests", "each request one user's"])
+def test_all_but_accepted_impressions_are_judged_apart_as_they_are_together(
+    spark, drawn_events, write_events, tmp_path, monkeypatch, few, whose
+) -> None:
+    from pyspark.sql import functions as F
+
+    from jobs.raw.spark_tables import read_events
+    from jobs.sequences.spark import oversized_requests as crowded_requests
+    from jobs.sequences.spark.event_validation import in_place, judge_together, openings
+    from jobs.sequences.spark.oversized_requests import judge_apart
+
+    monkeypatch.setattr(crowded_requests, "FEW", few)
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
+    if whose == "each request one user's":
+        events = [replace(one, user_id=f"u{one.request_id}") for one in events]
+    read = read_events(spark, write_events(tmp_path, events), NOW).persist()
+    opened = openings(read.filter("event_type = 'impression'")).persist()
+    assert bool(opened.filter("shared").count()) == (whose == "several users' requests")
+    together = judge_together(read).persist()
+    accepted = F.col("reason").isNull() & (F.col("event_type") == "impression")
+    assert told(judge_apart(read, opened)) == told(together.filter(~accepted))
+    names = ["user_id", "item_id", "event_time", "request_id", "position", "page_day"]
+    placed, expected = in_place(read.filter("event_type = 'impression'"), opened), together.filter(accepted)
+    assert Counter(placed.select(names).collect()) == Counter(expected.select(names).collect())

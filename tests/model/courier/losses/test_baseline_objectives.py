@@ -1,0 +1,285 @@
+"""The rivals: each learns on tiny images, the same from the same seed, and on two processes as on one."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from model.courier.config import CourierConfig, for_method
+from model.courier.data.augmentation import draw_views
+from model.courier.data.batches import PageViews, take_batch
+from model.courier.losses.baseline_objectives import Clip
+from model.courier.losses.objective import BatchTensors, Objective
+from model.courier.network.encoder import embed_images, feature_batches, load_encoder, normalise
+from model.courier.training import train
+from model.courier.training.gradients import Gradients
+from model.courier.training.methods import METHODS, UNTRAINED, build_objective, settle
+from model.courier.training.process_group import Processes
+from model.space import Preprocessing
+
+ROOT = Path(__file__).parents[4]
+SIZE, IMAGES, ROWS = 16, 24, 12
+TINY = CourierConfig(backbone="small", backbone_weights="random", trainable="all", image_size=SIZE, width=32)
+RIVALS = ("simclr", "simsiam", "clip")
+TRAINED = [method for method in METHODS if method not in UNTRAINED]
+PLAIN = Preprocessing(size=SIZE)
+
+
+def generated_views() -> PageViews:
+    rng = np.random.default_rng(0)
+    page, history = (rng.integers(0, IMAGES, (ROWS, 5)).astype(np.int32) for _ in range(2))
+    titles = tuple("" if n % 7 == 3 else f"{('Red', 'Blue', 'Green')[n % 3]} Lamp {n // 2}" for n in range(IMAGES))
+    ids = tuple(f"p{n:02d}" for n in range(IMAGES))
+    return PageViews(ids, np.arange(IMAGES) % 3, page, rng.random((ROWS, 5)) < 0.4, history, titles)
+
+
+def pixels() -> np.ndarray:
+    """Each image has its colour."""
+    rng = np.random.default_rng(1)
+    colours = rng.integers(40, 215, (IMAGES, 1, 1, 3))
+    return (colours + rng.integers(-40, 40, (IMAGES, SIZE, SIZE, 3))).astype(np.uint8)
+
+
+def objective(method: str, seed: int = 0) -> Objective:
+    torch.manual_seed(seed)
+    return build_objective(replace(TINY, method=method), generated_views())
+
+
+def step_inputs(model: Objective, rows: np.ndarray, seed: int = 0) -> tuple[Tensor, BatchTensors]:
+    batch = take_batch(generated_views(), rows)
+    chosen = pixels()[batch.images]
+    if model.views:
+        chosen = draw_views(chosen, model.views, torch.Generator().manual_seed(seed))
+    return normalise(chosen, PLAIN), BatchTensors.of(batch, torch.device("cpu"))
+
+
+def trained(method: str, steps: int = 3, seed: int = 0) -> tuple[Objective, list[float]]:
+    model = objective(method, seed).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    curve = []
+    for step in range(steps):
+        loss = model(*step_inputs(model, np.arange(ROWS), step)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        curve.append(loss.item())
+    return model.eval(), curve
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_a_method_learns_and_its_vectors_have_unit_length(method: str) -> None:
+    model, curve = trained(method, 20)
+    assert min(curve[-3:]) < curve[0]
+    vectors = model.encoder(normalise(pixels(), PLAIN))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(IMAGES))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: str) -> None:
+    first, again, other = (trained(method, seed=seed)[0].encoder.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_rival_never_looks_at_a_click(method: str) -> None:
+    model = objective(method)
+    images, batch = step_inputs(model, np.arange(ROWS))
+    clickless = replace(batch, clicked=~batch.clicked, remembered=~batch.remembered, history=batch.page)
+    torch.testing.assert_close(model(images, clickless), model(images, batch))
+
+
+@pytest.mark.parametrize("method", UNTRAINED)
+def test_without_training_the_vectors_are_the_features_leading_components(method: str) -> None:
+    backbone = {"backbone": "lite0", "backbone_weights": "imagenet", "image_size": 32}
+    config = settle(replace(TINY, method=method, **backbone))
+    preprocessing = Preprocessing(size=32)
+    large = np.repeat(np.repeat(pixels(), 2, axis=1), 2, axis=2)
+    torch.manual_seed(0)
+    model = build_objective(config, generated_views())
+    features = torch.cat(list(feature_batches(model.encoder, large, preprocessing)))
+    model.encoder.standardise_by(features, config.feature_whitening)
+    assert (model.terms, model.weights, model.views) == ((), (), 0)
+    vectors = model.encode(model.encoder.standard(features))
+    # By numpy: standardised, then the axes of the largest spread, each divided by the root of its spread.
+    standard = features.double().numpy()
+    spread = standard.std(0)
+    standard = (standard - standard.mean(0)) / np.where(spread > 1e-6, spread, 1)
+    left, singular, _ = np.linalg.svd(standard, full_matrices=False)
+    kept = singular > 1e-6 * singular[0]
+    expected = (left * singular**0.5)[:, kept][:, : TINY.width]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = vectors.detach().double().numpy()
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=2e-3)  # the signs of axes are free
+
+
+def test_what_is_not_trained_is_settled_before_it_is_saved() -> None:
+    settled = settle(replace(TINY, method="random", backbone="lite0", backbone_weights="imagenet", head="mlp"))
+    assert (settled.backbone_weights, settled.trainable, settled.head) == ("random", "head", "linear")
+    assert settled.feature_components == settled.width
+    assert settle(settled) == settled
+    assert settle(replace(TINY, method="simclr")) == replace(TINY, method="simclr")
+
+
+def test_imagenet_without_a_warm_start_is_refused() -> None:
+    with pytest.raises(ValueError, match="backbone_weights is random: say method random"):
+        settle(replace(TINY, method="imagenet"))
+
+
+@pytest.mark.parametrize("changes", [{"attention": "self"}, {"weight_ucs": 0.0}, {"temperature": 0.2}])
+def test_an_ablation_of_courier_is_refused_by_the_others(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} changes method courier alone, not simclr"):
+        settle(replace(TINY, method="simclr", **changes))
+
+
+def test_clip_without_titles_is_refused() -> None:
+    with pytest.raises(ValueError, match="method clip needs items with titles"):
+        build_objective(replace(TINY, method="clip"), replace(generated_views(), titles=("",) * IMAGES))
+
+
+def test_images_without_a_title_teach_clip_nothing() -> None:
+    model, views = objective("clip"), generated_views()
+    batch = take_batch(views, np.arange(ROWS))
+    vectors = torch.nn.functional.normalize(torch.randn(len(batch.images), TINY.width), dim=1).requires_grad_()
+    model.losses(vectors, BatchTensors.of(batch, torch.device("cpu"))).sum().backward()
+    assert vectors.grad is not None
+    for image, gradient in zip(batch.images, vectors.grad, strict=True):
+        assert bool((gradient != 0).any()) == (views.titles[image] != "")
+
+
+def test_the_titles_are_no_part_of_what_is_saved() -> None:
+    model = objective("clip")
+    assert isinstance(model, Clip)
+    assert not {"tokens", "title"} & model.state_dict().keys()
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_gradients_chunk_by_chunk_are_those_of_the_whole_batch(method: str) -> None:
+    found = []
+    for chunk in (0, 5):
+        model = objective(method)
+        images, batch = step_inputs(model, np.arange(ROWS))
+        alone = Processes(0, 1, torch.device("cpu"))
+        losses = Gradients(model, alone, chunk_images=chunk, precision="fp32").of(images, lambda raw: raw, batch)
+        found.append({name: one.grad for name, one in model.named_parameters()} | {"losses": losses})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_leaves_an_encoder_in_an_artifact_the_same_for_the_same_seed(
+    method: str, trainable: str, pretrain_inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    warm = {"backbone": "lite0", "backbone_weights": "imagenet"} if method == "imagenet" else {}
+    config = replace(TINY, method=method, trainable=trainable, batch_rows=16, steps=3, warmup_steps=1, **warm)
+    first, again = (train.build(**pretrain_inputs, out=tmp_path / name, config=config) for name in ("a", "b"))
+    assert first.facts["space_id"] == again.facts["space_id"]
+    assert first.facts["encoder"] == f"{method}-{config.backbone}"
+    assert first.facts["steps"] == (0 if method in UNTRAINED else 3)
+    assert first.facts["wall_seconds"] > 0
+    vectors = embed_images(load_encoder(tmp_path / "a"), pixels())
+    assert vectors.shape == (IMAGES, TINY.width)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": "self", "value_maps": True},
+        {"projection_head": True, "trainable": "head"},
+        {"history_order": "random", "history": 3},
+    ],
+)
+def test_courier_is_trained_with_each_ablation(
+    changes: dict[str, Any], pretrain_inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    config = replace(TINY, batch_rows=16, steps=3, warmup_steps=1, **changes)
+    train.build(**pretrain_inputs, out=tmp_path / "out", config=config)
+    losses = json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert np.isfinite(losses["loss"])
+
+
+def gradients(model: nn.Module, inner: Objective, images: Tensor, batch: BatchTensors) -> dict[str, Tensor]:
+    losses = model(images, batch)
+    losses.sum().backward()
+    return {name: one.grad.contiguous() for name, one in inner.named_parameters() if one.grad is not None} | {
+        "losses": losses.detach()
+    }
+
+
+def two_halves() -> list[np.ndarray]:
+    """Rows whose distinct images differ in number between the processes."""
+    return [np.arange(9), np.arange(9, 12)]
+
+
+def inputs_of(inner: Objective, halves: list[np.ndarray]) -> list[tuple[Tensor, BatchTensors]]:
+    return [step_inputs(inner, rows, seed) for seed, rows in enumerate(halves)]
+
+
+def one_of_two_processes(rank: int, folder: Path) -> None:
+    """What each process of the two-process test runs."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for method in RIVALS:
+        inner = objective(method)
+        found = gradients(DistributedDataParallel(inner), inner, *inputs_of(inner, two_halves())[rank])
+        save_file(found, folder / f"{method}{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+def together(inner: Objective) -> tuple[Tensor, BatchTensors]:
+    """Both processes' inputs as one: an image that both hold stays there twice, as it does for them."""
+    parts = inputs_of(inner, two_halves())
+    views = max(1, inner.views)
+    by_view = [images.reshape(views, -1, *images.shape[1:]) for images, _ in parts]
+    images = torch.cat(by_view, dim=1).flatten(0, 1)
+    return images, replace(parts[0][1], images=torch.cat([batch.images for _, batch in parts]))
+
+
+def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment, cwd=ROOT)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    for method in RIVALS:
+        inner = objective(method)
+        alone = gradients(inner, inner, *together(inner))
+        for rank in range(2):
+            theirs = load_file(tmp_path / f"{method}{rank}.safetensors")
+            assert theirs.keys() == alone.keys()
+            for name, gradient in alone.items():
+                torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-3, msg=f"{method} {name}")
+
+
+def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_trained_backbone() -> None:
+    tuned = CourierConfig(
+        head_start="taste", basis="category", feature_components=64, temperature=0.5, learning_rate=1e-5, steps=7
+    )
+    assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
+    rival = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2})
+    assert rival == CourierConfig(method="simclr", steps=7, learning_rate=1e-2)
+    with pytest.raises(ValueError, match="head_start changes method courier alone, not clip"):
+        settle(replace(tuned, method="clip"))
+    assert for_method(tuned, {"trainable": "upper", "temperature": 0.2}) == CourierConfig(
+        trainable="upper", temperature=0.2, steps=7
+    )
+    with pytest.raises(ValueError, match="basis is of frozen features, and trainable is all"):
+        settle(replace(tuned, trainable="all"))
+
+
+if __name__ == "__main__":
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))

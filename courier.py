@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dis import opname
 from importlib import import_module
 
+from model.errors import CourierError
+
 VERBS = {
     "world": (
         "jobs.datasets.shop:main",
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our answer has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if _is_for_the_user(error):
+        if isinstance(error, CourierError) or _is_for_the_user(error):
             sys.exit(f"courier: {error}")
         if isinstance(error, OSError) and error.filename is not None:
             sys.exit(f"courier: {error.filename}: {error.strerror}: give another path, or the right to use this one")

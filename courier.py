@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from dis import opname
 from importlib import import_module
 
 from model.errors import CourierError
@@ -56,7 +55,6 @@ VERBS = {
     "rank": ("serving.ranker:main", "a user's items in order of predicted click probability"),
     "serve": ("serving.app:main", "answer /search and /rank over HTTP"),
 }
-ROOMS = ("feature_repo", "model", "jobs", "serving")
 
 
 def usage() -> str:
@@ -100,24 +98,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit("courier: stopped")
     except BrokenPipeError:  # whoever read our answer has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if isinstance(error, CourierError) or _is_for_the_user(error):
-            sys.exit(f"courier: {error}")
-        if isinstance(error, OSError) and error.filename is not None:
-            sys.exit(f"courier: {error.filename}: {error.strerror}: give another path, or the right to use this one")
-        raise
-
-
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether a `raise` of ours refused: a refusal carries its cure, anything else is a bug and needs its traceback."""
-    if not isinstance(error, (ValueError, FileNotFoundError)) or error.__traceback__ is None:
-        return False
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    ours = str(last.tb_frame.f_globals.get("__name__", "")).split(".")[0] in ROOMS
-    raised = opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"  # not by a built-in it called
-    return ours and raised
+    except CourierError as refusal:
+        sys.exit(f"courier: {refusal}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"courier: {error.filename}: {error.strerror}: give another path, or the right to use this one")
 
 
 def _prepare_process() -> None:

@@ -6,6 +6,7 @@ from typing import Any, Final
 from feature_repo.contract import CTR_HISTORY, PAGE_VIEW_SIZE, PRETRAIN_HISTORY
 from model.courier.config import CourierConfig
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
+from model.errors import CourierError
 
 LONGEST_HISTORY: Final = 1000
 
@@ -22,13 +23,13 @@ class SequencesConfig:
     valid_fraction: float = 0.1  # the rest is the test period
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a history that is empty or too long, or a cap that lets nothing stand."""
+        """Raises CourierError for a history that is empty or too long, or a cap that lets nothing stand."""
         for name in ("pretrain_history", "ctr_history"):
             if not 1 <= getattr(self, name) <= LONGEST_HISTORY:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 to {LONGEST_HISTORY} clicks")
+                raise CourierError(f"{name} is {getattr(self, name)}: give 1 to {LONGEST_HISTORY} clicks")
         for name in ("page_view_size", "max_clicks_per_day"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+                raise CourierError(f"{name} is {getattr(self, name)}: give at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +61,10 @@ class ClusterConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a number that leaves nothing to fit."""
+        """Raises CourierError for a number that leaves nothing to fit."""
         for name, least in (("clusters", 1), ("later_clusters", 0), ("codebooks", 1), ("starts", 1), ("iterations", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least {least}")
+                raise CourierError(f"{name} is {getattr(self, name)}: give at least {least}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import typer
 from upath import UPath
 
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 # Hadoop's names for stores that have several; ours are those of fsspec and Beam.
 HADOOP_SCHEMES: Final = {"s3": "s3a"}
@@ -20,7 +21,7 @@ DRIVERS: Final = {"s3": "'courier[s3]'", "gs": "'courier[gcs]'", "abfs": "adlfs"
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-class UrlUnusable(FileNotFoundError):
+class UrlUnusable(CourierError):
     """Nothing can be read or written at this URL; the message says what can."""
 
 

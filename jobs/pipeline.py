@@ -28,11 +28,12 @@ from jobs.sequences.daily.log import log_digest
 from model import artifact
 from model.artifact import AnyPath, Manifest
 from model.courier.config import for_method
+from model.errors import CourierError
 
 console = Console(stderr=True)
 
 
-class StageError(ValueError):
+class StageError(CourierError):
     """The road cannot be walked as asked; the message says what to run first."""
 
 

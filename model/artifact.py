@@ -24,6 +24,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from upath import UPath
 
+from model.errors import CourierError
+
 AnyPath = Path | UPath  # a place on this machine, or one that a URL names
 Folder = TypeVar("Folder", Path, AnyPath)
 
@@ -32,11 +34,11 @@ FORMAT = 1
 PARTIAL = ".partial"
 
 
-class ArtifactMissing(FileNotFoundError):
+class ArtifactMissing(CourierError):
     """No finished artifact lies at this path."""
 
 
-class ArtifactMismatch(ValueError):
+class ArtifactMismatch(CourierError):
     """The artifact is not what the loader expects; the message says how to rebuild it."""
 
 

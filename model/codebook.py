@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from feature_repo.contract import MAX_CODEBOOKS
 from model.cluster_id import LARGEST_CODEBOOK
+from model.errors import CourierError
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
@@ -29,10 +30,12 @@ class Codebook:
     def fit(cls, vectors: Floats, *, clusters: int, iterations: int = 25, seed: int = 0) -> "Codebook":
         """k-means over `vectors` (N, D), float32 unit rows; fewer centres where there are fewer distinct vectors.
 
-        Same vectors and seed, same codebook.  Raises ValueError without vectors or for clusters < 1.
+        Same vectors and seed, same codebook.  Raises CourierError without vectors or for clusters < 1.
         """
         if clusters < 1 or not len(vectors):
-            raise ValueError(f"a codebook of {clusters} clusters cannot be fitted on {len(vectors)} vectors")
+            raise CourierError(
+                f"a codebook of {clusters} clusters cannot be fitted on {len(vectors)} vectors: give both"
+            )
         vectors = np.ascontiguousarray(vectors, np.float32)
         distinct = np.unique(vectors, axis=0)
         if len(distinct) <= clusters:
@@ -84,11 +87,11 @@ class Codebooks:
         """So many codebooks over `vectors` (N, D), float32 unit rows; the best of `starts` random starts of each.
 
         later_clusters: of each codebook but the first; 0: as many as the first has.
-        Raises ValueError as Codebook.fit does, and for what does not fit into a cluster ID.
+        Raises CourierError as Codebook.fit does, and for what does not fit into a cluster ID.
         """
         sizes = [clusters] + [later_clusters or clusters] * (codebooks - 1)
         if not 1 <= codebooks <= MAX_CODEBOOKS or max(sizes) > LARGEST_CODEBOOK:
-            raise ValueError(
+            raise CourierError(
                 f"{codebooks} codebooks of {max(sizes)} clusters do not fit into a cluster ID: "
                 f"choose 1 to {MAX_CODEBOOKS} codebooks of up to {LARGEST_CODEBOOK} clusters"
             )

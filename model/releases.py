@@ -13,15 +13,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from model.errors import CourierError
+
 CATALOGUE_FILE = "catalogue.db"
 ONLY_ROW = 1
 
 
-class NoRelease(ValueError):
+class NoRelease(CourierError):
     """The catalogue holds no such release; the message says how to get one."""
 
 
-class CatalogueUnreadable(ValueError):
+class CatalogueUnreadable(CourierError):
     """The database does not answer, or holds other tables; the message carries its own words."""
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.artifact import ArtifactMismatch
+from model.errors import CourierError
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -50,10 +51,11 @@ class VectorIndex:
         """An index over `vectors` (N, D), float32 unit rows, one per id.
 
         kind: flat reads every vector; ivf reads the nearest lists; auto takes ivf from 50,000 vectors on.
-        Raises ValueError for an unknown kind, an id twice, more or fewer ids than rows, or a row not of unit length.
+        Raises CourierError for an unknown kind, ValueError for an id twice, more or fewer ids than rows, or a row not
+        of unit length.
         """
         if kind not in KINDS:
-            raise ValueError(f"index kind {kind!r} is not one of {', '.join(KINDS)}")
+            raise CourierError(f"unknown index kind {kind!r}: choose one of {', '.join(KINDS)}")
         vectors = _unit_rows(vectors)
         chosen = ("ivf" if len(vectors) >= IVF_FROM else "flat") if kind == "auto" else kind
         make = _empty_ivf if chosen == "ivf" and len(vectors) else _empty_flat
@@ -102,7 +104,7 @@ class VectorIndex:
         known = next((item for item in ids if item in self._position), None)
         if known is not None or len(set(ids)) != len(ids):
             which = repr(known) if known is not None else "an id"
-            raise ValueError(f"{which} would be in the index twice: remove it first")
+            raise ValueError(f"{which} would be in the index twice")
         if not len(ids):
             return
         labels = np.arange(self.next_label, self.next_label + len(ids), dtype=np.int64)

@@ -15,6 +15,7 @@ from rich.table import Table
 from feature_repo.contract import LOADED_MARK
 from model import artifact
 from model.artifact import ArtifactMismatch
+from model.errors import CourierError
 from serving.release import OpenRelease, load_ctr_model, open_release
 from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
 from serving.settings import read_settings
@@ -29,7 +30,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 STORE_FAILED = "the feature store does not answer: the items are in the order given"
 
 
-class BadRanking(ValueError):
+class BadRanking(CourierError):
     """The command line asks for a ranking that cannot be made; the message says what to change."""
 
 

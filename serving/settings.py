@@ -6,8 +6,10 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.errors import CourierError
 
-class SettingsRefused(ValueError):
+
+class SettingsRefused(CourierError):
     """A setting has a value that it cannot have; the message names the variable."""
 
 

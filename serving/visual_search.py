@@ -16,6 +16,7 @@ from rich.table import Table
 
 from model.courier.data.images import MAX_BYTES, decode, pixel_hash
 from model.courier.data.stored_images import load_images
+from model.errors import CourierError
 from model.vector_index import VectorIndex
 from serving import contact_sheet
 from serving.release import OpenRelease, ReleasedEncoder, open_release
@@ -25,15 +26,15 @@ from serving.settings import read_settings
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class UnknownItem(ValueError):
+class UnknownItem(CourierError):
     """No item of the catalogue has this id."""
 
 
-class NoUsableImage(ValueError):
+class NoUsableImage(CourierError):
     """The item is known, but there is no image of it that could be searched with."""
 
 
-class BadQuestion(ValueError):
+class BadQuestion(CourierError):
     """The command line asks for what cannot be answered; the message says what to change."""
 
 

@@ -1,12 +1,14 @@
 """The house keeps its plan: rooms, arrows, packaging, and a README that tells the truth."""
 
 import ast
+import builtins
 import re
 import subprocess
 import sys
 import time
 import tomllib
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,36 @@ import pytest
 
 import courier
 from feature_repo.contract import SERVICES, VIEWS
+from model.errors import CourierError
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("feature_repo", "jobs", "model", "serving")
 README = (ROOT / "README.md").read_text()
+BUILT_IN = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+OF_VALUES = BUILT_IN - {"TypeError"}  # which is for whoever writes code that calls ours
+# How our messages tell a cure: a colon or a semicolon, and what to do.
+CURE = (
+    r"[:;] (?:give|choose|write|remove|rebuild|run|build|check|leave|change|name|say|make|embed|join|compute|raise|set"
+    r"|use|install|mend|train|pip|move|start|promote|look)\b"
+)
+
+Verb = Callable[[Exception], None]
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Verb:
+    """Gives the front door a verb, `verb`, that raises this."""
+
+    def add(error: Exception) -> None:
+        def main(_: object) -> None:
+            raise error
+
+        program = types.ModuleType("program")
+        program.main = main  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "program", program)
+        monkeypatch.setitem(courier.VERBS, "verb", ("program:main", ""))
+
+    return add
 
 
 def sources() -> list[Path]:
@@ -73,24 +101,50 @@ def test_an_error_that_the_user_can_cure_is_one_sentence() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bug_keeps_its_traceback_and_a_refusal_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bug(_: object) -> None:
-        list(zip([1], [1, 2], strict=True))  # a ValueError that nobody of ours raised
+class NoUser(CourierError):
+    """A refusal of its own name."""
 
-    def refusal(_: object) -> None:
-        raise ValueError("events.csv, row 3: no user_id; fill it in")
 
-    for function in (bug, refusal):
-        program = types.ModuleType(f"jobs.{function.__name__}")
-        program.main = types.FunctionType(
-            function.__code__, {"__name__": program.__name__, "__builtins__": __builtins__}
-        )  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, program.__name__, program)
-        monkeypatch.setitem(courier.VERBS, function.__name__, (f"{program.__name__}:main", ""))
-    with pytest.raises(ValueError, match="zip"):
-        courier.main(["bug"])
-    with pytest.raises(SystemExit, match=r"^courier: events.csv, row 3: no user_id; fill it in$"):
-        courier.main(["refusal"])
+@pytest.mark.parametrize("refusal", [CourierError, NoUser])
+def test_a_refusal_is_one_sentence_without_a_traceback(refusal: type[CourierError], verb: Verb) -> None:
+    verb(refusal("events.csv, row 3: no user_id: fill it in"))
+    with pytest.raises(SystemExit, match=r"^courier: events.csv, row 3: no user_id: fill it in$"):
+        courier.main(["verb"])
+
+
+def test_a_file_of_the_users_that_cannot_be_opened_is_named_in_one_sentence(verb: Verb) -> None:
+    verb(PermissionError(13, "Permission denied", "/raw/events.csv"))
+    with pytest.raises(SystemExit, match=r"^courier: /raw/events.csv: Permission denied: give another path"):
+        courier.main(["verb"])
+
+
+@pytest.mark.parametrize("bug", [ValueError("events.csv: give another"), FileNotFoundError("x"), KeyError("user_id")])
+def test_any_other_exception_is_a_bug_and_keeps_its_traceback(bug: Exception, verb: Verb) -> None:
+    verb(bug)
+    with pytest.raises(type(bug)) as raised:
+        courier.main(["verb"])
+    assert raised.value is bug
+
+
+def test_what_tells_a_user_the_cure_is_raised_as_a_courier_error() -> None:
+    told = []
+    for path in sources():
+        for raised in (node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+            if isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name) and raised.func.id in OF_VALUES:
+                message = "".join(map(_literal, raised.args))
+                told += [f"{path.name}:{raised.lineno}: {message}"] if re.search(CURE, message) else []
+    assert told == []
+
+
+def test_an_exception_with_a_name_of_ours_is_a_courier_error_unless_it_tells_of_a_bug() -> None:
+    ours = {
+        node.name
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and {base.id for base in node.bases if isinstance(base, ast.Name)} & BUILT_IN
+    }
+    bugs = {"NotTheSame", "RowsLost"}  # a graph that computes something else, and tables that lost rows
+    assert ours == {"CourierError"} | bugs
 
 
 def test_the_readmes_tree_exists() -> None:
@@ -165,3 +219,10 @@ def test_the_applied_registry_holds_the_contracts_services_and_no_others(loaded_
 
 def _section(title: str) -> str:
     return README.split(f"## {title}")[1].split("\n## ")[0]
+
+
+def _literal(message: ast.expr) -> str:
+    """What an expression says of itself: the text of a literal, and of an f-string the parts that stand in the code."""
+    if isinstance(message, ast.JoinedStr):
+        return "".join(_literal(part) if isinstance(part, ast.Constant) else "{}" for part in message.values)
+    return str(message.value) if isinstance(message, ast.Constant) else ""

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from feature_repo.contract import PAGE_VIEW_SIZE
 from jobs.datasets import writer as raw_folder
+from model.errors import CourierError
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -67,7 +68,7 @@ class Known:
 def convert(src: Path, out: Path, *, seed: int) -> None:
     """Write the raw folder `out` from `src` (interactions.parquet, items.parquet, images/). Same seed, same bytes.
 
-    Raises FileNotFoundError if `src` lacks a table, ValueError if a table cannot be used or `out` is not empty.
+    Raises CourierError if `src` lacks a table, a table cannot be used or `out` is not empty.
     """
     ratings, items = _read(src, "interactions"), _read(src, "items")
     items = items.sort_by("item_id")
@@ -77,7 +78,7 @@ def convert(src: Path, out: Path, *, seed: int) -> None:
     rated = _rated(user, item, len(users))
     liked = ratings["rating"].to_numpy() >= CLICK_RATING
     if not liked.any():
-        raise ValueError(
+        raise CourierError(
             f"{src / 'interactions.parquet'} has no rating of {CLICK_RATING:g} or more: nothing is a click"
         )
     times = ratings["timestamp"].to_numpy()
@@ -197,18 +198,16 @@ def _read(src: Path, name: str) -> pa.Table:
     """The needed columns of a table of `src`, cast to their types."""
     path = src / f"{name}.parquet"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: give a folder with interactions.parquet, items.parquet and images/"
-        )
+        raise CourierError(f"{path} does not exist: give a folder with interactions.parquet, items.parquet and images/")
     try:
         table = pq.read_table(path)
         table = pa.table({column: pc.cast(table[column], kind) for column, kind in _COLUMNS[name].items()})
     except (KeyError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         needed = ", ".join(f"{column} {kind}" for column, kind in _COLUMNS[name].items())
-        raise ValueError(f"{path} is not a table with the columns {needed} ({str(error).splitlines()[0]})") from None
+        raise CourierError(f"{path} is not a table with the columns {needed} ({str(error).splitlines()[0]})") from None
     for column in _REQUIRED[name]:
         if table[column].null_count:
-            raise ValueError(f"{path} has {table[column].null_count} rows without {column}: remove or complete them")
+            raise CourierError(f"{path} has {table[column].null_count} rows without {column}: remove or complete them")
     return table
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jobs.datasets import writer as raw_folder
 from jobs.datasets.shop_behavior import DAY, SECOND, Catalogue, Habits, PageViews, simulate
 from jobs.datasets.shop_images import CATEGORIES, ORNAMENTS, PALETTES, TEXTURES, draw, encode, placeholder
+from model.errors import CourierError
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -53,10 +54,10 @@ class Defects(NamedTuple):
 def generate(out: Path, *, items: int, users: int, requests: int, seed: int, habits: Habits | None = None) -> None:
     """Write a generated shop to the folder `out`. Same arguments, same bytes.
 
-    Raises ValueError if `out` holds something already, or a number is too small for a shop.
+    Raises CourierError if `out` holds something already, or a number is too small for a shop.
     """
     if items < LEAST_ITEMS or users < 1 or requests < 1:
-        raise ValueError(f"a shop needs at least {LEAST_ITEMS} items, 1 user and 1 request: raise what is less")
+        raise CourierError(f"a shop needs at least {LEAST_ITEMS} items, 1 user and 1 request: raise what is less")
     habits = habits or Habits()
     with raw_folder.write(out) as folder, _progress() as progress:
         defects = _defects(items, np.random.default_rng([seed, 2]))

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.contract import EVENTS, ITEMS, Column
+from model.errors import CourierError
 
 _ARROW = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "timestamp": pa.timestamp("us", tz="UTC")}
 
@@ -25,10 +26,10 @@ def schema(columns: Sequence[Column]) -> pa.Schema:
 def write(out: Path) -> Iterator[Path]:
     """A folder beside `out` to write into; on a clean exit it becomes `out`, else nothing is left behind.
 
-    Raises ValueError if something other than an empty folder lies at `out`.
+    Raises CourierError if something other than an empty folder lies at `out`.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} already exists and is not an empty folder: remove it or name another one")
+        raise CourierError(f"{out} already exists and is not an empty folder: remove it or name another one")
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}.partial"
     aside.mkdir()

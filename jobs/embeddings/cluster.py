@@ -21,6 +21,7 @@ from model import artifact
 from model.artifact import Manifest
 from model.cluster_id import packed
 from model.codebook import Codebooks
+from model.errors import CourierError
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -31,7 +32,7 @@ ITEMS = "items.parquet"
 DEFAULTS = ClusterConfig()
 
 
-class NothingToFit(ValueError):
+class NothingToFit(CourierError):
     """No image that a codebook could be fitted on; the message says what to rebuild."""
 
 

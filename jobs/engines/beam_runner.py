@@ -19,6 +19,7 @@ from jobs.engines.beam_arguments import APART, part
 from jobs.paths import UrlUnusable
 from jobs.raw.folder import RawTableUnusable
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 LOCAL_RUNNER: Final = "FnApiRunner"  # in this process; plain DirectRunner first tries to download another runner
 # How typer is told about a program that also takes Beam's options.
@@ -30,7 +31,7 @@ COMMAND: Final[dict[str, Any]] = {
 }
 
 
-class UnknownOption(ValueError):
+class UnknownOption(CourierError):
     """An option that nobody knows; the message is one sentence that names the nearest."""
 
 

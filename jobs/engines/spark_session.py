@@ -9,6 +9,8 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from model.errors import CourierError
+
 OLDEST_JAVA = 17  # Spark 4 runs on nothing older
 CURE = f"install Java {OLDEST_JAVA} or newer (Debian: apt-get install openjdk-17-jre-headless) or set JAVA_HOME to one"
 
@@ -46,7 +48,7 @@ PARTITIONS = "spark.sql.shuffle.partitions"
 LOCAL_PARTITIONS = "8"  # Spark's 200 cost one machine more than the work: 18k events took over 3 minutes
 
 
-class JavaMissing(ValueError):
+class JavaMissing(CourierError):
     """This machine has no Java that Spark can run on; the message says how to get one."""
 
 

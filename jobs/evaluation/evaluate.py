@@ -65,7 +65,7 @@ def build(
 ) -> Manifest:
     """Write evaluation.json and evaluation.html, and print the table.
 
-    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError if the truth belongs to other events.
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, CourierError if the truth belongs to other events.
     """
     manifest = artifact.read(ctr, kind="ctr")
     _same_rows(manifest, rows, embed)

@@ -29,6 +29,7 @@ from model.courier.inference import probe
 from model.courier.inference.probe import FIRST, NEGATIVES, PADDING, PAGE, Clicks, Ints, Measured, Pool
 from model.ctr.evaluation.evaluate import nulled
 from model.ctr.inputs.inputs import MICROSECONDS_A_DAY
+from model.errors import CourierError
 from model.metrics import Floats, UserBootstrap
 
 log = structlog.get_logger()
@@ -76,8 +77,8 @@ def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: At
     """The clicks of a period whose user had clicked before, and among whom their negatives are drawn.
 
     Negatives are drawn by their clicks in the training period. A category is that of an image's first item by id, an
-    attribute the mean of its items' ones.  Raises ArtifactMissing or ArtifactMismatch for the inputs, ValueError where
-    no click can be asked about or the attribute cannot be read.
+    attribute the mean of its items' ones.  Raises ArtifactMissing or ArtifactMismatch for the inputs,
+    CourierError where no click can be asked about or the attribute cannot be read.
     """
     splits = artifact.read(sequences, kind="sequences").facts["splits"]
     _of(artifact.read(embed, kind="embed"), images)
@@ -86,7 +87,9 @@ def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: At
     popularity, seen = _trained(sequences, rows, datetime.fromisoformat(splits["valid_start"]))
     clicks, repeats = _clicks(sequences, rows, period, seen)
     if not len(clicks):
-        raise ValueError(f"no click of the {period} period in {sequences} has a usable image and a click before it")
+        raise CourierError(
+            f"no click of the {period} period in {sequences} has a usable image and a click before it: give another"
+        )
     items = pq.read_table(images / "items.parquet")
     pools = {
         POPULAR: probe.everyone(popularity, clicks.target),
@@ -101,11 +104,11 @@ def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: At
 def measure(questions: Questions, embed: Path, *, seed: int = 0) -> Measured:
     """The figures of every click, as model.courier.inference.probe.measure gives them, of one encoder's vectors.
 
-    Raises ValueError where the vectors are of other images than the questions.
+    Raises CourierError where the vectors are of other images than the questions.
     """
     listed = pq.read_table(embed / "items.parquet")
     if _Rows(listed).image_ids != questions.image_ids:
-        raise ValueError(f"{embed} holds vectors of other images than were asked about: embed them again")
+        raise CourierError(f"{embed} holds vectors of other images than were asked about: embed them again")
     vectors = np.load(embed / "vectors.npy")
     return probe.measure(vectors, questions.clicks, questions.pools, seed=seed, value=questions.value)
 
@@ -142,9 +145,9 @@ def run(
 
 
 def attribute(match: str | None, table: Path | None) -> Attribute | None:
-    """What the command line names. Raises ValueError for a table of which no attribute is asked."""
+    """What the command line names. Raises CourierError for a table of which no attribute is asked."""
     if match is None and table is not None:
-        raise ValueError(f"--attributes {table} needs --match: name its column that negatives shall be alike in")
+        raise CourierError(f"--attributes {table} needs --match: name its column that negatives shall be alike in")
     return None if match is None else Attribute(match, table)
 
 
@@ -241,20 +244,20 @@ def _values(items: pa.Table, match: Attribute, rows: _Rows) -> Floats:
     where = match.table or "the items"
     if match.table is not None:
         if not match.table.is_file():
-            raise FileNotFoundError(f"{match.table} is not a file: give a parquet table with item_id and {match.name}")
+            raise CourierError(f"{match.table} is not a file: give a parquet table with item_id and {match.name}")
         items = pq.read_table(match.table)
     if not {ITEM_KEY, match.name} <= set(items.column_names):
-        raise ValueError(f"{where} have no column {match.name}: choose among {', '.join(items.column_names)}")
+        raise CourierError(f"{where} have no column {match.name}: choose among {', '.join(items.column_names)}")
     values = items[match.name]
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         values = pc.divide(values.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64()), MICROSECONDS_A_DAY)
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        raise ValueError(f"column {match.name} of {where} is {values.type}: only numbers and moments can be matched")
+        raise CourierError(f"column {match.name} of {where} is {values.type}: only numbers and moments can be matched")
     number = values.cast(pa.float64()).fill_null(np.nan).to_numpy()
     row = rows.of(items[ITEM_KEY].cast(pa.string()))
     known = (row >= 0) & ~np.isnan(number)
     if not known.any():
-        raise ValueError(f"no item with a usable image has a {match.name} in {where}: give another --match")
+        raise CourierError(f"no item with a usable image has a {match.name} in {where}: give another --match")
     count = np.bincount(row[known], minlength=len(rows))
     total = np.bincount(row[known], weights=number[known], minlength=len(rows))
     out = np.full(len(rows), np.nan)

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from feature_repo.contract import CTR_HISTORY, EVENT_TIME, PUSH_SOURCES, USER_HISTORY, USER_KEY
 from jobs.rules.online_histories import Click, History, merge, reconcile, valid_from
+from model.errors import CourierError
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -35,7 +36,7 @@ TRANSIENT: Final = frozenset({"OperationalError", "InterfaceError", "ConnectionE
 StoreRow = tuple[Any, Mapping[str, Any], Any, Any]
 
 
-class StoreNotReady(ValueError):
+class StoreNotReady(CourierError):
     """The workspace's feature store cannot take pushed histories yet."""
 
 

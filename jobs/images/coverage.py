@@ -25,6 +25,7 @@ from jobs.paths import arrow_source
 from jobs.rules import items as catalogue
 from model import artifact
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 EXAMPLES: Final = 6  # of a reason, and pictures of a group
 GROUPS: Final = 20
@@ -46,7 +47,7 @@ PICTURE: Final = [("image_id", pa.string()), ("image", pa.binary())]
 Row = dict[str, Any]
 
 
-class CoverageWrong(ValueError):
+class CoverageWrong(CourierError):
     """The tables of an images artifact contradict each other; the message says how."""
 
 

@@ -28,6 +28,7 @@ from jobs.images.outcome import Outcome
 from jobs.paths import arrow_source
 from model import artifact
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 log = structlog.get_logger()
 
@@ -53,11 +54,11 @@ PICTURES: Final = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 FACTS: Final = tuple(field.name for field in fields(Outcome))
 
 
-class StoreBusy(ValueError):
+class StoreBusy(CourierError):
     """Another program is at work in the store; the message says what to do."""
 
 
-class StoreChanged(ValueError):
+class StoreChanged(CourierError):
     """Somebody else wrote into the store while it was being read; the message says what to do."""
 
 

@@ -16,6 +16,7 @@ from jobs.leakage.check_result import Finding, verdict
 from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, recall_road, states
 from jobs.raw.folder import raw_digest
+from model.errors import CourierError
 
 console = Console(stderr=True)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -23,7 +24,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SAMPLE_USERS: Final = 100
 
 
-class Leak(ValueError):
+class Leak(CourierError):
     """Something of the future is known too early, or a canary that must be seen is silent; the message says which."""
 
 

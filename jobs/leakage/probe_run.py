@@ -28,6 +28,7 @@ from jobs.features.offline import checked_rows, read_parquet
 from jobs.pipeline import STAGES
 from model import artifact
 from model.artifact import Draft
+from model.errors import CourierError
 
 if TYPE_CHECKING:
     import duckdb
@@ -43,7 +44,7 @@ EARLY: Final = 11  # ... and in one that is valid before it
 MICRO: Final = "INTERVAL 1 MICROSECOND"
 
 
-class CanaryTaken(ValueError):
+class CanaryTaken(CourierError):
     """The workspace's own data uses the canaries' ids; the message says which."""
 
 

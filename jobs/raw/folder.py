@@ -14,6 +14,7 @@ from typing import Any, Final
 from upath import UPath
 
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 SOURCE = "SOURCE.json"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
@@ -24,11 +25,11 @@ EXPECTED = "parquet, CSV or JSON lines"
 VERSIONS: Final = ("ETag", "etag", "generation", "checksum", "mtime", "LastModified", "last_modified", "created")
 
 
-class RawTableUnusable(ValueError):
+class RawTableUnusable(CourierError):
     """A raw table cannot be read at all; the message names the file, the column and the cure."""
 
 
-class RawTableMissing(RawTableUnusable, FileNotFoundError):
+class RawTableMissing(RawTableUnusable):
     """The raw folder holds no such table."""
 
 

@@ -16,6 +16,8 @@ import numpy.typing as npt
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from model.errors import CourierError
+
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Pairs = tuple[Ints, Ints]
@@ -43,10 +45,10 @@ def search(hashes: Mapping[str, str], max_distance: int, *, window: int = WINDOW
 
     hashes: image_id -> 16 hex digits. Two images share a group where a chain of images leads from one to the other
     whose hashes differ step by step in at most max_distance bits. A picture of one colour belongs to no group: its
-    hash says nothing. Raises ValueError for other hashes or for a distance outside 0 to MAX_DISTANCE.
+    hash says nothing. Raises CourierError for other hashes or for a distance outside 0 to MAX_DISTANCE.
     """
     if not 0 <= max_distance <= MAX_DISTANCE:
-        raise ValueError(f"max_distance is {max_distance}: give 0 to {MAX_DISTANCE} bits")
+        raise CourierError(f"max_distance is {max_distance}: give 0 to {MAX_DISTANCE} bits")
     ids = sorted(hashes)
     values = _parsed([hashes[image_id] for image_id in ids])
     telling = np.flatnonzero(np.bitwise_count(values) > 1)  # one colour: all bits 0 but for the mean's
@@ -67,9 +69,9 @@ def _parsed(hashes: list[str]) -> Hashes:
     try:
         packed = b"".join(map(bytes.fromhex, hashes))
     except ValueError as error:
-        raise ValueError(f"a perceptual hash is not hexadecimal ({error}): give {BITS // 4} hex digits") from None
+        raise CourierError(f"a perceptual hash is not hexadecimal ({error}): give {BITS // 4} hex digits") from None
     if any(len(one) != BITS // 4 for one in hashes):
-        raise ValueError(f"a perceptual hash is not {BITS // 4} hex digits long: compute all of them anew")
+        raise CourierError(f"a perceptual hash is not {BITS // 4} hex digits long: compute all of them anew")
     return np.frombuffer(packed, ">u8").astype(np.uint64)
 
 

@@ -7,6 +7,7 @@ from datetime import date, datetime
 
 from jobs.rules.events import CLICK, IMPRESSION, Event, PageKey
 from jobs.rules.histories import history_before
+from model.errors import CourierError
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 
@@ -117,10 +118,10 @@ def cut(count: int, fraction: float) -> int:
 def time_split(request_times: Iterable[datetime], train_fraction: float, valid_fraction: float) -> TimeSplit:
     """The split that gives these fractions of the page views to training and validation; equal times stay together.
 
-    Raises ValueError where there is no page view.
+    Raises CourierError where there is no page view.
     """
     times = sorted(request_times)
     if not times:
-        raise ValueError("no page view to split by time")
+        raise CourierError("no page view to split by time")
     valid_start = times[cut(len(times), train_fraction)]
     return TimeSplit(valid_start, times[cut(len(times), train_fraction + valid_fraction)])

@@ -26,6 +26,7 @@ from model.ctr.inputs.fit import fit_inputs
 from model.ctr.inputs.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
 from model.ctr.models.boosted import BoostedModel
 from model.ctr.models.neural import NeuralModel
+from model.errors import CourierError
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -35,7 +36,7 @@ AS_SHOWN: Final = "@shown"  # ends the names of the columns of predictions at th
 ROW_KEYS: Final = ("request_id", "item_id", "user_id", "clicked", "cold")
 
 
-class NotEnoughRows(ValueError):
+class NotEnoughRows(CourierError):
     """A period has nothing that a model could learn from, or be stopped by."""
 
 
@@ -99,7 +100,7 @@ def fit_encoded(
     elif model == "neural":
         fitted = NeuralModel.fit(given["train"], given["valid"], clicked, splits.state, config=config.neural, **shared)
     else:
-        raise ValueError(f"no CTR model '{model}': there are lightgbm and neural")
+        raise CourierError(f"no CTR model '{model}': there are lightgbm and neural")
     if progress:  # a model that stopped early is done: its bar is full and its clock stands
         progress.update(progress.tasks[-1].id, total=progress.tasks[-1].completed)
     return Fitted(

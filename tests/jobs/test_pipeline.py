@@ -14,6 +14,7 @@ from jobs.pipeline import Road, Stage, StageError, walk
 from model import artifact
 from model.artifact import Manifest
 from model.courier.config import CourierConfig
+from model.errors import CourierError
 
 BUILT: list[str] = []
 
@@ -189,7 +190,7 @@ def test_an_encoder_of_another_method_lies_beside_the_roads_own(road: Road, monk
         assert stop.value.code == 0
     assert [what for what in BUILT if "heads" in what] == ["courier with 4 heads", "simclr with 2 heads"]
     assert set(walk(road).values()) == {"skipped"}
-    with pytest.raises(ValueError, match="unknown setting 'hands'"):
+    with pytest.raises(CourierError, match="unknown setting 'hands'"):
         commands.stage_main([*verb, "--set", "hands=2"])
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from model.cluster_id import packed, unpacked
 from model.codebook import Codebook, Codebooks
+from model.errors import CourierError
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,7 +76,7 @@ def test_no_vectors_have_no_ids() -> None:
 
 @pytest.mark.parametrize(("points", "clusters"), [(0, 4), (4, 0)])
 def test_what_cannot_be_fitted_is_refused(points: int, clusters: int) -> None:
-    with pytest.raises(ValueError, match=f"{clusters} clusters cannot be fitted on {points} vectors"):
+    with pytest.raises(CourierError, match=f"{clusters} clusters cannot be fitted on {points} vectors"):
         Codebook.fit(np.ones((points, 2), np.float32), clusters=clusters)
 
 
@@ -125,7 +126,7 @@ def test_later_codebooks_may_be_smaller_than_the_first() -> None:
     assert [len(level) for level in books.levels] == [4, 2, 2]
     first = Codebooks.fit(vectors, codebooks=1, clusters=4, later_clusters=2, starts=2)
     assert first.levels[0].centroids.tobytes() == books.levels[0].centroids.tobytes()
-    with pytest.raises(ValueError, match="2 codebooks of 1025 clusters do not fit"):
+    with pytest.raises(CourierError, match="2 codebooks of 1025 clusters do not fit"):
         Codebooks.fit(vectors, codebooks=2, clusters=4, later_clusters=1025)
 
 
@@ -151,5 +152,5 @@ def test_an_unknown_cluster_is_unknown_in_every_codebook() -> None:
 
 @pytest.mark.parametrize(("codebooks", "clusters"), [(0, 4), (4, 4), (1, 1025)])
 def test_what_does_not_fit_into_a_cluster_id_is_refused(codebooks: int, clusters: int) -> None:
-    with pytest.raises(ValueError, match=f"{codebooks} codebooks of {clusters} clusters do not fit"):
+    with pytest.raises(CourierError, match=f"{codebooks} codebooks of {clusters} clusters do not fit"):
         Codebooks.fit(np.ones((4, 2), np.float32), codebooks=codebooks, clusters=clusters)

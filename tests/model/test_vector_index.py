@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artifact import ArtifactMismatch
+from model.errors import CourierError
 from model.vector_index import ITEMS_FILE, VectorIndex
 
 Floats = npt.NDArray[np.float32]
@@ -157,20 +158,22 @@ def test_large_catalogues_get_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vectors", "ids", "kind", "sentence"),
+    ("vectors", "ids", "sentence"),
     [
-        ([[1.0, 0.0]], ["a"], "tree", "index kind 'tree' is not one of auto, flat, ivf"),
-        ([[1.0, 0.0]], ["a", "b"], "flat", "1 vectors and 2 ids"),
-        ([[1.0, 0.0], [0.0, 1.0]], ["a", "a"], "flat", "in the index twice"),
-        ([[1.0, 0.0], [3.0, 4.0]], ["a", "b"], "flat", "vector 1 is 5 long"),
-        ([[1.0, float("nan")]], ["a"], "flat", "vector 0 is nan long"),
+        ([[1.0, 0.0]], ["a", "b"], "1 vectors and 2 ids"),
+        ([[1.0, 0.0], [0.0, 1.0]], ["a", "a"], "in the index twice"),
+        ([[1.0, 0.0], [3.0, 4.0]], ["a", "b"], "vector 1 is 5 long"),
+        ([[1.0, float("nan")]], ["a"], "vector 0 is nan long"),
     ],
 )
-def test_what_cannot_be_indexed_is_refused(
-    vectors: list[list[float]], ids: list[str], kind: str, sentence: str
-) -> None:
+def test_what_cannot_be_indexed_is_an_error(vectors: list[list[float]], ids: list[str], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        VectorIndex.build(np.array(vectors, np.float32), ids, kind=kind)
+        VectorIndex.build(np.array(vectors, np.float32), ids, kind="flat")
+
+
+def test_a_kind_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(CourierError, match="index kind 'tree': choose one of auto, flat, ivf"):
+        VectorIndex.build(np.eye(2, dtype=np.float32), ["a", "b"], kind="tree")
 
 
 def test_a_query_that_cannot_be_answered_is_refused() -> None:

@@ -31,6 +31,7 @@ from model.ctr.config import MODELS
 from model.ctr.evaluation.encoders import Sample, auc_sample, mean_sample
 from model.ctr.evaluation.evaluate import TestRows
 from model.ctr.train import progress_bar
+from model.errors import CourierError
 from model.metrics import UserBootstrap
 
 log = structlog.get_logger()
@@ -99,29 +100,29 @@ def _put(into: Keyed, seed: int, samples: Mapping[tuple[str, ...], Sample]) -> N
 def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
     """What the command line names: methods by name, and variants as NAME:field=value,field=value.
 
-    Raises ValueError for an unknown method or setting, a label that is taken or cannot be a folder's name, or nothing.
+    Raises CourierError for an unknown method or setting, a label that is taken or can be no folder's name, or nothing.
     """
     names = [name.strip() for name in methods.split(",") if name.strip()]
     for name in names:
         if name not in METHODS:
-            raise ValueError(f"--methods: unknown method {name!r}: choose among {', '.join(METHODS)}")
+            raise CourierError(f"--methods: unknown method {name!r}: choose among {', '.join(METHODS)}")
     found = [Entrant(name, {"method": name}) for name in names]
     for variant in variants:
         label, _, settings = variant.partition(":")
         if not label.replace("-", "").replace("_", "").replace(".", "").isalnum() or not settings:
-            raise ValueError(f"--variant {variant!r}: write NAME:field=value,field=value")
+            raise CourierError(f"--variant {variant!r}: write NAME:field=value,field=value")
         found.append(Entrant(label, *settings_of(settings.split(","))))
     labels = [entrant.label for entrant in found]
     for label in labels:
         if labels.count(label) > 1 or label in OUTSIDE:
-            raise ValueError(f"the name {label!r} is taken: give every method and variant a name of its own")
+            raise CourierError(f"the name {label!r} is taken: give every method and variant a name of its own")
     if not found:
-        raise ValueError("nothing to compare: give --methods or --variant")
+        raise CourierError("nothing to compare: give --methods or --variant")
     return found
 
 
 def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises ValueError for a bad one."""
+    """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises CourierError for a bad one."""
     known = {name: value for name, value in DEFAULTS.items() if name != "seed"}  # --seeds gives them
     parsed = parse_settings(given, known | CODEBOOK)
     codebook = {name: value for name, value in parsed.items() if name in CODEBOOK}
@@ -192,7 +193,7 @@ def command(
     entrants = entrants_of(methods, variant or ())
     chosen = [model for model in models.split(",") if model]
     if unknown := set(chosen) - set(MODELS):
-        raise ValueError(f"--models: unknown {', '.join(sorted(unknown))}: choose among {', '.join(MODELS)}")
+        raise CourierError(f"--models: unknown {', '.join(sorted(unknown))}: choose among {', '.join(MODELS)}")
     asked = {"period": period, "match": probe.attribute(match, attributes)}
     bench = bench_of(road, models=chosen, setting=setting or (), **asked)
     bench.folder.mkdir(exist_ok=True)
@@ -211,7 +212,7 @@ def _summed(
     failed = {(failure.label, failure.seed) for failure in failures}
     runs = [(entrant.label, k) for entrant in entrants for k in seeds if (entrant.label, k) not in failed]
     if not runs:
-        raise ValueError(f"every run failed; {failures[0].label}, seed {failures[0].seed}: {failures[0].error}")
+        raise CourierError(f"every run failed; {failures[0].label}, seed {failures[0].seed}: {failures[0].error}")
     found = compare(
         gather(bench, runs, bootstrap=bootstrap, seed=0), reference=entrants[0].label, bootstrap=bootstrap, seed=0
     )

@@ -14,6 +14,7 @@ from jobs.raw import beam_events as event_rows
 from jobs.raw import layout as raw_layout
 from jobs.raw.beam_rows import Raw
 from jobs.raw.folder import EXPECTED, RawTableMissing, RawTableUnusable, format_of
+from model.errors import CourierError
 
 UNREADABLE_FILE: Final = "unreadable_file"  # a reason of its own: the file's other rows are lost with it
 KAFKA: Final = re.compile(r"kafka://(?P<servers>[^/]+)/(?P<topic>[^/]+)/?")
@@ -22,7 +23,7 @@ ReadRow = tuple[Raw, str | None]  # a row, or what stands for one, and why it is
 Stamp = tuple[int, int]  # of a file: when it was last changed, in nanoseconds since 1970, and its size in bytes
 
 
-class KafkaUnavailable(ValueError):
+class KafkaUnavailable(CourierError):
     """Beam's Kafka connector cannot be used here; the message is one sentence with the cure."""
 
 

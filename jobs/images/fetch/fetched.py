@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from model.errors import CourierError
+
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
@@ -11,7 +13,7 @@ class Fetched:
     fingerprint: str
 
 
-class NotFetched(ValueError):
+class NotFetched(CourierError):
     """The reference gives no bytes; `reason` is a code of jobs.rules.items.STATUS_OF, the message one sentence."""
 
     def __init__(self, reason: str, sentence: str) -> None:

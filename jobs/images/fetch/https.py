@@ -21,6 +21,7 @@ import tenacity
 
 from jobs.images.fetch.fetched import Fetched, NotFetched
 from jobs.images.fetch.hosts import Hosts
+from model.errors import CourierError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Sequence[str]]  # (host, port) -> addresses
@@ -209,7 +210,7 @@ def _allowed(entry: str) -> tuple[str, int]:
     except (httpx.InvalidURL, UnicodeError):
         name = ""
     if not name or set(name) & set("*/@% "):
-        raise ValueError(f"{entry!r} is not a host: write example.com, *.example.com or example.com:8443")
+        raise CourierError(f"{entry!r} is not a host: write example.com, *.example.com or example.com:8443")
     return ("*." if host.startswith("*.") else "") + name, int(port or PORT)
 
 

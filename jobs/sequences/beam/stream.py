@@ -33,6 +33,7 @@ from jobs.sequences.beam.day_parts import ALL, LATE, UNDATED, WriteDayParts, dat
 from jobs.sequences.beam.tables import Row, rejected_row
 from jobs.sequences.beam.transforms import BuildSequences, tables
 from jobs.sequences.options import with_config
+from model.errors import CourierError
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +42,7 @@ REJECTED: Final = "rejected"
 READ: Final = "read"
 
 
-class StreamRefused(ValueError):
+class StreamRefused(CourierError):
     """A stream cannot be begun as asked; the message says what to do."""
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from jobs.rules.events import DAY as DAY
 from model import artifact
 from model.artifact import AnyPath
+from model.errors import CourierError
 
 # A click labels page views of its own day and the day before; what becomes of it is settled by the day after it
 # (jobs.rules.events): so a day is settled two days later, and needs the two days before it.
@@ -29,7 +30,7 @@ NEEDS_BEFORE: Final = 2 * DAY
 STATES_BEHIND: Final = (SETTLED_AFTER, SETTLED_AFTER + DAY)
 
 
-class DailyLogError(ValueError):
+class DailyLogError(CourierError):
     """The daily log cannot be used or grown as asked; the message says what to do."""
 
 

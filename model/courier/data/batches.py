@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from feature_repo.contract import PAGE_VIEW_SIZE, PRETRAIN_HISTORY
 from model.artifact import Manifest
+from model.errors import CourierError
 
 PADDING = -1
 Ints = npt.NDArray[np.int32]
@@ -63,10 +64,10 @@ class Batch:
 
 
 def check_history(history: int, sequences: Manifest) -> None:
-    """Raises ValueError where the page views of this sequences artifact don't hold so many clicks."""
+    """Raises CourierError where the page views of this sequences artifact don't hold so many clicks."""
     held = int(sequences.config.get("pretrain_history", PRETRAIN_HISTORY))
     if not 1 <= history <= held:
-        raise ValueError(
+        raise CourierError(
             f"history is {history} and the page views hold each user's last {held} clicks: "
             f"give 1 to {held}, or make the sequences with a longer pretrain_history"
         )
@@ -76,7 +77,7 @@ def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HI
     """The training period's page views with a usable image, as numbers, and so many clicks of each history.
 
     An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
-    loss learns from them. Raises ValueError if no row is left.
+    loss learns from them. Raises CourierError if no row is left.
     """
     item_image, image_category, image_title = _usable_items(images / "items.parquet")
     table = pq.read_table(
@@ -115,7 +116,7 @@ def index_page_views(
 
     usable = [any(item in item_number for item in page) for page in pages]
     if not any(usable):
-        raise ValueError(
+        raise CourierError(
             "no page view of the training period shows an item with a usable image: check the images stage"
         )
     kept_users = [user for user, keep in zip(users, usable, strict=False) if keep]

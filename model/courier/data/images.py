@@ -14,6 +14,8 @@ import numpy.typing as npt
 from blake3 import blake3
 from PIL import ExifTags, GifImagePlugin, Image, ImageOps, UnidentifiedImageError, features
 
+from model.errors import CourierError
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_BYTES = 20_000_000
@@ -34,7 +36,7 @@ COSINES = np.cos(np.pi * np.outer(np.arange(8), 2 * np.arange(HASHED_SIDE) + 1) 
 ROUNDED = 6  # decimals
 
 
-class ImageRefused(ValueError):
+class ImageRefused(CourierError):
     """These bytes are not an image that can be used; `reason` is one of CODES, the message one sentence."""
 
     def __init__(self, reason: str, sentence: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from model import artifact
 from model.courier.data.images import Pixels
+from model.errors import CourierError
 
 DECODED = 256  # images in memory at a time beside where they go
 
@@ -28,7 +29,7 @@ def load_images(images: Path, image_ids: Sequence[str] | None = None) -> tuple[l
     """The pixels in an images artifact: ids and (N, S, S, 3).
 
     Without image_ids every image, sorted by id; else those asked for, in that order, repeats included.
-    Raises ArtifactMissing or ArtifactMismatch for the artifact, ValueError for an id it does not hold.
+    Raises ArtifactMissing or ArtifactMismatch for the artifact, CourierError for an id it does not hold.
     """
     shards = sorted((images / "shards").glob("images-*.parquet"))
     size = image_size(images)
@@ -83,14 +84,14 @@ def _parts(images: Path, row_of: Mapping[str, int], batch: int) -> Iterator[tupl
                 yield [row_of[image_id] for image_id in ids], np.stack(pixels)
     if absent:
         first = next(image_id for image_id in row_of if image_id in absent)
-        raise ValueError(f"{images} holds no image {first}: rebuild the stage that asks for it")
+        raise CourierError(f"{images} holds no image {first}: rebuild the stage that asks for it")
 
 
 def _stored(shard: Path, image_id: str, png: bytes, size: int) -> Pixels:
     try:
         return from_png(png, size)
     except ValueError as error:
-        raise ValueError(f"{shard}: image {image_id}: {error}; build the stage images again") from None
+        raise CourierError(f"{shard}: image {image_id}: {error}; build the stage images again") from None
 
 
 def _held(shards: Sequence[Path]) -> list[str]:

@@ -23,6 +23,7 @@ from model.courier.data.stored_images import stream_images
 from model.courier.inference.onnx_export import ExportedEncoder
 from model.courier.network.encoder import LoadedEncoder, embed_images, load_encoder
 from model.courier.progress import watched
+from model.errors import CourierError
 
 log = structlog.get_logger()
 Vectors = npt.NDArray[np.float32]
@@ -43,7 +44,7 @@ def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
 
     Images that an earlier artifact beside `out` holds in the same space keep their vectors; only the others are
     embedded: on a GPU by torch, on a CPU by ONNX Runtime where they are many.
-    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError if no image is usable.
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, CourierError if no image is usable.
     """
     encoder = load_encoder(pretrain, "cuda" if torch.cuda.is_available() else "cpu")
     artifact.read(images, kind="images")
@@ -75,7 +76,7 @@ def _usable_items(images: Path) -> pa.Table:
     path = images / ITEMS
     table = pq.read_table(path, columns=["item_id", "image_id", "status"], filters=[("status", "==", "ok")])
     if table.num_rows == 0:
-        raise ValueError(f"{path} lists no usable image: see its reasons and run the images stage again")
+        raise CourierError(f"{path} lists no usable image: see its reasons and run the images stage again")
     return table.select(["item_id", "image_id"]).sort_by("item_id")
 
 

@@ -14,6 +14,7 @@ from model.courier.losses.baseline_losses import image_title_contrast, negative_
 from model.courier.losses.objective import BatchTensors, Objective, gather_images, gather_views
 from model.courier.network.encoder import Encoder
 from model.courier.network.text import TextTower, tokenise
+from model.errors import CourierError
 
 SIMCLR_TEMPERATURE = 0.2
 SIMCLR_WIDTH = 128  # of what its head projects to: Chen et al. 2020, section 2.2
@@ -138,9 +139,9 @@ def simsiam(config: CourierConfig, encoder: Encoder, _: PageViews) -> SimSiam:
 
 
 def clip(config: CourierConfig, encoder: Encoder, views: PageViews) -> Clip:
-    """CLIP as `config` describes it. Raises ValueError where there are not two titles to tell apart."""
+    """CLIP as `config` describes it. Raises CourierError where there are not two titles to tell apart."""
     if len(set(views.titles) - {""}) < 2:
-        raise ValueError("method clip needs items with titles, and there are none: give the raw items table a `title`")
+        raise CourierError("method clip needs items with titles, and there are none: fill in the raw items' `title`")
     return Clip(
         encoder,
         views.titles,

@@ -10,6 +10,7 @@ from model.courier.losses.courier_losses import click_prediction, pv_contrast, u
 from model.courier.losses.objective import BatchTensors, Objective, gather
 from model.courier.network.encoder import Encoder
 from model.courier.network.intention import ClickHead, IntentionReconstruction, SequencePrediction
+from model.errors import CourierError
 
 NEGATIVES = ("all", "category")
 ATTENTIONS: dict[str, type[IntentionReconstruction] | type[SequencePrediction]] = {
@@ -126,7 +127,7 @@ class BehaviourObjective(Objective):
 
 
 def behaviour_objective(config: CourierConfig, encoder: Encoder, _: PageViews) -> BehaviourObjective:
-    """The objective that `config` describes. Raises ValueError for an unknown or idle choice."""
+    """The objective that `config` describes. Raises CourierError for an unknown or idle choice."""
     _check(config)
     return BehaviourObjective(
         encoder,
@@ -147,9 +148,9 @@ def behaviour_objective(config: CourierConfig, encoder: Encoder, _: PageViews) -
 def _check(config: CourierConfig) -> None:
     for name, choices in (("negatives", NEGATIVES), ("attention", tuple(ATTENTIONS)), ("history_order", ORDERS)):
         if getattr(config, name) not in choices:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
+            raise CourierError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
     if config.history_order == "random" and not (config.weight_ucs > 0 and config.history > 1):
-        raise ValueError(
+        raise CourierError(
             "history_order random changes the user click sequence contrast alone, and that is off: "
             "give weight_ucs more than 0 and history more than 1"
         )

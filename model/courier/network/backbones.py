@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model.errors import CourierError
+
 NAMES = ("lite0", "small", "swin_t")
 SMALL_CHANNELS = (32, 64, 128, 256)
 NORM_GROUPS = 8
@@ -142,7 +144,7 @@ class SwinT(Backbone):
         from transformers import SwinConfig, SwinModel  # late: the import takes seconds
 
         if image_size < SWIN_MIN_SIZE:
-            raise ValueError(
+            raise CourierError(
                 f"swin_t takes images of at least {SWIN_MIN_SIZE} pixels, not {image_size}: "
                 "run the images stage with a larger size, or choose another backbone"
             )
@@ -155,7 +157,7 @@ class SwinT(Backbone):
 
 
 def build_backbone(name: str, image_size: int) -> Backbone:
-    """The backbone `name` with random weights. Raises ValueError for an unknown name."""
+    """The backbone `name` with random weights. Raises CourierError for an unknown name."""
     if name == "lite0":
         backbone: Backbone = Lite0(image_size)
     elif name == "small":
@@ -163,14 +165,14 @@ def build_backbone(name: str, image_size: int) -> Backbone:
     elif name == "swin_t":
         backbone = SwinT(image_size)
     else:
-        raise ValueError(f"unknown backbone {name!r}: choose one of {', '.join(NAMES)}")
+        raise CourierError(f"unknown backbone {name!r}: choose one of {', '.join(NAMES)}")
     return backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def warm_start(backbone: nn.Module, weights: str) -> None:
     """Load `weights` into the backbone: `imagenet` (Lite0), `random` (nothing to load), or a local path (Swin-T).
 
-    Raises ValueError where this backbone has no such weights, FileNotFoundError where the path does not exist.
+    Raises CourierError where this backbone has no such weights, or the path does not exist.
     """
     if weights == "random":
         return
@@ -179,7 +181,7 @@ def warm_start(backbone: nn.Module, weights: str) -> None:
     elif isinstance(backbone, SwinT) and weights != "imagenet":
         _load_local_swin(backbone, Path(weights))
     else:
-        raise ValueError(
+        raise CourierError(
             f"no {weights!r} weights for backbone {type(backbone).__name__}: "
             "lite0 takes imagenet or random, small takes random, swin_t takes random or a local folder"
         )
@@ -207,9 +209,7 @@ def _load_imagenet_lite0(backbone: Lite0) -> None:
 
 def _load_local_swin(backbone: SwinT, folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no Swin-T weights at {folder}: give a folder that holds config.json and model.safetensors"
-        )
+        raise CourierError(f"no Swin-T weights at {folder}: give a folder that holds config.json and model.safetensors")
     from transformers import SwinModel  # late: the import takes seconds
 
     loaded = SwinModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)

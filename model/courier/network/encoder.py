@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from model import artifact
 from model.courier.config import CourierConfig
 from model.courier.network.backbones import Backbone, build_backbone
+from model.errors import CourierError
 from model.space import Preprocessing, space_id
 
 KIND = "pretrain"
@@ -153,9 +154,9 @@ class LoadedEncoder:
 
 
 def build_encoder(config: CourierConfig) -> Encoder:
-    """The encoder that `config` describes, with random weights. Raises ValueError for an unknown choice."""
+    """The encoder that `config` describes, with random weights. Raises CourierError for an unknown choice."""
     if config.trainable not in TRAINABLE:
-        raise ValueError(f"unknown trainable part {config.trainable!r}: choose one of {', '.join(TRAINABLE)}")
+        raise CourierError(f"unknown trainable part {config.trainable!r}: choose one of {', '.join(TRAINABLE)}")
     backbone = build_backbone(config.backbone, config.image_size)
     return Encoder(
         backbone,
@@ -175,7 +176,9 @@ def _frozen_parts(backbone: Backbone, config: CourierConfig) -> int:
     if config.trainable != "upper":
         return 0
     if not 1 <= config.frozen_parts < parts:
-        raise ValueError(f"frozen_parts {config.frozen_parts}: {config.backbone} has {parts}, choose 1 to {parts - 1}")
+        raise CourierError(
+            f"frozen_parts {config.frozen_parts}: {config.backbone} has {parts}, choose 1 to {parts - 1}"
+        )
     return config.frozen_parts
 
 
@@ -266,7 +269,7 @@ def _head(kind: str, width_in: int, hidden: int, width: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width_in, width))
     if kind == "mlp":
         return nn.Sequential(nn.Linear(width_in, hidden), nn.ReLU(), nn.Linear(hidden, width))
-    raise ValueError(f"unknown head {kind!r}: choose one of {', '.join(HEADS)}")
+    raise CourierError(f"unknown head {kind!r}: choose one of {', '.join(HEADS)}")
 
 
 def _statistics(one: Tensor) -> Iterator[Tensor]:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.errors import CourierError
+
 CLICK_HIDDEN = 1024  # Yang et al. 2025 (COURIER): an MLP 512 -> 1024 -> 1
 
 
@@ -21,7 +23,7 @@ class IntentionReconstruction(nn.Module):
     def __init__(self, width: int, heads: int, *, value_maps: bool) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of {heads} heads: change --set heads")
+            raise CourierError(f"width {width} is not a multiple of {heads} heads: change --set heads")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)

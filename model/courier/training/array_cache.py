@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model import artifact
 from model.courier.training.process_group import Processes
+from model.errors import CourierError
 
 Array = npt.NDArray[Any]
 Fill = Callable[[Array], None]
@@ -46,7 +47,7 @@ class Kept:
 def kept_on_disk(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Fill) -> Array:
     """The array at `path`, mapped for reading; made by `fill` where it is not there yet. Never seen half made.
 
-    Raises ValueError where it is of another shape or kind: made by another version of this program.
+    Raises CourierError where it is of another shape or kind: made by another version of this program.
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def kept_on_disk(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill:
         aside.replace(path)
     mapped: Array = np.load(path, mmap_mode="c")  # torch warns of memory that it may not write to
     if mapped.shape != shape or mapped.dtype != np.dtype(dtype):
-        raise ValueError(f"{path} is {mapped.dtype} {mapped.shape}, not {np.dtype(dtype)} {shape}: remove the file")
+        raise CourierError(f"{path} is {mapped.dtype} {mapped.shape}, not {np.dtype(dtype)} {shape}: remove the file")
     return mapped
 
 

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from model import artifact
 from model.courier.training.array_cache import digest
+from model.errors import CourierError
 
 STATE = "state.safetensors"
 FORMAT = 1
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(CourierError):
     """The checkpoint is of another run; the message says how to go on."""
 
 

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from model.errors import CourierError
+
 MIN_EFFECTIVE_RANK = 4.0  # of 256: fewer directions than this cannot tell a catalogue's styles apart
 MIN_DEVIATION = 0.1  # of what vectors spread evenly over the sphere have
 UNIFORMITY_SAMPLE = 2000  # images: the figure is a mean over pairs, four million of them are plenty
@@ -34,7 +36,7 @@ class Geometry:
         return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
 
-class Collapsed(ValueError):
+class Collapsed(CourierError):
     """The encoder maps all images to nearly the same place; the message gives the figures."""
 
 

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.courier.losses.objective import BatchTensors, Objective
 from model.courier.training.process_group import Processes
+from model.errors import CourierError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Prepare = Callable[[Tensor], Tensor]
@@ -108,5 +109,5 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":  # a CPU without matrix units for it is slower at half precision: docs/LOG.md
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose one of auto, {', '.join(PRECISIONS)}")
+        raise CourierError(f"unknown precision {precision!r}: choose one of auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]

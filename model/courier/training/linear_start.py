@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PADDING, PageViews
 from model.courier.network.encoder import Encoder
+from model.errors import CourierError
 
 Floats = npt.NDArray[np.float64]
 
@@ -27,14 +28,14 @@ MIN_SHARE = 1e-5  # of the largest eigenvalue: smaller ones are what rounding le
 def prepare(encoder: Encoder, features: Tensor, views: PageViews, config: CourierConfig) -> Tensor:
     """Fit the components, and the head's start, to the features (N, F) of the images of `views`.
 
-    Returns what the head will see of them, (N, components). Raises ValueError for an unknown choice, or a start that is
-    not this head's.
+    Returns what the head will see of them, (N, components). Raises CourierError for an unknown choice, or a start
+    that is not this head's.
     """
     for name, choices in (("basis", BASES), ("head_start", STARTS)):
         if getattr(config, name) not in choices:
-            raise ValueError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
+            raise CourierError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
     if config.head_start == "taste" and config.head != "linear":
-        raise ValueError(f"head_start taste is a linear head's, and head is {config.head!r}: choose head linear")
+        raise CourierError(f"head_start taste is a linear head's, and head is {config.head!r}: choose head linear")
     of_category = torch.from_numpy(views.categories) if config.basis == "category" else None
     encoder.standardise_by(features, config.feature_whitening, of_category)
     standard = encoder.standard(features)
@@ -79,7 +80,7 @@ def taste_axes(points_NK: Tensor, views: PageViews) -> Tensor:
     Raises ValueError where the views don't name their users.
     """
     if len(views.users) != len(views):
-        raise ValueError("head_start taste needs to know whose each page view is: give PageViews.users")
+        raise ValueError("head_start taste needs to know whose each page view is, and PageViews.users is None")
     points = points_NK.double().cpu().numpy()
     points = points - points.mean(0)
     spread_KK = _spread_on_pages(points, views)

@@ -9,6 +9,7 @@ from model.courier.losses import baseline_objectives as rivals
 from model.courier.losses.courier_objective import behaviour_objective
 from model.courier.losses.objective import Objective
 from model.courier.network.encoder import Encoder, build_encoder
+from model.errors import CourierError
 
 METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "courier": behaviour_objective,
@@ -26,21 +27,23 @@ def settle(config: CourierConfig) -> CourierConfig:
     """The config that a run of `config.method` really follows, and that is saved beside its weights.
 
     Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
-    random weights. Raises ValueError for an unknown method, `imagenet` without a warm start, or a choice that changes
+    random weights. Raises CourierError for an unknown method, `imagenet` without a warm start, or a choice that changes
     method courier or frozen features alone.
     """
     if config.method not in METHODS:
-        raise ValueError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
+        raise CourierError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
     defaults = {field.name: field.default for field in fields(config)}
     chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
     if chosen and config.method != "courier":
-        raise ValueError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
+        raise CourierError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
     if config.trainable != "head" and (
         idle := [name for name in OF_FEATURES if getattr(config, name) != defaults[name]]
     ):
-        raise ValueError(f"{idle[0]} is of frozen features, and trainable is {config.trainable}: leave it out")
+        raise CourierError(f"{idle[0]} is of frozen features, and trainable is {config.trainable}: leave it out")
     if config.method == "imagenet" and config.backbone_weights == "random":
-        raise ValueError("method imagenet is the warm start itself, and backbone_weights is random: say method random")
+        raise CourierError(
+            "method imagenet is the warm start itself, but backbone_weights is random: say method random"
+        )
     if config.method not in UNTRAINED:
         return config
     weights = "random" if config.method == "random" else config.backbone_weights
@@ -50,7 +53,7 @@ def settle(config: CourierConfig) -> CourierConfig:
 def build_objective(config: CourierConfig, views: PageViews) -> Objective:
     """The objective of `config.method` around a new encoder with random weights; views: what it will be trained on.
 
-    Raises ValueError for an unknown method or choice.
+    Raises CourierError for an unknown method or choice.
     """
     config = settle(config)
     encoder = build_encoder(config)

@@ -35,6 +35,7 @@ from model.courier.training.linear_start import prepare
 from model.courier.training.methods import build_objective, settle
 from model.courier.training.process_group import Processes, running
 from model.courier.training.trainer import Fit, Trained
+from model.errors import CourierError
 from model.space import Preprocessing
 
 log = structlog.get_logger()
@@ -65,7 +66,7 @@ def build(
     gone when the artifact is there.
     shared: a folder where what does not depend on the training (decoded images, what frozen parts of a backbone make of
     them) stays for other runs, which one at a time may use it; without, it is computed once for this run.
-    Raises ArtifactMissing or ArtifactMismatch for its inputs, ValueError for a config or data it can't train on,
+    Raises ArtifactMissing or ArtifactMismatch for its inputs, CourierError for a config or data it can't train on,
     CheckpointMismatch where another unfinished run holds the folder, and geometry.Collapsed where the result maps all
     images to nearly one place.
     """
@@ -142,11 +143,13 @@ def train(
 
 def _check(config: CourierConfig, rows: int, processes: int) -> None:
     if config.batch_rows % processes:
-        raise ValueError(f"batch_rows {config.batch_rows} can't be split over {processes} processes: choose a multiple")
+        raise CourierError(
+            f"batch_rows {config.batch_rows} can't be split over {processes} processes: choose a multiple"
+        )
     if min(config.steps, config.batch_rows) < 1:
-        raise ValueError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
+        raise CourierError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
     if rows < 2:
-        raise ValueError(f"{rows} page view to train on: the contrast needs at least 2")
+        raise CourierError(f"{rows} page view to train on: the contrast needs at least 2")
 
 
 def _pixels(images: Path, views: PageViews, kept: Kept) -> npt.NDArray[np.uint8]:
@@ -285,7 +288,7 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
 
 
 def parse_settings(settings: Sequence[str], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
-    """`name=value` strings as fields of a config, of the right type. Raises ValueError for a bad name or value.
+    """`name=value` strings as fields of a config, of the right type. Raises CourierError for a bad name or value.
 
     defaults: the names that there are, each with a value of its type.
     """
@@ -293,13 +296,13 @@ def parse_settings(settings: Sequence[str], defaults: Mapping[str, Any] = DEFAUL
     for setting in settings:
         name, _, value = setting.partition("=")
         if name not in defaults:
-            raise ValueError(f"unknown setting {name!r}: choose among {', '.join(defaults)}")
+            raise CourierError(f"unknown setting {name!r}: choose among {', '.join(defaults)}")
         kind = type(defaults[name])
         try:
             chosen[name] = TRUTHS[value.lower()] if kind is bool else kind(value)
         except (KeyError, ValueError):
             example = " or ".join(TRUTHS) if kind is bool else "<value>"
-            raise ValueError(f"setting {setting!r} is not a {kind.__name__}: write {name}={example}") from None
+            raise CourierError(f"setting {setting!r} is not a {kind.__name__}: write {name}={example}") from None
     return chosen
 
 

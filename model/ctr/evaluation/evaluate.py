@@ -14,6 +14,7 @@ from feature_repo.contract import ITEM_KEY
 from model import metrics
 from model.ctr.inputs.inputs import BASE_FEATURES, ModelInput
 from model.ctr.inputs.rows import HISTORY, HISTORY_CLUSTERS, along_history
+from model.errors import CourierError
 from model.metrics import Gain, UserBootstrap
 
 TRUE_STYLE: Final = "true_style"
@@ -98,7 +99,7 @@ def oracle(rows: TestRows, p_click: Numbers) -> dict[str, Any]:
 
 
 def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
-    """The p_click of each test row, (n,), by request and item. Raises ValueError where the truth lacks a row."""
+    """The p_click of each test row, (n,), by request and item. Raises CourierError where the truth lacks a row."""
     keys = ["request_id", "item_id"]
     asked = predictions.select(keys).append_column("place", pa.array(np.arange(predictions.num_rows)))
     wanted = truth.select([*keys, "p_click"]).cast(
@@ -106,7 +107,7 @@ def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
     )
     joined = asked.join(wanted, keys=keys, join_type="left outer").sort_by("place")
     if joined.num_rows != predictions.num_rows or joined.column("p_click").null_count:
-        raise ValueError("truth.parquet does not hold one p_click for each test row: it belongs to other events")
+        raise CourierError("truth.parquet does not hold one p_click for each test row: it belongs to other events")
     found: Numbers = joined.column("p_click").to_numpy()
     return found
 

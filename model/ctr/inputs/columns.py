@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from feature_repo.contract import CTR_HISTORY
 from model.ctr.inputs.rows import HISTORY, HISTORY_CATEGORIES
+from model.errors import CourierError
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
@@ -110,11 +111,11 @@ def lengths_of(column: pa.ChunkedArray) -> NDArray[np.int64]:
 def parallel(table: pa.Table, name: str, lengths: NDArray[np.int64]) -> pa.Array:
     """The flat entries of a list column that must run parallel to the history.
 
-    Raises ValueError, with the row, where a list is not as long as the history.
+    Raises CourierError, with the row, where a list is not as long as the history.
     """
     wrong = np.flatnonzero(lengths_of(table.column(name)) != lengths)
     if len(wrong):
-        raise ValueError(f"row {wrong[0]}: {name} is not as long as {HISTORY}: join the rows again")
+        raise CourierError(f"row {wrong[0]}: {name} is not as long as {HISTORY}: join the rows again")
     flat = flat_list(table.column(name))
     return flat.cast(pa.string()).fill_null("") if name == HISTORY_CATEGORIES else flat
 

@@ -13,6 +13,7 @@ from model.cluster_id import unpacked
 from model.ctr.inputs.columns import flat_list, lookup, numbers, strings, whole
 from model.ctr.inputs.inputs import HISTOGRAM_BINS, UNKNOWN, Floats, InputsState, ItemVectors, encode
 from model.ctr.inputs.rows import HISTORY_CLUSTERS
+from model.errors import CourierError
 
 MIN_ITEM_ROWS: Final = 5  # an item shown less often than this in training has no embedding of its own
 
@@ -20,10 +21,10 @@ MIN_ITEM_ROWS: Final = 5  # an item shown less often than this in training has n
 def fit_inputs(train: pa.Table, vectors: ItemVectors | None, components: int) -> InputsState:
     """The state of the training rows. components: how many principal axes; 0 vectors give none.
 
-    Raises ValueError if there is no training row.
+    Raises CourierError if there is no training row.
     """
     if not train.num_rows:
-        raise ValueError("there are no training rows: the training period has no page view with features")
+        raise CourierError("there are no training rows: the training period has no page view with features")
     categories = _frequent(train.column("category"), 1)
     state = InputsState(
         items=_frequent(train.column(ITEM_KEY), MIN_ITEM_ROWS),

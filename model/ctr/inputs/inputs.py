@@ -40,6 +40,7 @@ from model.ctr.inputs.columns import (
     whole,
 )
 from model.ctr.inputs.rows import HISTORY, HISTORY_CATEGORIES, HISTORY_CLUSTERS
+from model.errors import CourierError
 
 Floats = NDArray[np.float32]
 
@@ -243,7 +244,7 @@ def encode(table: pa.Table, state: InputsState, vectors: ItemVectors | None) -> 
 
     table: the form of model.ctr.inputs.rows; position may be absent (0), label and `cold` are not read.
 
-    Raises ValueError, with the row, where a list that belongs to the history is not as long as it.
+    Raises CourierError, with the row, where a list that belongs to the history is not as long as it.
     """
     target = dictionary(strings(table, ITEM_KEY), flat_list(table.column(HISTORY)))
     lengths = lengths_of(table.column(HISTORY))
@@ -290,10 +291,10 @@ def encode(table: pa.Table, state: InputsState, vectors: ItemVectors | None) -> 
 def with_images(rows: Encoded, state: InputsState, vectors: ItemVectors | None, images: str) -> ModelInput:
     """The rows together with one kind of image input: none, vector, simscore or cluster_id.
 
-    Raises ValueError if the kind is unknown, or needs vectors and there are none.
+    Raises CourierError if the kind is unknown, ValueError if it needs vectors and there are none.
     """
     if images not in IMAGE_FEATURES:
-        raise ValueError(f"no image input '{images}': there are {', '.join(IMAGE_FEATURES)}")
+        raise CourierError(f"no image input '{images}': there are {', '.join(IMAGE_FEATURES)}")
     if needs_vectors(images) and vectors is None:
         raise ValueError(f"image input '{images}' needs the items' vectors, and none were given")
     similarity = rows.similarity(vectors) if images == "simscore" and vectors is not None else None

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contract import ITEM_KEY, SERVICES, UNSEEN_CTR, USER_KEY, WINDOWS_DAYS, Feature
+from model.errors import CourierError
 
 TIME: Final = pa.timestamp("us", tz="UTC")
 KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
@@ -80,11 +81,11 @@ def fill(table: pa.Table) -> pa.Table:
     """The columns of `table` that a row has, in the order and types of ROW_COLUMNS, no feature null.
 
     Columns a row does not have are dropped; a price that is unknown is NaN, never null.
-    Raises ValueError, with the names, if a feature's column is missing.
+    Raises CourierError, with the names, if a feature's column is missing.
     """
     missing = [name for name in FEATURE_COLUMNS if name not in table.column_names]
     if missing:
-        raise ValueError(f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract")
+        raise CourierError(f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract")
     names = [name for name in ROW_COLUMNS if name in table.column_names]
     columns = [filled(table.column(name), name) for name in names]
     return pa.table(columns, schema=pa.schema([(name, ROW_COLUMNS[name]) for name in names]))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from feature_repo.contract import EVENTS, ITEMS, PAGE_VIEW_SIZE
 from jobs.datasets import writer as raw_folder
 from jobs.datasets.movielens import EXPLORED, NEGATIVES, convert, draw, in_time_order, known_films, main, page_views
+from model.errors import CourierError
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "movielens-posters"
 
@@ -170,7 +171,7 @@ def test_the_command_takes_source_out_and_seed(tmp_path: Path) -> None:
 
 
 def test_a_source_without_tables_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"interactions\.parquet does not exist"):
+    with pytest.raises(CourierError, match=r"interactions\.parquet does not exist"):
         convert(tmp_path, tmp_path / "raw", seed=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -188,7 +189,7 @@ def test_a_source_without_tables_is_refused(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_used_is_refused_by_name(tmp_path: Path, columns: dict[str, list[object]]) -> None:
     src = write_source(tmp_path / "src")
     pq.write_table(pa.table(columns), src / "interactions.parquet")
-    with pytest.raises(ValueError, match=r"interactions\.parquet"):
+    with pytest.raises(CourierError, match=r"interactions\.parquet"):
         convert(src, tmp_path / "raw", seed=0)
     assert not (tmp_path / "raw").exists()
 
@@ -196,12 +197,12 @@ def test_a_table_that_cannot_be_used_is_refused_by_name(tmp_path: Path, columns:
 def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path) -> None:
     src = write_source(tmp_path / "src")
     (src / "items.parquet").write_text("<html>")
-    with pytest.raises(ValueError, match=r"items\.parquet"):
+    with pytest.raises(CourierError, match=r"items\.parquet"):
         convert(src, tmp_path / "raw", seed=0)
 
 
 def test_a_source_without_a_single_click_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rating of 4 or more"):
+    with pytest.raises(CourierError, match="no rating of 4 or more"):
         convert(write_source(tmp_path / "src", [("anna", 1, 5, 3.0)]), tmp_path / "raw", seed=0)
 
 

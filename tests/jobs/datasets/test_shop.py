@@ -18,6 +18,7 @@ from jobs.datasets import writer as raw_folder
 from jobs.datasets.shop import START, generate, main
 from jobs.datasets.shop_behavior import DAY, Catalogue, Habits, simulate
 from jobs.datasets.shop_images import CATEGORIES, ORNAMENTS, PALETTES, SIZE, TEXTURES, draw, placeholder
+from model.errors import CourierError
 
 ITEMS, USERS, REQUESTS = 120, 60, 1500
 
@@ -83,13 +84,13 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(shop: Pat
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="already exists"):
+    with pytest.raises(CourierError, match="already exists"):
         generate(tmp_path, items=ITEMS, users=USERS, requests=REQUESTS, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_a_shop_too_small_for_a_page_of_each_category_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 40 items"):
+    with pytest.raises(CourierError, match="at least 40 items"):
         generate(tmp_path / "raw", items=39, users=1, requests=1, seed=0)
 
 

@@ -15,6 +15,7 @@ from jobs.html import comparison as compare_page
 from jobs.pipeline import StageError
 from model import artifact
 from model.ctr.evaluation.encoders import Sample
+from model.errors import CourierError
 
 PROBES = (("popular", "auc"), ("popular", "recall_at_10"), ("popular", "mrr"), ("category", "auc"), ("page", "auc"))
 FACTS = {"encoder": "courier-small", "steps": 400, "seconds": 10.0, "collapse": {"deviation": 0.9}}
@@ -278,7 +279,7 @@ def test_methods_and_variants_are_named_on_the_command_line():
     ],
 )
 def test_what_cannot_be_compared_is_refused(methods, variants, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(CourierError, match=said):
         entrants_of(methods, variants)
 
 

@@ -12,6 +12,7 @@ from jobs.evaluation import probe
 from jobs.evaluation.probe import Attribute
 from model import artifact
 from model.artifact import ArtifactMismatch
+from model.errors import CourierError
 
 CUT = datetime(2024, 3, 10, tzinfo=UTC)
 MOMENT = pa.timestamp("us", tz="UTC")
@@ -158,12 +159,12 @@ def test_an_attribute_is_the_mean_of_an_images_items_and_may_stand_in_another_ta
     ],
 )
 def test_an_attribute_that_cannot_be_matched_is_told(road, match, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(CourierError, match=said):
         probe.ask(**road, period="valid", match=match)
 
 
 def test_a_period_without_clicks_and_vectors_of_other_images_are_refused(road, tmp_path):
-    with pytest.raises(ValueError, match="no click of the train period"):
+    with pytest.raises(CourierError, match="no click of the train period"):
         probe.ask(**road, period="train")
     other = write(tmp_path / "other", "images", {"items.parquet": pa.table({"item_id": ["i0"]})})
     with pytest.raises(ArtifactMismatch, match="were not made from"):
@@ -184,7 +185,7 @@ def test_the_answer_is_json_and_a_table(road, capsys):
 
 
 def test_a_table_of_attributes_without_an_attribute_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="needs --match"):
+    with pytest.raises(CourierError, match="needs --match"):
         probe.attribute(None, tmp_path)
     assert probe.attribute("year", tmp_path) == Attribute("year", tmp_path)
     assert probe.attribute(None, None) is None

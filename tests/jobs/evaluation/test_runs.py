@@ -28,6 +28,7 @@ from model.ctr import train
 from model.ctr.config import BoostedConfig, CtrConfig
 from model.ctr.evaluation.evaluate import with_cluster_ids
 from model.ctr.inputs.rows import ROW_COLUMNS, ROW_DEFAULTS
+from model.errors import CourierError
 
 SIZE, ITEMS, USERS, PAGES = 16, 40, 12, 260
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -307,5 +308,5 @@ def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
     reports = bench.folder.parent / "reports"
     assert json.loads((reports / "comparison.json").read_text()) == found
     assert "random, seed 0: Collapsed: at last" in (reports / "comparison.html").read_text()
-    with pytest.raises(ValueError, match="every run failed; random, seed 0: Collapsed"):
+    with pytest.raises(CourierError, match="every run failed; random, seed 0: Collapsed"):
         _summed(bench, road, [ENTRANTS[2]], failed, range(1), 30)

@@ -27,6 +27,7 @@ from jobs.images.fetch import references as fetching
 from jobs.images.fetch.hosts import Hosts
 from jobs.images.fetch.references import Fetched, Fetcher, HttpsConfig, NotFetched
 from jobs.rules.items import RETRYABLE, STATUS_OF
+from model.errors import CourierError
 
 
 def reason_of(fetcher, uri):
@@ -606,7 +607,7 @@ def test_only_hosts_of_the_list_are_asked(tmp_path, allowed, url, asked):
 
 @pytest.mark.parametrize("entry", ["", "https://img.test", "img.test/a", "*", "*.", "a*b.test", "user@img.test"])
 def test_an_entry_that_is_no_host_is_refused(tmp_path, entry):
-    with pytest.raises(ValueError, match="is not a host"):
+    with pytest.raises(CourierError, match="is not a host"):
         Fetcher(tmp_path, 10, HttpsConfig(allowed_hosts=(entry,)))
 
 

@@ -17,6 +17,7 @@ from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check_result import Finding, verdict
 from model import artifact
 from model.ctr.inputs.rows import TIME
+from model.errors import CourierError
 
 TEXTS = pa.list_(pa.string())
 PAGE_VIEWS = pa.schema(
@@ -257,6 +258,6 @@ def test_a_leak_is_exit_status_1_and_one_sentence(stages, asked, tmp_path) -> No
     later = sealed(stages["pretrain"], "pretrain", tmp_path / "later", trained_until="2024-03-12T00:00:00+00:00")
     result = asked(stages | {"pretrain": later})
     assert result.exit_code == 1
-    assert isinstance(result.exception, ValueError)
+    assert isinstance(result.exception, CourierError)
     assert str(result.exception).startswith("the law of pretrain.trained_until is broken: ")
     assert "\n" not in str(result.exception)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jobs.rules import near_duplicates
 from jobs.rules.near_duplicates import search
+from model.errors import CourierError
 
 
 def groups(hashes, max_distance):
@@ -91,13 +92,13 @@ def test_no_hash_gives_no_group():
 
 @pytest.mark.parametrize("bad", ["abc", "0" * 15, "0" * 18, "g" * 16, ""])
 def test_what_is_no_hash_of_64_bits_is_refused(bad):
-    with pytest.raises(ValueError, match="perceptual hash is not"):
+    with pytest.raises(CourierError, match="perceptual hash is not"):
         groups({"a": bad, "b": written(7)}, 2)
 
 
 @pytest.mark.parametrize("distance", [-1, 17])
 def test_a_senseless_distance_is_refused(distance):
-    with pytest.raises(ValueError, match="max_distance"):
+    with pytest.raises(CourierError, match="max_distance"):
         groups({}, distance)
 
 

@@ -10,6 +10,7 @@ from jobs.rules.events import Event, page_keys
 from jobs.rules.page_views import Shown, cut, kept_on_page, pretrain_row, time_split
 from jobs.rules.page_views import page_views as page_views_of
 from jobs.rules.page_views import unmatched_clicks as unmatched_clicks_of
+from model.errors import CourierError
 
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -88,5 +89,5 @@ def test_page_views_of_one_moment_share_a_period_and_periods_follow_in_order(sec
 
 
 def test_nothing_to_split_is_said() -> None:
-    with pytest.raises(ValueError, match="no page view"):
+    with pytest.raises(CourierError, match="no page view"):
         time_split([], 0.8, 0.1)

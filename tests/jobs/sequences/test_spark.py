@@ -21,6 +21,7 @@ from jobs.rules.events import Event
 from jobs.rules.histories import snapshots
 from jobs.rules.page_views import page_views, pretrain_row, time_split, unmatched_clicks
 from model import artifact
+from model.errors import CourierError
 
 pytestmark = pytest.mark.usefixtures("spark")
 TABLES = ("impressions", "page_views", "histories", "clicks", "conversions", "rejected")
@@ -246,7 +247,7 @@ def test_a_history_of_a_thousand_clicks_is_carried(write_events, tmp_path) -> No
     ],
 )
 def test_a_history_too_long_or_empty_is_refused(changed, said) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(CourierError, match=said):
         SequencesConfig(**changed)
 
 

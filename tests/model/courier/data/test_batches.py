@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from model import artifact
 from model.courier.data.batches import check_history, index_page_views, read_page_views, rows_of_step, take_batch
+from model.errors import CourierError
 
 IMAGES = {"a": "x", "b": "y", "c": "z", "a2": "x"}  # a and a2 share a picture; item n has none
 CATEGORIES = {"x": "lamp", "y": "hat", "z": "lamp"}
@@ -52,12 +53,12 @@ def test_a_history_longer_than_the_page_views_hold_is_refused_with_the_cure(tmp_
     sequences = artifact.read(tmp_path / "s", kind="sequences")
     check_history(8, sequences)
     for length in (0, 9):
-        with pytest.raises(ValueError, match=f"history is {length} .* last 8 clicks: give 1 to 8"):
+        with pytest.raises(CourierError, match=f"history is {length} .* last 8 clicks: give 1 to 8"):
             check_history(length, sequences)
 
 
 def test_no_usable_row_is_refused_with_the_cure() -> None:
-    with pytest.raises(ValueError, match="check the images stage"):
+    with pytest.raises(CourierError, match="check the images stage"):
         index_page_views([["n"]], [[1]], [["a"]], IMAGES, CATEGORIES)
 
 

@@ -16,6 +16,7 @@ from jobs.config import ImagesConfig
 from model import artifact
 from model.courier.data.images import to_png
 from model.courier.data.stored_images import from_png, load_images
+from model.errors import CourierError
 
 
 @given(st.integers(1, 24).flatmap(lambda side: hnp.arrays(np.uint8, (side, side, 3))))
@@ -72,7 +73,7 @@ def test_asking_for_none_gives_none(shards):
 
 
 def test_an_image_that_is_not_held_is_named(shards):
-    with pytest.raises(ValueError, match="holds no image 9"):
+    with pytest.raises(CourierError, match="holds no image 9"):
         load_images(shards, ["4", "9"])
 
 
@@ -80,5 +81,5 @@ def test_a_damaged_image_is_named_with_its_shard_and_the_cure(tmp_path):
     pngs = squares()
     pngs[3] = pngs[3][:-30]
     out = keep(tmp_path / "images", pngs)
-    with pytest.raises(ValueError, match=r"images-00001-of-00002.parquet: image 3: .+; build the stage images again$"):
+    with pytest.raises(CourierError, match=r"images-00001-of-00002.parquet: image 3: .+; build the stage images again"):
         load_images(out)

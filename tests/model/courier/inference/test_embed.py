@@ -19,6 +19,7 @@ from model.courier.inference import onnx_export as exported
 from model.courier.inference.onnx_export import ExportedEncoder
 from model.courier.network.backbones import warm_start
 from model.courier.network.encoder import LoadedEncoder, build_encoder, embed_images, load_encoder, save_encoder
+from model.errors import CourierError
 from model.space import Preprocessing
 
 SIZE = 16
@@ -85,7 +86,7 @@ def test_a_row_is_what_the_encoder_makes_of_the_items_picture(pretrain: Path, tm
 
 def test_a_catalogue_without_a_usable_image_is_refused(pretrain: Path, tmp_path: Path) -> None:
     items = ITEMS | {"status": ["broken"] * 5}
-    with pytest.raises(ValueError, match="lists no usable image"):
+    with pytest.raises(CourierError, match="lists no usable image"):
         embed.build(pretrain=pretrain, images=images_artifact(tmp_path / "images", items), out=tmp_path / "embed")
 
 
@@ -124,7 +125,7 @@ def test_a_part_at_a_time_every_image_comes_once(tmp_path: Path) -> None:
         for row, image in enumerate(load_images(images, wanted)[1]):
             np.testing.assert_array_equal(found.pop(row), image)
         assert not found
-    with pytest.raises(ValueError, match="holds no image p9"):
+    with pytest.raises(CourierError, match="holds no image p9"):
         list(stream_images(images, ["p0", "p9"], 2))
 
 

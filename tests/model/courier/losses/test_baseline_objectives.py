@@ -26,6 +26,7 @@ from model.courier.training import train
 from model.courier.training.gradients import Gradients
 from model.courier.training.methods import METHODS, UNTRAINED, build_objective, settle
 from model.courier.training.process_group import Processes
+from model.errors import CourierError
 from model.space import Preprocessing
 
 ROOT = Path(__file__).parents[4]
@@ -133,18 +134,18 @@ def test_what_is_not_trained_is_settled_before_it_is_saved() -> None:
 
 
 def test_imagenet_without_a_warm_start_is_refused() -> None:
-    with pytest.raises(ValueError, match="backbone_weights is random: say method random"):
+    with pytest.raises(CourierError, match="backbone_weights is random: say method random"):
         settle(replace(TINY, method="imagenet"))
 
 
 @pytest.mark.parametrize("changes", [{"attention": "self"}, {"weight_ucs": 0.0}, {"temperature": 0.2}])
 def test_an_ablation_of_courier_is_refused_by_the_others(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} changes method courier alone, not simclr"):
+    with pytest.raises(CourierError, match=f"{next(iter(changes))} changes method courier alone, not simclr"):
         settle(replace(TINY, method="simclr", **changes))
 
 
 def test_clip_without_titles_is_refused() -> None:
-    with pytest.raises(ValueError, match="method clip needs items with titles"):
+    with pytest.raises(CourierError, match="method clip needs items with titles"):
         build_objective(replace(TINY, method="clip"), replace(generated_views(), titles=("",) * IMAGES))
 
 
@@ -272,12 +273,12 @@ def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_tra
     assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
     rival = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2})
     assert rival == CourierConfig(method="simclr", steps=7, learning_rate=1e-2)
-    with pytest.raises(ValueError, match="head_start changes method courier alone, not clip"):
+    with pytest.raises(CourierError, match="head_start changes method courier alone, not clip"):
         settle(replace(tuned, method="clip"))
     assert for_method(tuned, {"trainable": "upper", "temperature": 0.2}) == CourierConfig(
         trainable="upper", temperature=0.2, steps=7
     )
-    with pytest.raises(ValueError, match="basis is of frozen features, and trainable is all"):
+    with pytest.raises(CourierError, match="basis is of frozen features, and trainable is all"):
         settle(replace(tuned, trainable="all"))
 
 

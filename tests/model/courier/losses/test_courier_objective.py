@@ -18,6 +18,7 @@ from model.courier.losses.courier_objective import BehaviourObjective
 from model.courier.losses.objective import BatchTensors
 from model.courier.network.encoder import build_encoder
 from model.courier.training.methods import build_objective
+from model.errors import CourierError
 
 untimed = settings(deadline=None, max_examples=40)  # a busy machine is no failure
 WIDTH, HEADS, IMAGES, TAU = 8, 2, 7, 0.3
@@ -281,7 +282,7 @@ def test_without_the_mask_of_false_negatives_a_copy_is_a_negative() -> None:
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(CourierError, match=says):
         objective_of(**changes)
 
 

@@ -21,6 +21,7 @@ from model.courier.network.encoder import (
     normalise,
     save_encoder,
 )
+from model.errors import CourierError
 from model.space import Preprocessing, space_id
 
 SIZE = 32
@@ -183,19 +184,19 @@ def test_images_of_another_size_are_refused() -> None:
     ],
 )
 def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(CourierError, match=says):
         build_encoder(CourierConfig(**asdict(SMALL) | wrong))
 
 
 def test_swin_refuses_images_smaller_than_its_last_window() -> None:
-    with pytest.raises(ValueError, match="at least 224 pixels"):
+    with pytest.raises(CourierError, match="at least 224 pixels"):
         build_backbone("swin_t", 96)
 
 
 def test_weights_that_do_not_exist_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="small takes random"):
+    with pytest.raises(CourierError, match="small takes random"):
         warm_start(build_backbone("small", SIZE), "imagenet")
-    with pytest.raises(FileNotFoundError, match="no Swin-T weights"):
+    with pytest.raises(CourierError, match="no Swin-T weights"):
         warm_start(build_backbone("swin_t", 224), str(tmp_path / "nowhere"))
 
 

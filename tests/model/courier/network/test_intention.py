@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.courier.network.intention import ClickHead, IntentionReconstruction, SequencePrediction
+from model.errors import CourierError
 
 WIDTH, HEADS = 8, 4
 
@@ -93,7 +94,7 @@ def test_what_is_rebuilt_has_unit_length(attention: IntentionReconstruction) -> 
 
 
 def test_a_width_that_does_not_divide_by_the_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="10 is not a multiple of 4 heads"):
+    with pytest.raises(CourierError, match="10 is not a multiple of 4 heads"):
         IntentionReconstruction(10, 4, value_maps=True)
 
 

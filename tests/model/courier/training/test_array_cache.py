@@ -13,6 +13,7 @@ from model.courier.config import CourierConfig
 from model.courier.training import train
 from model.courier.training.array_cache import Kept, digest_of_weights, kept_on_disk
 from model.courier.training.process_group import Processes
+from model.errors import CourierError
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16, batch_rows=16, steps=4, warmup_steps=2)
@@ -43,7 +44,7 @@ def test_an_array_whose_making_was_stopped_is_made_again(tmp_path: Path) -> None
 def test_an_array_of_another_shape_or_kind_is_refused(tmp_path: Path) -> None:
     kept_on_disk(tmp_path / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
     for shape, dtype in (((2, 3), np.float32), ((3, 2), np.int64)):
-        with pytest.raises(ValueError, match=r"a.npy is float32 \(3, 2\), not .*: remove the file"):
+        with pytest.raises(CourierError, match=r"a.npy is float32 \(3, 2\), not .*: remove the file"):
             kept_on_disk(tmp_path / "a.npy", shape, dtype, lambda array: array.fill(7))
 
 

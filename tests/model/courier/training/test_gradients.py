@@ -17,6 +17,7 @@ from model.courier.network.encoder import Encoder
 from model.courier.training.gradients import Gradients
 from model.courier.training.methods import build_objective
 from model.courier.training.process_group import Processes
+from model.errors import CourierError
 
 IMAGES, SIZE = 30, 16
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=SIZE, trainable="all", feature_dropout=0.0)
@@ -145,7 +146,7 @@ def test_half_precision_keeps_the_direction_of_the_gradients(precision: str) -> 
 
 
 def test_an_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown precision 'fp8': choose one of auto, fp32, bf16, fp16"):
+    with pytest.raises(CourierError, match="unknown precision 'fp8': choose one of auto, fp32, bf16, fp16"):
         Gradients(built(), ALONE, chunk_images=0, precision="fp8")
 
 
@@ -190,5 +191,5 @@ def test_training_on_kept_activations_equals_training_through_the_frozen_parts(b
 
 @pytest.mark.parametrize("frozen", [0, 4])
 def test_no_part_or_all_parts_frozen_is_refused(frozen: int) -> None:
-    with pytest.raises(ValueError, match=f"frozen_parts {frozen}: small has 4, choose 1 to 3"):
+    with pytest.raises(CourierError, match=f"frozen_parts {frozen}: small has 4, choose 1 to 3"):
         built(replace(TINY, trainable="upper", frozen_parts=frozen))

@@ -20,6 +20,7 @@ from model.courier.training.linear_start import (
     start_head,
     taste_axes,
 )
+from model.errors import CourierError
 
 IMAGES, WIDTH = 400, 12
 LOUD, LIKED = 0, 3  # the direction in which categories differ, and the one by which users choose
@@ -139,7 +140,7 @@ def test_padding_and_the_order_of_rows_change_nothing() -> None:
 
 def test_page_views_of_nobody_are_refused_with_the_cure() -> None:
     points, views = world(rows=20)
-    with pytest.raises(ValueError, match=r"give PageViews\.users"):
+    with pytest.raises(ValueError, match=r"PageViews\.users is None"):
         taste_axes(points, replace(views, users=np.empty(0, np.int64)))
 
 
@@ -232,5 +233,5 @@ def test_components_within_a_category_ignore_what_tells_categories_apart() -> No
 def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
     config = replace(CourierConfig(backbone="small", backbone_weights="random"), **wrong)
     encoder = build_encoder(config)
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(CourierError, match=says):
         prepare(encoder, torch.zeros(IMAGES, encoder.feature_width), world()[1], config)

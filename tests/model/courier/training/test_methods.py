@@ -10,6 +10,7 @@ from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews, take_batch
 from model.courier.losses.objective import BatchTensors
 from model.courier.training.methods import METHODS, build_objective
+from model.errors import CourierError
 
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16, trainable="all")
 
@@ -45,10 +46,10 @@ def test_forward_is_losses_of_encode(views: PageViews) -> None:
 
 
 def test_an_unknown_method_is_refused(views: PageViews) -> None:
-    with pytest.raises(ValueError, match="unknown method 'dino': choose one of courier"):
+    with pytest.raises(CourierError, match="unknown method 'dino': choose one of courier"):
         build_objective(replace(TINY, method="dino"), views)
 
 
 def test_unknown_negatives_are_refused(views: PageViews) -> None:
-    with pytest.raises(ValueError, match="unknown negatives 'hard': choose one of all, category"):
+    with pytest.raises(CourierError, match="unknown negatives 'hard': choose one of all, category"):
         build_objective(replace(TINY, negatives="hard"), views)

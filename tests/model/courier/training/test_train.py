@@ -30,6 +30,7 @@ from model.courier.training.checkpoint import Checkpoint
 from model.courier.training.gradients import Gradients
 from model.courier.training.process_group import Processes
 from model.courier.training.trainer import learning_rate_at
+from model.errors import CourierError
 
 ROOT = Path(__file__).parents[4]
 SIZE, IMAGES, ROWS = 16, 24, 60
@@ -260,7 +261,7 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
     ],
 )
 def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(CourierError, match=says):
         train.parse_settings(settings)
 
 
@@ -274,7 +275,7 @@ def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     alone = Processes(0, 3, torch.device("cpu"))
     pixels = np.zeros((IMAGES, SIZE, SIZE, 3), np.uint8)
     kept, checkpoint = Kept(tmp_path, "", alone), Checkpoint(tmp_path, "", 1)
-    with pytest.raises(ValueError, match="batch_rows 16 can't be split over 3 processes"):
+    with pytest.raises(CourierError, match="batch_rows 16 can't be split over 3 processes"):
         train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone, kept, checkpoint)
 
 

@@ -22,6 +22,7 @@ from model.ctr.evaluation.evaluate import (
 from model.ctr.inputs import inputs
 from model.ctr.inputs.fit import fit_inputs
 from model.ctr.train import Fitted
+from model.errors import CourierError
 
 
 def _predictions(n=600, seed=0):
@@ -96,7 +97,7 @@ def test_the_true_probability_of_a_row_is_found_by_request_and_item():
     truth = predictions.select(["request_id", "item_id"]).append_column("p_click", pa.array(np.arange(20) / 20))
     shuffled = truth.take(np.random.default_rng(0).permutation(20))
     np.testing.assert_array_equal(true_probabilities(predictions, shuffled), np.arange(20) / 20)
-    with pytest.raises(ValueError, match="belongs to other events"):
+    with pytest.raises(CourierError, match="belongs to other events"):
         true_probabilities(predictions, truth.slice(1))
 
 

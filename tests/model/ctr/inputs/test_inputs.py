@@ -16,6 +16,7 @@ from model.ctr.inputs import inputs
 from model.ctr.inputs.fit import fit_inputs
 from model.ctr.inputs.inputs import BASE_FEATURES, InputsState, ItemVectors
 from model.ctr.inputs.rows import ROW_COLUMNS, fill
+from model.errors import CourierError
 
 DAY = 86_400_000_000
 NOW = 1_700_000_000_000_000
@@ -270,7 +271,7 @@ def test_the_codebooks_are_as_many_and_as_large_as_the_training_rows_show():
 
 def test_a_list_that_does_not_match_its_history_is_refused_with_the_row(state):
     good, bad = _row(history=[("i0", 1, 0)]), _row(history=[("i0", 1, 0)], categories=[])
-    with pytest.raises(ValueError, match="row 1: history_categories is not as long"):
+    with pytest.raises(CourierError, match="row 1: history_categories is not as long"):
         inputs.encode(_table(good, bad), state, None)
 
 
@@ -286,7 +287,7 @@ def test_vectors_are_refused_where_needed_and_missing(state):
     encoded = inputs.encode(_table(_row()), state, None)
     with pytest.raises(ValueError, match="needs the items' vectors"):
         inputs.with_images(encoded, state, None, "simscore")
-    with pytest.raises(ValueError, match="no image input 'pixels'"):
+    with pytest.raises(CourierError, match="no image input 'pixels'"):
         inputs.with_images(encoded, state, None, "pixels")
     with pytest.raises(ValueError, match="an item needs one of 256"):
         ItemVectors(["a"], np.zeros((1, 3), np.float32))
@@ -322,5 +323,5 @@ def test_the_state_survives_the_disk(state, tmp_path):
 
 
 def test_no_training_rows_is_said_in_a_sentence():
-    with pytest.raises(ValueError, match="no training rows"):
+    with pytest.raises(CourierError, match="no training rows"):
         fit_inputs(_table(), None, 4)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.ctr.inputs.rows import FEATURE_COLUMNS, ROW_COLUMNS, ROW_DEFAULTS, along_history, fill
+from model.errors import CourierError
 
 ITEMS = st.sampled_from("abcdef")
 
@@ -40,7 +41,7 @@ def test_a_value_that_is_there_is_kept():
 
 def test_a_missing_feature_is_named():
     table = pa.table(empty_features(1)).drop_columns(["price"])
-    with pytest.raises(ValueError, match="needs the columns price"):
+    with pytest.raises(CourierError, match="needs the columns price"):
         fill(table)
 
 

@@ -1,5 +1,10 @@
-"""Cluster IDs: k-means over image vectors, then over what the centres leave, and the codes of any vector."""
+"""Cluster IDs: k-means over image vectors, then over what the centres leave, and the codes of any vector.
 
+Whatever is as long as the vectors and wider than a code is made in blocks of BLOCK_BYTES: only the residuals of a
+second codebook are kept whole, once.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -14,6 +19,7 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
 POINTS_PER_CENTROID = 1000  # k-means learns from a sample of at most this many points per centre
+BLOCK_BYTES = 64_000_000  # of the scores of a block of vectors with every centre; larger blocks are no faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +43,17 @@ class Codebook:
                 f"a codebook of {clusters} clusters cannot be fitted on {len(vectors)} vectors: give both"
             )
         vectors = np.ascontiguousarray(vectors, np.float32)
-        distinct = np.unique(vectors, axis=0)
-        if len(distinct) <= clusters:
+        distinct = _distinct_rows(vectors, clusters)
+        if distinct is not None:
             return cls(_largest_first(distinct, vectors))
         return cls(_largest_first(_k_means(vectors, clusters, iterations, seed), vectors))
 
     def __len__(self) -> int:
         return len(self.centroids)
 
-    def assign(self, vectors: Floats, rows_per_block: int = 65_536) -> Ids:
+    def assign(self, vectors: Floats, *, block_bytes: int = BLOCK_BYTES) -> Ids:
         """The id of the nearest centre of each row of `vectors` (N, D): (N,) int32; of two as near, the smaller."""
-        blocks = range(0, len(vectors), rows_per_block)
-        near = [_nearest(self.centroids, vectors[start : start + rows_per_block]) for start in blocks]
-        return np.concatenate([np.empty(0, np.int32), *near])
+        return _nearest(self.centroids, vectors, block_bytes)
 
     def occupancy(self, cluster_ids: Ids) -> npt.NDArray[np.int64]:
         """How many of `cluster_ids` fall into each cluster: (K,)."""
@@ -57,8 +61,7 @@ class Codebook:
 
     def inertia(self, vectors: Floats) -> float:
         """The mean squared distance of `vectors` (N, D) to their nearest centre; 0 is perfect."""
-        gaps = vectors - self.centroids[self.assign(vectors)]
-        return float(np.einsum("nd,nd->n", gaps, gaps, dtype=np.float64).mean())
+        return Codebooks((self,)).inertia(vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,30 +99,65 @@ class Codebooks:
                 f"choose 1 to {MAX_CODEBOOKS} codebooks of up to {LARGEST_CODEBOOK} clusters"
             )
         levels: list[Codebook] = []
-        for size in sizes:
+        for place, size in enumerate(sizes):
             tried = [
                 Codebook.fit(vectors, clusters=size, iterations=iterations, seed=seed * starts + start)
                 for start in range(starts)
             ]
             levels.append(min(tried, key=lambda level: level.inertia(vectors)))
-            vectors = vectors - levels[-1].centroids[levels[-1].assign(vectors)]
+            if place + 1 < codebooks:
+                vectors = cls((levels[-1],)).residuals(vectors)
         return cls(tuple(levels))
 
-    def codes(self, vectors: Floats) -> Ids:
+    def codes(self, vectors: Floats, *, block_bytes: int = BLOCK_BYTES) -> Ids:
         """The code of each row of `vectors` (N, D) in each codebook: (N, codebooks) int32."""
-        return self._walk(vectors)[0]
+        codes = np.empty((len(vectors), len(self.levels)), np.int32)
+        for rows in self._blocks(vectors, block_bytes):
+            codes[rows] = self._encode(vectors[rows])[0]
+        return codes
 
-    def inertia(self, vectors: Floats) -> float:
+    def residuals(self, vectors: Floats, *, block_bytes: int = BLOCK_BYTES) -> Floats:
+        """What is left of `vectors` (N, D) without their centres: (N, D) float32."""
+        left = np.empty(vectors.shape, np.float32)
+        for rows in self._blocks(vectors, block_bytes):
+            left[rows] = self._encode(vectors[rows])[1]
+        return left
+
+    def inertia(self, vectors: Floats, *, block_bytes: int = BLOCK_BYTES) -> float:
         """The mean square of what the centres leave of `vectors` (N, D); 0 is perfect."""
-        left = self._walk(vectors)[1]
-        return float(np.einsum("nd,nd->n", left, left, dtype=np.float64).mean())
+        squares = np.empty(len(vectors), np.float64)
+        for rows in self._blocks(vectors, block_bytes):
+            left = self._encode(vectors[rows])[1]
+            np.einsum("nd,nd->n", left, left, dtype=np.float64, out=squares[rows])
+        return float(squares.mean())
 
-    def _walk(self, vectors: Floats) -> tuple[Ids, Floats]:
+    def _blocks(self, vectors: Floats, block_bytes: int) -> Iterator[slice]:
+        widest = max(vectors.shape[1], *(len(level) for level in self.levels))
+        return _blocks(len(vectors), 4 * widest, block_bytes)
+
+    def _encode(self, vectors: Floats) -> tuple[Ids, Floats]:
+        """Codes (n, codebooks) and residuals (n, D) of a block of vectors."""
         codes = np.empty((len(vectors), len(self.levels)), np.int32)
         for place, level in enumerate(self.levels):
             codes[:, place] = level.assign(vectors)
             vectors = vectors - level.centroids[codes[:, place]]
         return codes, vectors
+
+
+def _blocks(rows: int, row_bytes: int, block_bytes: int) -> Iterator[slice]:
+    """Slices of `rows` rows, in order, of at most `block_bytes` each, and of a row at least."""
+    step = max(1, block_bytes // row_bytes)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _distinct_rows(vectors: Floats, most: int) -> Floats | None:
+    """The distinct rows of `vectors` (N, D), sorted; None where there are more than `most`."""
+    seen: dict[bytes, Floats] = {}
+    for row in vectors:
+        seen.setdefault((row + np.float32(0)).tobytes(), row)  # + 0, for -0 equals 0
+        if len(seen) > most:
+            return None
+    return np.unique(np.stack(list(seen.values())), axis=0)
 
 
 def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floats:
@@ -139,14 +177,18 @@ def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floa
 
 
 def _largest_first(centroids: Floats, vectors: Floats) -> Floats:
-    sizes = np.bincount(_nearest(centroids, vectors), minlength=len(centroids))
+    sizes = np.bincount(_nearest(centroids, vectors, BLOCK_BYTES), minlength=len(centroids))
     # FAISS splits an empty cluster into near twins; those that still attract nothing come last.
     order = np.lexsort((*centroids.T[::-1], -sizes))
     return np.ascontiguousarray(centroids[order])
 
 
-def _nearest(centroids: Floats, vectors: Floats) -> Ids:
-    # |v - c|^2 = |v|^2 - 2 v.c + |c|^2, and |v| is the same for every centre.
-    nearness = vectors @ centroids.T - 0.5 * np.einsum("kd,kd->k", centroids, centroids)
-    nearest: Ids = nearness.argmax(axis=1).astype(np.int32)
+def _nearest(centroids: Floats, vectors: Floats, block_bytes: int) -> Ids:
+    nearest = np.empty(len(vectors), np.int32)
+    half_squares = 0.5 * np.einsum("kd,kd->k", centroids, centroids)
+    for rows in _blocks(len(vectors), 4 * len(centroids), block_bytes):
+        # |v - c|^2 = |v|^2 - 2 v.c + |c|^2, and |v| is the same for every centre.
+        nearness = vectors[rows] @ centroids.T
+        nearness -= half_squares
+        nearest[rows] = nearness.argmax(axis=1)
     return nearest

@@ -1,5 +1,7 @@
 """The codebook against its slow twin, and on points whose clusters are known."""
 
+import tracemalloc
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -37,11 +39,48 @@ def test_every_vector_gets_its_nearest_centre(seed: int, points: int, clusters: 
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     codebook = Codebook.fit(vectors, clusters=clusters, iterations=5)
     assert len(codebook) == min(points, clusters)
-    for vector, found in zip(vectors, codebook.assign(vectors, rows_per_block=7), strict=True):
+    for vector, found in zip(vectors, codebook.assign(vectors, block_bytes=4 * clusters * 7), strict=True):
         distances = [
             sum((float(a) - float(b)) ** 2 for a, b in zip(vector, c, strict=True)) for c in codebook.centroids
         ]
         assert distances[found] == pytest.approx(min(distances), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 1_000), points=st.integers(0, 40), block_bytes=st.integers(1, 2_000))
+def test_blocks_of_any_size_give_what_all_vectors_at_once_give(seed: int, points: int, block_bytes: int) -> None:
+    rng = np.random.default_rng(seed)
+    # eighths, so that every sum is exact and no tie depends on the order of additions
+    vectors, centres = ((rng.integers(-16, 17, (count, 4)) / 8).astype(np.float32) for count in (points, 6))
+    books = Codebooks((Codebook(centres), Codebook(centres[:3] / 2)))
+    whole, codes = vectors, []
+    for level in books.levels:
+        squares = ((whole[:, None] - level.centroids) ** 2).sum(axis=2)
+        codes.append(squares.argmin(axis=1))
+        whole = whole - level.centroids[codes[-1]]
+    np.testing.assert_array_equal(books.codes(vectors, block_bytes=block_bytes), np.array(codes, np.int32).T)
+    np.testing.assert_array_equal(books.residuals(vectors, block_bytes=block_bytes), whole)
+    if points:
+        inertia = books.inertia(vectors, block_bytes=block_bytes)
+        assert inertia == pytest.approx(sum(float(x) ** 2 for x in whole.ravel()) / points)
+
+
+def test_no_block_of_scores_is_larger_than_it_may_be() -> None:
+    vectors = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float32)
+    books = Codebooks((Codebook(vectors[:500]),))
+    tracemalloc.start()
+    books.codes(vectors, block_bytes=400_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # all scores at once are 40 MB
+
+
+@given(st.lists(st.lists(st.sampled_from([-1.0, -0.0, 0.0, 1.0]), min_size=2, max_size=2), min_size=1, max_size=12))
+def test_few_distinct_vectors_are_all_of_them_in_order(rows: list[list[float]]) -> None:
+    vectors = np.array(rows, np.float32)
+    distinct = np.unique(vectors, axis=0)
+    found = Codebook.fit(vectors, clusters=len(distinct)).centroids
+    np.testing.assert_array_equal(found[np.lexsort(found.T[::-1])], distinct)
 
 
 def test_the_same_seed_gives_the_same_bytes() -> None:

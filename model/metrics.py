@@ -1,13 +1,16 @@
 """How well predicted click probabilities rank and fit what happened, and how sure a difference of two models is."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+BLOCK_BYTES = 256_000_000  # of the weights of a bootstrap's resamples: 2,000 of them by 32,000 users
 PROBABILITY_FLOOR = 1e-7  # log loss of a float32 probability that says 0 or 1
 
 
@@ -114,19 +117,37 @@ class Gain:
 class UserBootstrap:
     """Resamples users, with all rows of each, so that the rows of one user are never taken as independent.
 
-    Every comparison drawn from one object uses the same resamples: that is what pairs them.
+    Every comparison made with one object uses the same resamples: that is what pairs them.
     Efron & Tibshirani 1993, ch. 8 and 13; clusters: Field & Welsh 2007.
     """
 
-    def __init__(self, users: ArrayLike, *, replicates: int, seed: int) -> None:
-        """users: (n,) the user of each row; replicates: how many resamples."""
+    def __init__(self, users: ArrayLike, *, replicates: int, seed: int, block_bytes: int = BLOCK_BYTES) -> None:
+        """users: (n,) the user of each row; replicates: how many resamples.
+
+        block_bytes: of the weights that are in memory at a time, of one resample at least. They are kept where they are
+        no more than that; else every figure makes them anew from the seed.
+        """
         self.users = _codes(users)
-        count = int(self.users.max(initial=-1)) + 1
-        rng = np.random.default_rng(seed)
-        # float32 holds these small counts exactly, and halves the memory of replicates x users
-        self.weights = np.zeros((replicates, count), dtype=np.float32)
-        for row in self.weights:
-            row[:] = np.bincount(rng.integers(0, count, count), minlength=count)
+        self.replicates, self.seed = replicates, seed
+        self._count = int(self.users.max(initial=-1)) + 1
+        self._rows = max(1, block_bytes // (4 * max(1, self._count)))
+        self._kept: Floats32 | None = None
+
+    def weights(self) -> Iterator[tuple[slice, Floats32]]:
+        """How often each resample holds each user: (b, users) for the resamples of each slice of 0..replicates."""
+        if self._kept is not None:
+            yield slice(0, self.replicates), self._kept
+            return
+        rng = np.random.default_rng(self.seed)
+        for start in range(0, self.replicates, self._rows):
+            some = slice(start, min(start + self._rows, self.replicates))
+            # float32 holds these small counts exactly, and halves the memory
+            block = np.zeros((some.stop - start, self._count), dtype=np.float32)
+            for row in block:
+                row[:] = np.bincount(rng.integers(0, self._count, self._count), minlength=self._count)
+            if len(block) == self.replicates:
+                self._kept = block
+            yield some, block
 
     def aucs(self, labels: ArrayLike, scores: ArrayLike, keep: NDArray[np.bool_] | None = None) -> Floats:
         """The AUC in every resample: (replicates,), NaN where a resample has one class.
@@ -141,14 +162,15 @@ class UserBootstrap:
         below = np.searchsorted(scores[negative], scores[positive], side="left")
         upto = np.searchsorted(scores[negative], scores[positive], side="right")
         users_positive, users_negative = self.users[positive], self.users[negative]
-        out = np.full(len(self.weights), np.nan)
+        out = np.full(self.replicates, np.nan)
         cumulative = np.zeros(len(negative) + 1)
-        for i, weights in enumerate(self.weights):
-            np.cumsum(weights[users_negative], dtype=np.float64, out=cumulative[1:])
-            weight_positive = weights[users_positive].astype(np.float64)
-            pairs = weight_positive.sum() * cumulative[-1]
-            if pairs > 0:
-                out[i] = weight_positive @ (cumulative[below] + cumulative[upto]) / (2 * pairs)
+        for some, block in self.weights():
+            for i, weights in enumerate(block, start=some.start):
+                np.cumsum(weights[users_negative], dtype=np.float64, out=cumulative[1:])
+                weight_positive = weights[users_positive].astype(np.float64)
+                pairs = weight_positive.sum() * cumulative[-1]
+                if pairs > 0:
+                    out[i] = weight_positive @ (cumulative[below] + cumulative[upto]) / (2 * pairs)
         return out
 
     def means(self, values: ArrayLike, keep: NDArray[np.bool_] | None = None) -> Floats:
@@ -158,12 +180,12 @@ class UserBootstrap:
         """
         values = np.asarray(values, dtype=np.float64)
         keep = np.ones(len(values), dtype=bool) if keep is None else keep
-        count = self.weights.shape[1]
-        rows = np.bincount(self.users[keep], minlength=count).astype(np.float64)
-        sums = np.bincount(self.users[keep], weights=values[keep], minlength=count)
-        drawn = self.weights @ np.stack([sums, rows], axis=1)
-        out = np.full(len(drawn), np.nan)
-        np.divide(drawn[:, 0], drawn[:, 1], out=out, where=drawn[:, 1] > 0)
+        rows = np.bincount(self.users[keep], minlength=self._count).astype(np.float64)
+        sums = np.bincount(self.users[keep], weights=values[keep], minlength=self._count)
+        by_user, out = np.stack([sums, rows], axis=1), np.full(self.replicates, np.nan)
+        for some, block in self.weights():
+            resampled = block @ by_user
+            np.divide(resampled[:, 0], resampled[:, 1], out=out[some], where=resampled[:, 1] > 0)
         return out
 
     @staticmethod

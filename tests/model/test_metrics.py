@@ -1,6 +1,7 @@
 """The metrics against scikit-learn, slow loops and numbers counted by hand."""
 
 import math
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -23,6 +24,11 @@ def _auc_by_pairs(labels, scores):
     """Counts the pairs, one by one."""
     pairs = [(p, n) for (p, yp), (n, yn) in product(zip(scores, labels, strict=True), repeat=2) if yp == 1 and yn == 0]
     return sum(1.0 if p > n else 0.5 if p == n else 0.0 for p, n in pairs) / len(pairs) if pairs else math.nan
+
+
+def _weights(bootstrap):
+    """(replicates, users)."""
+    return np.concatenate([block for _, block in bootstrap.weights()])
 
 
 def _same(left, right):
@@ -99,7 +105,7 @@ def test_a_resample_is_the_auc_of_its_users_rows_repeated(rows, seed):
     bootstrap = metrics.UserBootstrap(users, replicates=6, seed=seed)
     codes = np.unique(users, return_inverse=True)[1]
     fast = bootstrap.aucs(labels, scores)
-    for weights, value in zip(bootstrap.weights, fast, strict=True):
+    for weights, value in zip(_weights(bootstrap), fast, strict=True):
         rows_drawn = np.repeat(np.arange(len(labels)), weights[codes].astype(int))
         _same(value, _auc_by_pairs(labels[rows_drawn], scores[rows_drawn]))
 
@@ -144,7 +150,7 @@ def test_the_interval_is_wider_when_the_rows_of_a_user_repeat_each_other():
 
 def test_the_same_seed_draws_the_same_resamples():
     users = np.arange(20) % 7
-    first, second = (metrics.UserBootstrap(users, replicates=5, seed=9).weights for _ in range(2))
+    first, second = (_weights(metrics.UserBootstrap(users, replicates=5, seed=9)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -154,6 +160,48 @@ def test_a_resampled_mean_is_that_of_its_users_rows_repeated(rows, seed):
     bootstrap = metrics.UserBootstrap(users, replicates=5, seed=seed)
     codes = np.unique(users, return_inverse=True)[1]
     for part, fast in ((keep > 0, bootstrap.means(values, keep > 0)), (keep >= 0, bootstrap.means(values))):
-        for weights, value in zip(bootstrap.weights, fast, strict=True):
+        for weights, value in zip(_weights(bootstrap), fast, strict=True):
             drawn = np.repeat(values[part], weights[codes[part]].astype(int))
             _same(value, float(drawn.mean()) if len(drawn) else math.nan)
+
+
+@given(ROWS, st.integers(0, 5), st.integers(1, 200))
+def test_blocks_of_any_size_give_the_figures_of_all_resamples_at_once_to_the_last_bit(rows, seed, block_bytes):
+    labels, scores, users = _columns(rows)
+    codes, count = np.unique(users, return_inverse=True)[1], len(np.unique(users))
+    rng = np.random.default_rng(seed)
+    weights = np.array([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(7)], np.float32)
+    blocks = metrics.UserBootstrap(users, replicates=7, seed=seed, block_bytes=block_bytes)
+    np.testing.assert_array_equal(_weights(blocks), weights)
+    for _ in range(2):  # whether the weights were kept or are made anew
+        np.testing.assert_array_equal(blocks.aucs(labels, scores), _aucs_of_all(weights, labels, scores, codes))
+        eighths = labels / 8  # their sums are exact in any order
+        by_user = np.stack([np.bincount(codes, eighths), np.bincount(codes)], axis=1)
+        sums = weights @ by_user
+        np.testing.assert_array_equal(blocks.means(eighths), sums[:, 0] / sums[:, 1])
+
+
+def _aucs_of_all(weights, labels, scores, codes):
+    """The AUC of every resample from the whole (replicates, users) matrix of weights."""
+    positive, negative = np.flatnonzero(labels > 0), np.flatnonzero(labels <= 0)
+    negative = negative[np.argsort(scores[negative], kind="stable")]
+    below, upto = (np.searchsorted(scores[negative], scores[positive], side=side) for side in ("left", "right"))
+    found = []
+    for row in weights.astype(np.float64):
+        cumulative = np.concatenate([[0.0], np.cumsum(row[codes[negative]])])
+        pairs = row[codes[positive]].sum() * cumulative[-1]
+        total = row[codes[positive]] @ (cumulative[below] + cumulative[upto])
+        found.append(total / (2 * pairs) if pairs else math.nan)
+    return np.array(found)
+
+
+def test_no_more_weights_are_in_memory_than_may_be():
+    rng = np.random.default_rng(0)
+    labels, scores, users = rng.integers(0, 2, 5000), rng.normal(size=5000), np.arange(5000)
+    bootstrap = metrics.UserBootstrap(users, replicates=500, seed=0, block_bytes=200_000)
+    tracemalloc.start()
+    bootstrap.aucs(labels, scores)
+    bootstrap.means(scores)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000  # all weights at once are 10 MB

@@ -9,7 +9,7 @@ import numpy as np
 
 from jobs.evaluation import probe
 from jobs.evaluation.compare.runs import IMAGES, NONE
-from model.ctr.evaluation.encoders import Sample, Samples, common, level, rank_correlation, share, told
+from model.ctr.evaluation.encoders import Sample, Samples, common, difference_ci, mean_ci, rank_correlation, share
 from model.ctr.evaluation.evaluate import TRUE_STYLE, nulled
 
 SCHEMA: Final = 1
@@ -45,8 +45,9 @@ class Results:
 def compare(results: Sequence[Results], *, reference: str, bootstrap: int, seed: int) -> dict[str, Any]:
     """The comparison as JSON; the reference is held against each of the others, where a run of it got to its end.
 
-    methods: for each label its probe figures and CTR gains over no images, all means over seeds (standings.level and
-    standings.told); share: of the gain that the true labels give.  order: whether Vector < SimScore < Cluster-ID.
+    methods: for each label its probe figures and CTR gains over no images, all means over seeds (encoders.mean_ci and
+    encoders.difference_ci); share: of the gain that the true labels give.  order: whether Vector < SimScore <
+    Cluster-ID.
     against: what the reference has over each rival.  prediction: how the probe's figures and the gains are ranked
     alike over all runs.
     """
@@ -117,7 +118,7 @@ def _order(result: Results, model: str) -> dict[str, Any]:
     steps = {}
     for less, more in pairwise(IMAGES):
         pair = (result.ctr[(model, images, "all")] for images in (more, less))
-        steps[f"{more} over {less}"] = told(common(*pair))
+        steps[f"{more} over {less}"] = difference_ci(common(*pair))
     return {"holds": all(step["value"] > 0 for step in steps.values()), **steps}
 
 
@@ -127,7 +128,7 @@ def _against(ours: Results, theirs: Results) -> dict[str, Any]:
     for what in ("ctr", "probe"):
         mine, other = getattr(ours, what), getattr(theirs, what)
         pairs = {key: common(mine[key], other[key]) for key in mine if key in other}
-        found[what] = {"/".join(key): told(samples) for key, samples in pairs.items() if samples}
+        found[what] = {"/".join(key): difference_ci(samples) for key, samples in pairs.items() if samples}
     return found
 
 
@@ -154,8 +155,8 @@ def _ordered(samples: Samples) -> list[Sample]:
 
 
 def _levels(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
-    return {"/".join(key): level(_ordered(each)) for key, each in samples.items()}
+    return {"/".join(key): mean_ci(_ordered(each)) for key, each in samples.items()}
 
 
 def _told(samples: Mapping[tuple[str, ...], Samples]) -> dict[str, Any]:
-    return {"/".join(key): told(_ordered(each)) for key, each in samples.items()}
+    return {"/".join(key): difference_ci(_ordered(each)) for key, each in samples.items()}

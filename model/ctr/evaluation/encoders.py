@@ -26,44 +26,44 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A figure as observed, and in each of B resamples of users: drawn (B,)."""
+    """A figure as observed, and in each of B resamples of users: replicates (B,)."""
 
     value: float
-    drawn: Floats
+    replicates: Floats
 
     def __sub__(self, other: "Sample") -> "Sample":
-        return Sample(self.value - other.value, self.drawn - other.drawn)
+        return Sample(self.value - other.value, self.replicates - other.replicates)
 
     def above(self, floor: float) -> "Sample":
         """What it has over a number that is the same in every resample, as chance is."""
-        return Sample(self.value - floor, self.drawn - floor)
+        return Sample(self.value - floor, self.replicates - floor)
 
 
-def auc_sample(rows: TestRows, scores: NDArray[Any], keep: Bools, draws: UserBootstrap) -> Sample:
-    """The AUC of the kept rows. scores: (n,); keep: (n,); draws: over rows.users."""
-    return Sample(metrics.auc(rows.clicked[keep], scores[keep]), draws.aucs(rows.clicked, scores, keep))
+def auc_sample(rows: TestRows, scores: NDArray[Any], keep: Bools, bootstrap: UserBootstrap) -> Sample:
+    """The AUC of the kept rows. scores: (n,); keep: (n,); bootstrap: over rows.users."""
+    return Sample(metrics.auc(rows.clicked[keep], scores[keep]), bootstrap.aucs(rows.clicked, scores, keep))
 
 
-def mean_sample(values: Floats, keep: Bools, draws: UserBootstrap) -> Sample:
-    """The mean of the kept values. values: (n,), keep: (n,); draws: over the users of these rows."""
-    return Sample(float(values[keep].mean()) if keep.any() else float("nan"), draws.means(values, keep))
+def mean_sample(values: Floats, keep: Bools, bootstrap: UserBootstrap) -> Sample:
+    """The mean of the kept values. values: (n,), keep: (n,); bootstrap: over the users of these rows."""
+    return Sample(float(values[keep].mean()) if keep.any() else float("nan"), bootstrap.means(values, keep))
 
 
 def average(samples: Sequence[Sample]) -> Sample:
     """The mean over seeds, as observed and within each resample. At least one sample."""
     return Sample(
-        float(np.mean([sample.value for sample in samples])), np.mean([sample.drawn for sample in samples], axis=0)
+        float(np.mean([sample.value for sample in samples])), np.mean([sample.replicates for sample in samples], axis=0)
     )
 
 
-def level(samples: Sequence[Sample]) -> dict[str, Any]:
+def mean_ci(samples: Sequence[Sample]) -> dict[str, Any]:
     """A figure, one sample a seed: the mean over seeds with its 95 % interval, each seed's own, and their spread.
 
     value, ci_low, ci_high: of the mean.  by_seed: in the order given.  spread: their standard deviation (n - 1), NaN
     with one seed.
     """
     mean = average(samples)
-    known = mean.drawn[np.isfinite(mean.drawn)]
+    known = mean.replicates[np.isfinite(mean.replicates)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     by_seed = [sample.value for sample in samples]
     spread = float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan")
@@ -76,24 +76,24 @@ def level(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def told(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A difference, as `level` tells it, and its p_value as model.metrics.UserBootstrap.gain has it.
+def difference_ci(samples: Sequence[Sample]) -> dict[str, Any]:
+    """A difference, as `mean_ci` gives it, and its p_value as model.metrics.UserBootstrap.gain has it.
 
     The p-value is the two-sided chance of a difference as far from 0, were there none between these trained encoders
     (the means of their seeds) for the users at large.
     """
     mean = average(samples)
-    gain = UserBootstrap.gain(mean.value, mean.drawn, np.zeros_like(mean.drawn))
-    return level(samples) | {"p_value": gain.p_value}
+    gain = UserBootstrap.gain(mean.value, mean.replicates, np.zeros_like(mean.replicates))
+    return mean_ci(samples) | {"p_value": gain.p_value}
 
 
 def share(part: Sequence[Sample], whole: Sequence[Sample]) -> dict[str, float]:
     """The ratio of two means over seeds, with its interval. Means nothing where `whole` may be 0: then it is wide."""
     above, below = average(part), average(whole)
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn, value = above.drawn / below.drawn, float(np.divide(above.value, below.value))
-    drawn = drawn[np.isfinite(drawn)]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
+        ratios, value = above.replicates / below.replicates, float(np.divide(above.value, below.value))
+    ratios = ratios[np.isfinite(ratios)]
+    low, high = np.quantile(ratios, [0.025, 0.975]) if len(ratios) else (np.nan, np.nan)
     return {"value": value, "ci_low": float(low), "ci_high": float(high)}
 
 
@@ -109,11 +109,11 @@ def rank_correlation(
     pairs = np.array([left, right], dtype=np.float64)
     runs = [np.flatnonzero(np.asarray(methods) == name) for name in dict.fromkeys(methods)]
     rng = np.random.default_rng(seed)
-    drawn = []
+    resampled = []
     for _ in range(replicates if len(runs) >= FEWEST_METHODS else 0):
         chosen = np.concatenate([runs[n] for n in rng.integers(0, len(runs), len(runs))])
-        drawn.append(_spearman(pairs[:, chosen])[0])
-    known = [value for value in drawn if np.isfinite(value)]
+        resampled.append(_spearman(pairs[:, chosen])[0])
+    known = [value for value in resampled if np.isfinite(value)]
     low, high = np.quantile(known, [0.025, 0.975]) if known else (np.nan, np.nan)
     value, p_value = _spearman(pairs)
     return {

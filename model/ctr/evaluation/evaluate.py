@@ -68,12 +68,12 @@ def compare(
     auc_gain, ci_low, ci_high are differences of AUCs (0.01 is one point). `cold`: only rows whose item had no click
     before the test period; `warm`: the others.  done: called after each variant.
     """
-    draws = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
+    resamples = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
     kept = {"all": np.ones(len(rows.clicked), dtype=bool), "cold": rows.cold, "warm": ~rows.cold}
     baselines: dict[str, Mapping[str, tuple[float, Numbers]]] = {}
     found = []
     for variant in sorted(variants, key=lambda v: v.images != "none"):  # the baselines first
-        aucs = {part: _auc(rows, variant, keep, draws) for part, keep in kept.items()}
+        aucs = {part: _auc(rows, variant, keep, resamples) for part, keep in kept.items()}
         if variant.images == "none":
             baselines[variant.model] = aucs
         gains = {p: _gain(aucs[p], baselines.get(variant.model, {}).get(p), variant) for p in kept}
@@ -166,9 +166,9 @@ def _codes(column: pa.ChunkedArray) -> Numbers:
     return codes
 
 
-def _auc(rows: TestRows, variant: Variant, keep: NDArray[np.bool_], draws: UserBootstrap) -> tuple[float, Numbers]:
+def _auc(rows: TestRows, variant: Variant, keep: NDArray[np.bool_], resamples: UserBootstrap) -> tuple[float, Numbers]:
     value = metrics.auc(rows.clicked[keep], variant.scores[keep])
-    return value, draws.aucs(rows.clicked, variant.scores, keep)
+    return value, resamples.aucs(rows.clicked, variant.scores, keep)
 
 
 def _gain(ours: tuple[float, Numbers], theirs: tuple[float, Numbers] | None, variant: Variant) -> Gain:

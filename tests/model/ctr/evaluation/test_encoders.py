@@ -11,18 +11,23 @@ from model.ctr.evaluation.encoders import (
     auc_sample,
     average,
     common,
-    level,
+    difference_ci,
+    mean_ci,
     mean_sample,
     rank_correlation,
     share,
-    told,
 )
 from model.ctr.evaluation.evaluate import TestRows
 from model.metrics import UserBootstrap
 
 
-def sample(value, *drawn):
-    return Sample(value, np.array(drawn, dtype=float))
+def sample(value, *replicates):
+    return Sample(value, np.array(replicates, dtype=float))
+
+
+def _weights(bootstrap):
+    """(replicates, users)."""
+    return np.concatenate([block for _, block in bootstrap.weights()])
 
 
 def rows_of(users=40, rows=800, seed=0):
@@ -32,40 +37,40 @@ def rows_of(users=40, rows=800, seed=0):
 
 
 def test_a_mean_over_seeds_is_taken_in_every_resample():
-    found = level([sample(0.1, 0.0, 0.2), sample(0.3, 0.4, 0.0)])
+    found = mean_ci([sample(0.1, 0.0, 0.2), sample(0.3, 0.4, 0.0)])
     assert found["value"] == pytest.approx(0.2)
     assert (found["ci_low"], found["ci_high"]) == (pytest.approx(0.1025), pytest.approx(0.1975))  # of 0.1 and 0.2
     assert found["by_seed"] == [0.1, 0.3]
     assert found["spread"] == pytest.approx(np.sqrt(0.02))
-    assert np.isnan(level([sample(0.1, 0.1)])["spread"])
+    assert np.isnan(mean_ci([sample(0.1, 0.1)])["spread"])
 
 
 def test_a_difference_and_its_p_value_counted_by_hand():
-    found = told([sample(0.2, *[0.1] * 97, -0.5, 0.3, 0.3), sample(0.4, *[0.1] * 97, 0.1, 0.3, 0.3)])
+    found = difference_ci([sample(0.2, *[0.1] * 97, -0.5, 0.3, 0.3), sample(0.4, *[0.1] * 97, 0.1, 0.3, 0.3)])
     assert found["value"] == pytest.approx(0.3)
     assert found["p_value"] == pytest.approx(2 * (1 + 1) / 101)  # one resample in a hundred, -0.2, is not above 0
 
 
 def test_the_difference_of_two_encoders_is_the_hierarchical_bootstrap_of_a_plain_loop():
     rows, rng = rows_of(), np.random.default_rng(1)
-    draws = UserBootstrap(rows.users, replicates=15, seed=0)
+    bootstrap = UserBootstrap(rows.users, replicates=15, seed=0)
     keep = ~rows.cold
     ours, theirs = ([rng.random(800) + strength * rows.clicked for _ in range(3)] for strength in (0.3, 0.2))
     samples = [
-        {seed: auc_sample(rows, scores, keep, draws) for seed, scores in enumerate(encoder)}
+        {seed: auc_sample(rows, scores, keep, bootstrap) for seed, scores in enumerate(encoder)}
         for encoder in (ours, theirs)
     ]
     fast = average(common(*samples))
 
-    def mean_auc(encoder, drawn):
-        return np.mean([metrics.auc(rows.clicked[drawn], scores[drawn]) for scores in encoder])
+    def mean_auc(encoder, rows_of_resample):
+        return np.mean([metrics.auc(rows.clicked[rows_of_resample], scores[rows_of_resample]) for scores in encoder])
 
     kept = np.flatnonzero(keep)
     assert fast.value == pytest.approx(mean_auc(ours, kept) - mean_auc(theirs, kept))
     codes = np.unique(rows.users, return_inverse=True)[1]
-    for weights, value in zip(draws.weights, fast.drawn, strict=True):
-        drawn = np.repeat(kept, weights[codes[kept]].astype(int))  # one resample of users, for both and for all seeds
-        assert value == pytest.approx(mean_auc(ours, drawn) - mean_auc(theirs, drawn))
+    for weights, value in zip(_weights(bootstrap), fast.replicates, strict=True):
+        resample = np.repeat(kept, weights[codes[kept]].astype(int))  # one resample, for both and for all seeds
+        assert value == pytest.approx(mean_auc(ours, resample) - mean_auc(theirs, resample))
 
 
 def test_only_seeds_that_both_have_are_compared():
@@ -77,20 +82,20 @@ def test_only_seeds_that_both_have_are_compared():
 def test_pairing_makes_a_small_difference_sure():
     rows, rng = rows_of(rows=4000), np.random.default_rng(1)
     noise = rng.random(4000)
-    draws, others = (UserBootstrap(rows.users, replicates=400, seed=seed) for seed in (0, 1))
+    bootstrap, others = (UserBootstrap(rows.users, replicates=400, seed=seed) for seed in (0, 1))
     everyone = np.ones(4000, dtype=bool)
-    better = auc_sample(rows, noise + 0.02 * rows.clicked, everyone, draws)
-    worse, unpaired = (auc_sample(rows, noise, everyone, drawn) for drawn in (draws, others))
-    assert told([better - worse])["p_value"] < 0.01
-    assert told([better - unpaired])["p_value"] > 0.05
+    better = auc_sample(rows, noise + 0.02 * rows.clicked, everyone, bootstrap)
+    worse, unpaired = (auc_sample(rows, noise, everyone, one) for one in (bootstrap, others))
+    assert difference_ci([better - worse])["p_value"] < 0.01
+    assert difference_ci([better - unpaired])["p_value"] > 0.05
 
 
 def test_a_mean_over_clicks_is_resampled_with_its_users():
     users, values = np.array([0, 0, 1, 2]), np.array([1.0, 0.0, 1.0, 9.0])
-    draws = UserBootstrap(users, replicates=30, seed=0)
-    found = mean_sample(values, users < 2, draws)
+    bootstrap = UserBootstrap(users, replicates=30, seed=0)
+    found = mean_sample(values, users < 2, bootstrap)
     assert found.value == pytest.approx(2 / 3)
-    for weights, value in zip(draws.weights, found.drawn, strict=True):
+    for weights, value in zip(_weights(bootstrap), found.replicates, strict=True):
         rows = 2 * weights[0] + weights[1]
         assert value == pytest.approx((weights[0] + weights[1]) / rows if rows else np.nan, nan_ok=True)
 
@@ -133,7 +138,7 @@ def test_seeds_of_one_method_are_resampled_together_and_three_methods_have_no_in
 def test_what_a_figure_has_over_chance_is_the_same_in_every_resample():
     found = sample(0.6, 0.5, 0.7).above(0.5)
     assert found.value == pytest.approx(0.1)
-    assert found.drawn == pytest.approx([0.0, 0.2])
+    assert found.replicates == pytest.approx([0.0, 0.2])
 
 
 def test_fewer_than_three_runs_are_not_ranked():

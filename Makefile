@@ -9,8 +9,6 @@ setup: .venv/.ready
 preflight:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "courier needs Python 3.11 or newer: install it (Debian: apt-get install python3 python3-venv), or say make PYTHON=/path/to/python3.11"; exit 1; }
-	@v=$$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -1); [ "$${v:-0}" -ge 17 ] || \
-	  { echo "courier's Spark jobs need Java 17 or newer: install it (Debian: apt-get install openjdk-17-jre-headless) and put it on PATH"; exit 1; }
 
 .venv/.ready: pyproject.toml requirements.lock | preflight
 	$(PYTHON) -m venv .venv
@@ -20,9 +18,9 @@ preflight:
 demo: setup
 	$(BIN)/courier demo --workspace workspace
 
-# Two processes, each with the tests of whole files: Spark, Feast and the road are started once a process.
+# Two processes; tests/conftest.py says which tests run together (those of a file, those of Spark) and which first.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
 engines: setup

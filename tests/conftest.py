@@ -1,13 +1,16 @@
 """A small shop's artifacts, its real Feast store and one Spark for all tests, and files that are no image."""
 
 import bisect
+import functools
 import os
 import random
+import re
 import struct
 import uuid
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -27,8 +30,10 @@ from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS,
 from jobs.features import offline as features
 from model import artifact
 
-settings.register_profile("courier", deadline=None)  # a busy machine is slow, not wrong
-settings.load_profile("courier")
+# `ci` draws the same examples each time, `all` (make test-all: --hypothesis-profile=all) others and more of them.
+settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # a busy machine is slow, not wrong
+settings.register_profile("all", deadline=None, derandomize=False, max_examples=300, print_blob=True)
+settings.load_profile("ci")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the front door does, before torch is loaded
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -258,16 +263,94 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
     )
 
 
+# --- Spark ----------------------------------------------------------------------------------------------------------
+
+
+# What takes longest comes first, so that no process is left alone with it at the end. Figures: docs/decisions/0008.
+LONGEST = ("test_road.py", "test_leaks.py", "test_click_stream.py", "test_beam.py", "test_train.py", "test_resume.py")
+OF_SPARK = re.compile(r"\bdef \w+\([^)]*\bspark\b|usefixtures\(\"spark\"\)|\bproduction_spark\b")
+
+
+@functools.cache
+def runs_spark(file: Path) -> bool:
+    """Whether a file of tests asks for Spark's fixture."""
+    return OF_SPARK.search(file.read_text()) is not None
+
+
+@pytest.hookimpl(tryfirst=True)  # before what puts them into a random order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (not runs_spark(item.path), places.get(item.path.name, len(places))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of `--dist loadfile`: all files of Spark go to one process, for the first queries of a JVM are its slowest."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class TogetherScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "spark" if runs_spark(config.rootpath / file) else file
+
+    return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session")
-def spark() -> Iterator[Any]:
-    """One Spark for all tests of a process: many short jobs are one long one, which earns back thorough compiling."""
+def java() -> None:
+    """Skips a test of Spark where there is no Java, once and for all, and says how to get it."""
+    from jobs.engines import spark_session as session
+
+    try:
+        session.require_java()
+    except session.JavaMissing as missing:
+        pytest.skip(f"SPARK IS NOT TESTED HERE: {missing}")
+
+
+# Many small queries: to generate and compile Java for each costs more than to interpret it, a task more than its rows.
+INTERPRETED = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.shuffle.partitions": "2",
+}
+
+
+@pytest.fixture(scope="session")
+def spark(java: None) -> Iterator[Any]:  # noqa: ARG001 (without it there is no Spark)
+    """One Spark for all tests of a process, which interprets its plans."""
     from jobs.engines import spark_session as session
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(session, "HEAP_GIB", (4, 4))  # of a machine that two processes share
+        for name, value in INTERPRETED.items():
+            patched.setitem(session.SETTINGS, name, value)
         running = session.spark_session("courier tests", master="local[2]", large=True)
     yield running
     running.stop()
+
+
+@contextmanager
+def compiling(running: Any) -> Iterator[None]:
+    """The Spark of the tests with the settings that it has in production."""
+    from jobs.engines import spark_session as session
+
+    before = {name: running.conf.get(name) for name in INTERPRETED}
+    for name in INTERPRETED:
+        running.conf.unset(name)
+    running.conf.set(session.PARTITIONS, session.LOCAL_PARTITIONS)
+    yield
+    for name, value in before.items():
+        running.conf.set(name, value)
+
+
+@pytest.fixture(scope="module")
+def production_spark(spark: Any) -> Iterator[Any]:
+    """The Spark of all tests, which for this module plans, compiles and cuts its tables as in production."""
+    with compiling(spark):
+        yield spark
+
+
+# --- all tests ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)

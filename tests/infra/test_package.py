@@ -77,6 +77,7 @@ def test_the_archive_holds_every_module_and_all_that_they_read(dist) -> None:
     assert not [name for name in held if name.startswith("tests")]
 
 
+@pytest.mark.usefixtures("java")
 def test_a_job_submitted_from_the_archive_needs_no_repository(dist, stranger, drawn_events, write_events, tmp_path):
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(150)))
     (tmp_path / "empty").mkdir()

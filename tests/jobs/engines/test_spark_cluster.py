@@ -120,7 +120,7 @@ def submit(cluster: Cluster, log: Path, page: int, job: str, *options: object) -
     """The command by which an operator submits a job to the cluster. log: a folder for Spark's own log of events."""
     settings = SETTINGS | {"spark.ui.port": str(page), "spark.eventLog.dir": log.as_uri()}
     conf = [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
-    program = ROOT / "jobs" / "spark" / f"{job}.py"
+    program = (ROOT / "jobs" / job.replace(".", "/")).with_suffix(".py")
     return [SPARK / "bin" / "spark-submit", "--master", cluster.url, *conf, program, *options]
 
 
@@ -192,7 +192,7 @@ def losses(log: Path) -> list[dict[str, Any]]:
     return [one for one in ends if one["Task End Reason"]["Reason"] in LOST]
 
 
-@pytest.mark.usefixtures("spark")
+@pytest.mark.usefixtures("production_spark")
 def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
     cluster: Cluster, drawn_events: Any, write_events: Any, tmp_path: Path
 ) -> None:
@@ -246,7 +246,7 @@ def application_names(cluster: Cluster) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("spark")
+@pytest.mark.usefixtures("production_spark")
 def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
     cluster: Cluster, drawn_events: Any, write_events: Any, tmp_path: Path
 ) -> None:

@@ -70,17 +70,8 @@ def mount(spark, tmp_path) -> Iterator[Callable[[str], AnyPath]]:
         yield lambda path: any_path(f"viewfs://{name}/store/{path}")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_files(spark) -> Iterator[None]:
-    """What is tested is where files lie, not how many they are."""
-    parts = spark.conf.get("spark.sql.shuffle.partitions")
-    spark.conf.set("spark.sql.shuffle.partitions", "2")
-    yield
-    spark.conf.set("spark.sql.shuffle.partitions", parts)
-
-
 @pytest.fixture(scope="module")
-def here(few_files, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
+def here(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
     """A folder of this machine: raw events of DAYS, and the sequences made of them."""
     from jobs.sequences.spark import behavior_sequences
 

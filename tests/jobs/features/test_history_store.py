@@ -158,7 +158,7 @@ def test_a_bug_is_not_tried_again(store, monkeypatch):
 WRITER = """
 import sys
 from pathlib import Path
-from jobs.history_store import HistoryStore
+from jobs.features.history_store import HistoryStore
 store = HistoryStore(Path(sys.argv[1]))
 for n in range(40):
     store.add({"shared": [(sys.argv[2], n)]})

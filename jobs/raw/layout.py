@@ -7,7 +7,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -53,6 +53,16 @@ def check_file(name: str, form: str, file: AnyPath) -> None:
         csv_header(file, name)
     else:
         check_json_lines(file, name)
+
+
+def grouped(
+    table: TableFiles, layout: Callable[[AnyPath, str], tuple[str, ...]]
+) -> dict[tuple[str, ...], list[AnyPath]]:
+    """The table's files by their layout, which is what csv_header or parquet_kinds says of a file."""
+    groups: dict[tuple[str, ...], list[AnyPath]] = {}
+    for file in table.files:
+        groups.setdefault(layout(file, table.name), []).append(file)
+    return groups
 
 
 # --- text -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The files of a raw table as Spark frames of the contract's columns, still as they were read."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from typing import Final
@@ -68,20 +68,11 @@ def _file() -> Column:
     return F.col("_metadata.file_path").alias(FILE)
 
 
-def _grouped(
-    files: Sequence[AnyPath], layout: Callable[[AnyPath], tuple[str, ...]]
-) -> dict[tuple[str, ...], list[AnyPath]]:
-    groups: dict[tuple[str, ...], list[AnyPath]] = {}
-    for file in files:
-        groups.setdefault(layout(file), []).append(file)
-    return groups
-
-
 # --- CSV ------------------------------------------------------------------------------------------------------------
 
 
 def _csv_parts(spark: SparkSession, table: TableFiles) -> Iterator[DataFrame]:
-    for header, group in _grouped(table.files, lambda file: raw_layout.csv_header(file, table.name)).items():
+    for header, group in raw_layout.grouped(table, raw_layout.csv_header).items():
         # Other columns of the file are named by their place, so that theirs may be the same or empty.
         columns = [name if name in _names(table) else f"_{place}" for place, name in enumerate(header)]
         schema = T.StructType([T.StructField(name, T.StringType()) for name in (*columns, CORRUPT)])
@@ -135,7 +126,7 @@ def _jsonl_parts(spark: SparkSession, table: TableFiles) -> Iterator[DataFrame]:
 
 def _parquet_parts(spark: SparkSession, table: TableFiles) -> Iterator[DataFrame]:
     names = _names(table)
-    for kinds, group in _grouped(table.files, lambda file: raw_layout.parquet_kinds(file, table.name)).items():
+    for kinds, group in raw_layout.grouped(table, raw_layout.parquet_kinds).items():
         columns = [_parquet_column(name, kind).alias(name) for name, kind in zip(names, kinds, strict=True)]
         yield spark.read.parquet(*_uris(group)).select(
             *columns, F.lit(None).cast("string").alias(CORRUPT), F.lit(False).alias(UNREADABLE), _file()

@@ -1,0 +1,161 @@
+"""One raw value in DuckDB's SQL: as text, as a moment, as a position, and as JSON the way Spark writes it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from jobs.engines.duckdb_session import literal
+from jobs.raw import layout as raw_layout
+from jobs.rules import events as logic
+
+WHITE_SPACE: Final = "concat(' ', chr(9), chr(10), chr(11), chr(12), chr(13))"
+YEAR_10000: Final = 253_402_300_800_000_000  # microseconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A raw column read as a moment, in SQL: microseconds since 1970, null where it says none.
+
+    naive: whether its text says one without an offset from UTC.
+    """
+
+    micros: str
+    absent: str
+    naive: str
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A raw column read as a place on the page, in SQL, and whether there is none or it is none."""
+
+    number: str
+    absent: str
+    bad: str
+
+
+def is_text(kind: str) -> bool:
+    """Whether a column of this kind, as jobs.raw.layout.parquet_kinds names it, is text, or null in every row."""
+    return kind in ("string", "large_string", "null", raw_layout.ABSENT)
+
+
+def text(name: str, kind: str) -> str:
+    """A column as text; null for NaN, which is how pandas writes that there is no value."""
+    if is_text(kind):
+        return name
+    return f"CASE WHEN NOT isnan({name}) THEN {_java_number(name)} END" if _is_floating(kind) else f"{name}::VARCHAR"
+
+
+def is_blank(text: str) -> str:
+    """Whether a text is absent, empty or only white space."""
+    # White space sorts before whatever else is written: only such a text is trimmed, which costs more than reading it.
+    return f"({text} IS NULL OR ({text} < '!' AND ltrim({text}, {WHITE_SPACE}) = ''))"
+
+
+def has_nul(text: str) -> str:
+    """Whether a text has a NUL."""
+    return f"contains({text}, chr(0))"
+
+
+def position(name: str, kind: str) -> Position:
+    """A column read as a place on the page."""
+    if kind.startswith(("int", "uint")):  # cheaper than its text
+        fits = f"{name} BETWEEN 0 AND {logic.LARGEST_POSITION}"
+        return Position(f"CASE WHEN {fits} THEN {name}::INTEGER END", f"{name} IS NULL", f"NOT ({fits})")
+    written = text(name, kind)
+    number = f"try_cast(regexp_extract({written}, '^[0-9]{{1,7}}') AS INTEGER)"
+    absent = is_blank(written)
+    fits = f"regexp_full_match({written}, {literal(logic.POSITION)})"
+    return Position(number, absent, f"(NOT {absent} AND NOT {fits})")
+
+
+def moment(name: str, kind: str) -> Moment:
+    """A column read as a moment."""
+    if _is_timed(kind):
+        return Moment(_micros(name, kind), f"{name} IS NULL", "FALSE")
+    written = text(name, kind)
+    whole = f"regexp_full_match({written}, {literal(logic.LOCAL_MOMENT + logic.OFFSET)})"
+    # DuckDB cuts off what is finer than microseconds, as we do; but it takes 24:00 for the next day's midnight.
+    micros = (
+        f"CASE WHEN {whole} AND substr({written}, 12, 2) < '24' THEN epoch_us(try_cast({written} AS TIMESTAMPTZ)) END"
+    )
+    naive = f"regexp_full_match({written}, {literal(logic.LOCAL_MOMENT)})"
+    return Moment(micros, is_blank(written), naive)
+
+
+def timestamptz(at: datetime) -> str:
+    """A moment as a TIMESTAMPTZ."""
+    return f"{literal(_iso(at))}::TIMESTAMPTZ"
+
+
+def timestamp_like(kind: str) -> Callable[[datetime], str] | None:
+    """What writes a moment as a column of this kind holds them, to be compared with it; None: it holds none."""
+    if not _is_timed(kind):
+        return None
+    if kind == "int96":
+        return lambda at: f"{literal(_iso(at)[:-6])}::TIMESTAMP"
+    return (lambda at: f"{literal(_iso(at))}::TIMESTAMPTZ_NS") if _is_nanos(kind) else timestamptz
+
+
+def _is_floating(kind: str) -> bool:
+    return kind in ("float", "double")
+
+
+def _is_timed(kind: str) -> bool:
+    return kind == "int96" or kind.startswith("timestamp")
+
+
+def _is_nanos(kind: str) -> bool:
+    return kind.startswith("timestamp[ns")
+
+
+def _micros(name: str, kind: str) -> str:
+    if not _is_nanos(kind):
+        return f"epoch_us({name})"
+    # Floor, as everything finer than microseconds is cut off; DuckDB's division rounds towards zero.
+    return f"((epoch_ns({name}) - (epoch_ns({name}) % 1000 + 1000) % 1000) // 1000)"
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(sep=" ")
+
+
+# --- as JSON --------------------------------------------------------------------------------------------------------
+
+
+def as_json(name: str, kind: str) -> str:
+    """A column's value as Spark's to_json writes it, with AS_JSON of jobs.raw.spark_tables."""
+    return f"coalesce({_json(name, kind)}, 'null')"
+
+
+def _json(name: str, kind: str) -> str:
+    if is_text(kind):
+        return f"to_json({name})::VARCHAR"
+    if _is_timed(kind):
+        micros = _micros(name, kind)
+        sign = f"(CASE WHEN {micros} >= {YEAR_10000} THEN '+' ELSE '' END)"
+        return f"('\"' || {sign} || strftime(make_timestamp({micros}), '%Y-%m-%dT%H:%M:%S.%fZ') || '\"')"
+    if _is_floating(kind):
+        number = _java_number(name)
+        return f"CASE WHEN isfinite({name}) THEN {number} ELSE '\"' || {number} || '\"' END"
+    return f"{name}::VARCHAR"
+
+
+def _java_number(name: str) -> str:
+    """A DOUBLE or FLOAT as Java's Double.toString writes it: an item_id that is a number is the same text anywhere."""
+    # DuckDB writes 0.0001 to 1e16 in full, and the others as 1.5e+300; Java so from 0.001 to 1e7, and as 1.5E300.
+    written = f"{name}::VARCHAR"
+    mantissa = f"replace(split_part({written}, 'e', 1), '-', '')"
+    digits = f"trim(replace({mantissa}, '.', ''), '0')"
+    exponent = (
+        f"CASE WHEN contains({written}, 'e') THEN split_part({written}, 'e', 2)::INTEGER "
+        f"WHEN abs({name}) >= 1 THEN strlen(split_part({mantissa}, '.', 1)) - 1 "
+        f"ELSE -1 - strlen(regexp_extract({mantissa}, '[.](0*)', 1)) END"
+    )
+    sign = f"(CASE WHEN {name} < 0 THEN '-' ELSE '' END)"
+    fraction = f"coalesce(nullif({digits}[2:], ''), '0')"
+    return (
+        f"(CASE WHEN isnan({name}) THEN 'NaN' WHEN isinf({name}) THEN {sign} || 'Infinity' "
+        f"WHEN {name} = 0 OR (abs({name}) >= 0.001 AND abs({name}) < 1e7) THEN {written} "
+        f"ELSE {sign} || {digits}[1] || '.' || {fraction} || 'E' || ({exponent}) END)"
+    )

@@ -33,6 +33,7 @@ from jobs.pipeline import (
 from jobs.raw.folder import raw_digest
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
 from model import artifact
+from model.settings import parse_settings
 
 log = structlog.get_logger()
 
@@ -226,7 +227,7 @@ def pretrain(
         str | None, typer.Option(help="courier (default) or a rival: imagenet, simclr, simsiam, clip, random")
     ] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value of a CourierConfig field, as in --set heads=8")
+        list[str] | None, typer.Option("--set", help="a setting's dotted name=value, as in --set courier.heads=8")
     ] = None,
 ) -> None:
     """Bring the stage `pretrain` up to date; the stages it needs must be.
@@ -234,9 +235,8 @@ def pretrain(
     With another method or other settings the encoder lies beside the road's own, which stays what it was: no later
     stage takes it up.
     """
-    from model.courier.training.train import parse_settings  # torch, which the other verbs do without
-
-    chosen = parse_settings([*(setting or ()), *([f"method={method}"] if method else ())])
+    given = [*(setting or ()), *([f"method={method}"] if method else ())]
+    chosen = parse_settings(PRESETS["tiny"]["pretrain"], given)  # every preset has the same names
     road = replace(recall_road(workspace, raw, preset), pretrain=tuple(sorted(chosen.items())))
     walk(road, only="pretrain")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from feature_repo.contract import CTR_HISTORY, PAGE_VIEW_SIZE, PRETRAIN_HISTORY
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, CourierMethodConfig
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
 from model.errors import CourierError
 
@@ -104,10 +104,9 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "pretrain": CourierConfig(
             basis="category",
             feature_whitening=0.0,  # the start evens out what pages show: docs/LOG.md
-            head_start="taste",
-            temperature=0.5,
             steps=400,
             learning_rate=1e-5,
+            courier=CourierMethodConfig(head_start="taste", temperature=0.5),
         ),
         # by validation, docs/LOG.md: what users choose by most has more kinds than what they choose by less
         "cluster": ClusterConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),

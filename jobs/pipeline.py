@@ -110,7 +110,9 @@ class Road:
     allowed_hosts: tuple[str, ...] = ()  # that https:// image references may name
     beam_args: tuple[str, ...] = ()  # where Beam runs: for this run alone, and no part of what is built
     master: str | None = None  # where Spark runs, if not here: no stage depends on it
-    pretrain: tuple[tuple[str, Any], ...] = ()  # fields of CourierConfig other than the preset's, for this run alone
+    pretrain: tuple[
+        tuple[str, Any], ...
+    ] = ()  # dotted settings of CourierConfig other than the preset's, for this run alone
 
     def settings(self, stage: Stage) -> Any:
         """The stage's config; None where it has none."""

@@ -63,6 +63,20 @@ def parse_setting(config: object, name: str, text: str) -> Any:
         ) from None
 
 
+def parse_settings(config: object, settings: Sequence[str]) -> dict[str, Any]:
+    """A command line's `name=value`, each under its dotted name; a name twice means its last value.
+
+    Raises CourierError as `parse_setting`, or where there is no =.
+    """
+    found = {}
+    for setting in settings:
+        name, there, text = setting.partition("=")
+        if not there:
+            raise CourierError(f"setting {setting!r} has no value: write {setting}=VALUE")
+        found[name] = parse_setting(config, name, text)
+    return found
+
+
 def replace_setting(config: Config, name: str, text: str) -> Config:
     """The config with one setting more: replace_setting(config, "courier.heads", "8"). Raises as `parse_setting`."""
     return from_mapping(config, unflatten({name: parse_setting(config, name, text)}))
@@ -101,10 +115,7 @@ def _from_mapping(config: Config, settings: Mapping[str, Any], *, prefix: str, n
             chosen[name] = _from_mapping(now[name], value, prefix=f"{full}.", names=names)
         else:
             raise _group(full, names)
-    try:
-        return replace(config, **chosen)  # type: ignore[type-var]
-    except ValueError as error:  # of the config's __post_init__
-        raise CourierError(f"{prefix}{error}") from error
+    return replace(config, **chosen)  # type: ignore[type-var]
 
 
 def _values(config: object) -> Iterator[tuple[str, Any]]:

@@ -44,7 +44,7 @@ def build_pretrain(out: Path, **inputs: Path) -> Manifest:
 
 
 def build_pretrain_as_asked(out: Path, config: CourierConfig, **inputs: Path) -> Manifest:
-    BUILT.append(f"{config.method} with {config.heads} heads")
+    BUILT.append(f"{config.method} with {config.steps} steps")
     return _build("pretrain", out, **inputs)
 
 
@@ -184,14 +184,14 @@ def test_an_encoder_of_another_method_lies_beside_the_roads_own(road: Road, monk
     monkeypatch.setattr(pipeline, "import_module", lambda _: type("module", (), here))
     walk(road)
     verb = ["pretrain", "--workspace", str(road.workspace)]
-    for options in (["--method", "simclr", "--set", "heads=2"], ["--set", "heads=2", "--method", "simclr"], []):
+    for options in (["--method", "simclr", "--set", "steps=2"], ["--set", "steps=2", "--method", "simclr"], []):
         with pytest.raises(SystemExit) as stop:
             commands.stage_main([*verb, *options])
         assert stop.value.code == 0
-    assert [what for what in BUILT if "heads" in what] == ["courier with 4 heads", "simclr with 2 heads"]
+    assert [what for what in BUILT if "steps" in what] == ["courier with 60 steps", "simclr with 2 steps"]
     assert set(walk(road).values()) == {"skipped"}
-    with pytest.raises(CourierError, match="unknown setting 'hands'"):
-        commands.stage_main([*verb, "--set", "hands=2"])
+    with pytest.raises(CourierError, match=r"unknown setting 'heads': did you mean courier.heads"):
+        commands.stage_main([*verb, "--set", "heads=2"])
 
 
 def test_the_last_run_is_remembered(road: Road) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jobs.config import PRESETS
 from model.errors import CourierError
-from model.settings import flatten, from_mapping, full_name, parse_setting, replace_setting, unflatten
+from model.settings import flatten, from_mapping, full_name, parse_setting, parse_settings, replace_setting, unflatten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Outer:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}: give at least 1")
+            raise CourierError(f"steps is {self.steps}: give at least 1")
 
 
 CONFIGS = [Outer(), *(config for preset in PRESETS.values() for config in preset.values())]
@@ -148,6 +148,13 @@ def test_a_wrong_name_or_text_is_refused_with_the_cure(name: str, text: str, sai
 def test_a_wrong_name_or_type_in_a_mapping_is_refused_with_the_cure(settings: Mapping[str, Any], said: str) -> None:
     with pytest.raises(CourierError, match=said):
         from_mapping(Outer(), settings)
+
+
+def test_a_command_line_gives_typed_settings_the_last_of_a_name_and_none_without_a_value() -> None:
+    given = ["steps=3", "name=a=b", "inner.sizes=1,2", "steps=4"]
+    assert parse_settings(Outer(), given) == {"steps": 4, "name": "a=b", "inner.sizes": (1, 2)}
+    with pytest.raises(CourierError, match="setting 'steps' has no value: write steps=VALUE"):
+        parse_settings(Outer(), ["steps"])
 
 
 def test_a_mapping_replaces_what_it_names_and_leaves_the_rest_of_a_group() -> None:

@@ -24,20 +24,21 @@ from jobs.paths import local_folder
 from jobs.pipeline import Road, StageError, locked, recall_road, states
 from jobs.raw.folder import raw_digest, source
 from model import artifact
+from model.courier.config import CourierConfig
 from model.courier.inference.probe import parts_of
 from model.courier.training.methods import METHODS
-from model.courier.training.train import DEFAULTS, parse_settings
 from model.ctr.config import MODELS
 from model.ctr.evaluation.encoders import Sample, auc_sample, mean_sample
 from model.ctr.evaluation.evaluate import TestRows
 from model.ctr.train import progress_bar
 from model.errors import CourierError
 from model.metrics import UserBootstrap
+from model.settings import flatten, full_name, parse_settings
 
 log = structlog.get_logger()
 
 DEFAULT_METHODS: Final = ",".join(METHODS)
-CODEBOOK: Final = {name: value for name, value in asdict(ClusterConfig()).items() if name != "seed"}
+CODEBOOK: Final = tuple(name for name in flatten(ClusterConfig()) if name != "seed")
 UNBOUNDED: Final = 10_000  # columns of text
 
 
@@ -111,7 +112,7 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
         label, _, settings = variant.partition(":")
         if not label.replace("-", "").replace("_", "").replace(".", "").isalnum() or not settings:
             raise CourierError(f"--variant {variant!r}: write NAME:field=value,field=value")
-        found.append(Entrant(label, *settings_of(settings.split(","))))
+        found.append(Entrant(label, *settings_of(settings.split(","), of_one_method=True)))
     labels = [entrant.label for entrant in found]
     for label in labels:
         if labels.count(label) > 1 or label in OUTSIDE:
@@ -121,13 +122,29 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
     return found
 
 
-def settings_of(given: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`name=value` strings as fields of CourierConfig, and of ClusterConfig. Raises CourierError for a bad one."""
-    known = {name: value for name, value in DEFAULTS.items() if name != "seed"}  # --seeds gives them
-    parsed = parse_settings(given, known | CODEBOOK)
-    codebook = {name: value for name, value in parsed.items() if name in CODEBOOK}
-    ClusterConfig(**codebook)  # a size that cannot be is refused before anything is trained
-    return {name: value for name, value in parsed.items() if name not in CODEBOOK}, codebook
+def settings_of(given: Sequence[str], *, of_one_method: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`name=value` strings as settings of CourierConfig, by their dotted names, and of ClusterConfig.
+
+    heads stands for courier.heads where only one method has it, or, with `of_one_method`, where the method that is
+    given (or else courier) has it. Raises CourierError for a bad name or value.
+    """
+    pairs = dict(setting.partition("=")[::2] for setting in given)
+    method = pairs.get("method", "courier") if of_one_method else ""
+    pretrain, codebook = [], []
+    for setting in given:
+        name, _, _ = setting.partition("=")
+        if name == "seed":
+            raise CourierError("setting seed is every run's own: leave it out, --seeds gives them")
+        if name in CODEBOOK:
+            codebook.append(setting)
+        else:
+            try:
+                pretrain.append(full_name(CourierConfig(), name, within=method) + setting.removeprefix(name))
+            except CourierError as error:
+                raise CourierError(f"{error}; of the codebooks {', '.join(CODEBOOK)}") from None
+    chosen = parse_settings(ClusterConfig(), codebook)
+    ClusterConfig(**chosen)  # a size that cannot be is refused before anything is trained
+    return parse_settings(CourierConfig(), pretrain), chosen
 
 
 def bench_of(road: Road, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:

@@ -16,10 +16,6 @@ from model.courier.network.encoder import Encoder
 from model.courier.network.text import TextTower, tokenise
 from model.errors import CourierError
 
-SIMCLR_TEMPERATURE = 0.2
-SIMCLR_WIDTH = 128  # of what its head projects to: Chen et al. 2020, section 2.2
-SIMSIAM_BOTTLENECK = 4  # its prediction head narrows to a quarter: Chen & He 2021, section 4.4
-CLIP_TEMPERATURE = 0.1
 UNKNOWN = -1  # the number of no title
 
 
@@ -48,17 +44,26 @@ class SimClr(Objective):
     terms = ("views",)
     views = 2
 
-    def __init__(self, encoder: Encoder, *, mask_false_negatives: bool, from_features: bool) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        temperature: float,
+        projection_width: int,
+        mask_false_negatives: bool,
+        from_features: bool,
+    ) -> None:
         super().__init__(encoder, weights=(1.0,), from_features=from_features)
         width = encoder.width
-        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, SIMCLR_WIDTH))
+        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_width))
+        self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
 
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:
         """See Objective.losses; (1,)."""
         projected = F.normalize(self.projection(vectors).float(), dim=1)
         first, second = gather_views(projected, self.views)
-        options = {"temperature": SIMCLR_TEMPERATURE, "mask_false_negatives": self.mask_false_negatives}
+        options = {"temperature": self.temperature, "mask_false_negatives": self.mask_false_negatives}
         return nt_xent(first, second, gather_images(batch.images), **options)[None]  # type: ignore[arg-type]
 
 
@@ -67,17 +72,18 @@ class SimSiam(Objective):
 
     Both heads see the images of all processes: their batch normalisation, which keeps the method from collapsing, then
     means the global batch, as the losses do.
+    bottleneck: the prediction head narrows to the width by this.
     """
 
     terms = ("views",)
     views = 2
 
-    def __init__(self, encoder: Encoder, *, from_features: bool) -> None:
+    def __init__(self, encoder: Encoder, *, bottleneck: int, from_features: bool) -> None:
         super().__init__(encoder, weights=(1.0,), from_features=from_features)
         width = encoder.width
         projection = [_normed(width, width), nn.ReLU(), _normed(width, width), nn.ReLU(), _normed(width, width)]
         self.projection = nn.Sequential(*projection)
-        narrow = width // SIMSIAM_BOTTLENECK
+        narrow = width // bottleneck
         self.prediction = nn.Sequential(_normed(width, narrow), nn.ReLU(), nn.Linear(narrow, width))
 
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:  # noqa: ARG002
@@ -100,10 +106,17 @@ class Clip(Objective):
     title: Tensor
 
     def __init__(
-        self, encoder: Encoder, titles: tuple[str, ...], *, mask_false_negatives: bool, from_features: bool
+        self,
+        encoder: Encoder,
+        titles: tuple[str, ...],
+        *,
+        temperature: float,
+        mask_false_negatives: bool,
+        from_features: bool,
     ) -> None:
         super().__init__(encoder, weights=(1.0,), from_features=from_features)
         self.tower = TextTower(encoder.width)
+        self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
         distinct = sorted({title for title in titles if title})
         number = {title: index for index, title in enumerate(distinct)}
@@ -118,7 +131,7 @@ class Clip(Objective):
         words = F.embedding(place, self.tower(self.tokens[distinct]))
         image, words = gather_views(vectors, 1)[0], gather_views(words, 1)[0]
         title = gather_images(title)
-        options = {"temperature": CLIP_TEMPERATURE, "mask_false_negatives": self.mask_false_negatives}
+        options = {"temperature": self.temperature, "mask_false_negatives": self.mask_false_negatives}
         numbers = gather_images(batch.images)
         return image_title_contrast(image, words, title != UNKNOWN, numbers, title, **options)[None]  # type: ignore[arg-type]
 
@@ -130,12 +143,18 @@ def untrained(config: CourierConfig, encoder: Encoder, _: PageViews) -> Untraine
 
 def simclr(config: CourierConfig, encoder: Encoder, _: PageViews) -> SimClr:
     """SimCLR as `config` describes it."""
-    return SimClr(encoder, mask_false_negatives=config.mask_false_negatives, from_features=config.trainable == "head")
+    return SimClr(
+        encoder,
+        temperature=config.simclr.temperature,
+        projection_width=config.simclr.projection_width,
+        mask_false_negatives=config.mask_false_negatives,
+        from_features=config.trainable == "head",
+    )
 
 
 def simsiam(config: CourierConfig, encoder: Encoder, _: PageViews) -> SimSiam:
     """SimSiam as `config` describes it."""
-    return SimSiam(encoder, from_features=config.trainable == "head")
+    return SimSiam(encoder, bottleneck=config.simsiam.bottleneck, from_features=config.trainable == "head")
 
 
 def clip(config: CourierConfig, encoder: Encoder, views: PageViews) -> Clip:
@@ -145,6 +164,7 @@ def clip(config: CourierConfig, encoder: Encoder, views: PageViews) -> Clip:
     return Clip(
         encoder,
         views.titles,
+        temperature=config.clip.temperature,
         mask_false_negatives=config.mask_false_negatives,
         from_features=config.trainable == "head",
     )

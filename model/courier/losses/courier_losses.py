@@ -29,7 +29,7 @@ def pv_contrast(
     has_history: (R,) bool; a row without history rebuilds nothing, so its clicks are no anchors, but its images stay
     negatives.  image: (R, P) int, equal where the picture is the same; with `mask_false_negatives` the same picture
     elsewhere in the batch leaves the softmax.  rival: (R, P) int; where given, only images with the anchor's number are
-    negatives (our departure, see CourierConfig.negatives).
+    negatives (our departure, see CourierMethodConfig.negatives).
     Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The paper sums, we take the mean: the scale must not depend on the size of the batch.
     """

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.data.batches import PageViews
 from model.courier.losses.courier_losses import click_prediction, pv_contrast, user_click_sequence_contrast
 from model.courier.losses.objective import BatchTensors, Objective, gather
@@ -23,7 +23,7 @@ ORDERS = ("newest", "random")
 class BehaviourObjective(Objective):
     """PV contrast, user click sequence contrast and click prediction. Yang et al. 2025 (COURIER), section 3.
 
-    attention, projection_head, history_order: see CourierConfig.
+    attention, projection_head, history_order: see CourierMethodConfig.
     """
 
     terms = ("pv", "ucs", "click")
@@ -128,28 +128,29 @@ class BehaviourObjective(Objective):
 
 def behaviour_objective(config: CourierConfig, encoder: Encoder, _: PageViews) -> BehaviourObjective:
     """The objective that `config` describes. Raises CourierError for an unknown or idle choice."""
-    _check(config)
+    own = config.courier
+    _check(own, config.history)
     return BehaviourObjective(
         encoder,
-        weights=(config.weight_pv, config.weight_ucs, config.weight_click),
+        weights=(own.weight_pv, own.weight_ucs, own.weight_click),
         width=config.width,
-        heads=config.heads,
-        value_maps=config.value_maps,
-        temperature=config.temperature,
+        heads=own.heads,
+        value_maps=own.value_maps,
+        temperature=own.temperature,
         mask_false_negatives=config.mask_false_negatives,
-        within_category=config.negatives == "category",
+        within_category=own.negatives == "category",
         from_features=config.trainable == "head",
-        attention=config.attention,
-        projection_head=config.projection_head,
-        history_order=config.history_order,
+        attention=own.attention,
+        projection_head=own.projection_head,
+        history_order=own.history_order,
     )
 
 
-def _check(config: CourierConfig) -> None:
+def _check(own: CourierMethodConfig, history: int) -> None:
     for name, choices in (("negatives", NEGATIVES), ("attention", tuple(ATTENTIONS)), ("history_order", ORDERS)):
-        if getattr(config, name) not in choices:
-            raise CourierError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
-    if config.history_order == "random" and not (config.weight_ucs > 0 and config.history > 1):
+        if getattr(own, name) not in choices:
+            raise CourierError(f"unknown {name} {getattr(own, name)!r}: choose one of {', '.join(choices)}")
+    if own.history_order == "random" and not (own.weight_ucs > 0 and history > 1):
         raise CourierError(
             "history_order random changes the user click sequence contrast alone, and that is off: "
             "give weight_ucs more than 0 and history more than 1"

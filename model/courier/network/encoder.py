@@ -1,6 +1,6 @@
 """The image encoder: backbone, pooled features, head to a unit vector; saved with, and loaded by, its space."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from model import artifact
 from model.courier.config import CourierConfig
 from model.courier.network.backbones import Backbone, build_backbone
 from model.errors import CourierError
+from model.settings import from_mapping
 from model.space import Preprocessing, space_id
 
 KIND = "pretrain"
@@ -249,7 +250,8 @@ def save_encoder(encoder: Encoder, folder: Path, preprocessing: Preprocessing) -
 def load_encoder(pretrain: Path, device: str = "cpu") -> LoadedEncoder:
     """The encoder of a finished pretrain artifact, in evaluation mode.
 
-    Raises ArtifactMissing if there is none, ArtifactMismatch if its weights are not those the manifest names.
+    Raises ArtifactMissing if there is none, ArtifactMismatch if its weights are not those the manifest names, or its
+    config is of another version of courier.
     """
     manifest = artifact.read(pretrain, kind=KIND)
     preprocessing = Preprocessing(**manifest.facts["preprocessing"])
@@ -259,9 +261,18 @@ def load_encoder(pretrain: Path, device: str = "cpu") -> LoadedEncoder:
             f"{pretrain / WEIGHTS} belongs to space {found}, its manifest says {manifest.facts['space_id']}: "
             "rebuild the pretrain artifact"
         )
-    encoder = build_encoder(CourierConfig(**manifest.config))
+    encoder = build_encoder(_saved_config(pretrain, manifest.config))
     encoder.load_state_dict(load_file(pretrain / WEIGHTS))
     return LoadedEncoder(encoder.to(device).eval(), preprocessing, found, manifest.facts["encoder"])
+
+
+def _saved_config(pretrain: Path, config: Mapping[str, Any]) -> CourierConfig:
+    try:
+        return from_mapping(CourierConfig(), config)
+    except CourierError as error:
+        raise artifact.ArtifactMismatch(
+            f"{pretrain} was made by another version of courier ({error}): rebuild the pretrain artifact"
+        ) from None
 
 
 def _head(kind: str, width_in: int, hidden: int, width: int) -> nn.Sequential:

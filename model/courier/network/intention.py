@@ -23,7 +23,7 @@ class IntentionReconstruction(nn.Module):
     def __init__(self, width: int, heads: int, *, value_maps: bool) -> None:
         super().__init__()
         if width % heads:
-            raise CourierError(f"width {width} is not a multiple of {heads} heads: change --set heads")
+            raise CourierError(f"width {width} is not a multiple of {heads} heads: change courier.heads")
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
@@ -74,7 +74,7 @@ class SequencePrediction(nn.Module):
     """The next click foretold from the history alone: self-attention, which does not know what it is to rebuild.
 
     The history's places look at each other, and a learned query gathers what they saw. Yang et al. 2025 (COURIER),
-    section 3.2, tried the like in place of the cross-attention and found it worse: an ablation, see CourierConfig.
+    section 3.2, tried the like in place of the cross-attention and found it worse: an ablation.
     """
 
     def __init__(self, width: int, heads: int, *, value_maps: bool) -> None:

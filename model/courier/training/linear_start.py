@@ -31,15 +31,16 @@ def prepare(encoder: Encoder, features: Tensor, views: PageViews, config: Courie
     Returns what the head will see of them, (N, components). Raises CourierError for an unknown choice, or a start
     that is not this head's.
     """
-    for name, choices in (("basis", BASES), ("head_start", STARTS)):
-        if getattr(config, name) not in choices:
-            raise CourierError(f"unknown {name} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
-    if config.head_start == "taste" and config.head != "linear":
+    start = config.courier.head_start
+    for name, value, choices in (("basis", config.basis, BASES), ("courier.head_start", start, STARTS)):
+        if value not in choices:
+            raise CourierError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+    if start == "taste" and config.head != "linear":
         raise CourierError(f"head_start taste is a linear head's, and head is {config.head!r}: choose head linear")
     of_category = torch.from_numpy(views.categories) if config.basis == "category" else None
     encoder.standardise_by(features, config.feature_whitening, of_category)
     standard = encoder.standard(features)
-    if config.head_start == "taste":
+    if start == "taste":
         linear: nn.Linear = encoder.head[0]  # type: ignore[assignment]
         start_head(linear, standard, views)
     return standard

@@ -1,15 +1,16 @@
 """The methods of pre-training by name: what each minimises over the same encoder and the same page views."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
-from model.courier.config import OF_COURIER, CourierConfig
+from model.courier.config import CourierConfig, own_configs
 from model.courier.data.batches import PageViews
 from model.courier.losses import baseline_objectives as rivals
 from model.courier.losses.courier_objective import behaviour_objective
 from model.courier.losses.objective import Objective
 from model.courier.network.encoder import Encoder, build_encoder
 from model.errors import CourierError
+from model.settings import flatten
 
 METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "courier": behaviour_objective,
@@ -20,7 +21,6 @@ METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "random": rivals.untrained,
 }
 UNTRAINED = ("imagenet", "random")
-OF_FEATURES = ("basis", "head_start")  # and of their components, which a trained backbone's features don't have
 
 
 def settle(config: CourierConfig) -> CourierConfig:
@@ -28,18 +28,18 @@ def settle(config: CourierConfig) -> CourierConfig:
 
     Where nothing is trained the vectors are the features' leading components, as wide as an embedding; `random` has
     random weights. Raises CourierError for an unknown method, `imagenet` without a warm start, or a choice that changes
-    method courier or frozen features alone.
+    another method or frozen features alone.
     """
     if config.method not in METHODS:
         raise CourierError(f"unknown method {config.method!r}: choose one of {', '.join(METHODS)}")
-    defaults = {field.name: field.default for field in fields(config)}
-    chosen = [name for name in OF_COURIER if getattr(config, name) != defaults[name]]
-    if chosen and config.method != "courier":
-        raise CourierError(f"{chosen[0]} changes method courier alone, not {config.method}: leave it out")
-    if config.trainable != "head" and (
-        idle := [name for name in OF_FEATURES if getattr(config, name) != defaults[name]]
-    ):
-        raise CourierError(f"{idle[0]} is of frozen features, and trainable is {config.trainable}: leave it out")
+    default, chosen = flatten(CourierConfig()), flatten(config)
+    changed = [name for name, value in chosen.items() if value != default[name]]
+    for name in changed:
+        if (method := name.partition(".")[0]) in own_configs(config) and method != config.method:
+            raise CourierError(f"{name} changes method {method} alone, not {config.method}: leave it out")
+    for name in ("basis", "courier.head_start"):  # of components, which a trained backbone's features don't have
+        if name in changed and config.trainable != "head":
+            raise CourierError(f"{name} is of frozen features, and trainable is {config.trainable}: leave it out")
     if config.method == "imagenet" and config.backbone_weights == "random":
         raise CourierError(
             "method imagenet is the warm start itself, but backbone_weights is random: say method random"

@@ -2,11 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from model.courier.training.methods import build_objective, settle
 from model.courier.training.process_group import Processes, running
 from model.courier.training.trainer import Fit, Trained
 from model.errors import CourierError
+from model.settings import from_mapping, parse_settings, unflatten
 from model.space import Preprocessing
 
 log = structlog.get_logger()
@@ -47,8 +48,6 @@ STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean a
 GEOMETRY_IMAGES = 4000  # of a larger catalogue those that some rows show: the figures are means
 GEOMETRY_ROWS = 400  # of at most ten images each
 CHECKPOINT_EVERY = 100  # steps
-DEFAULTS: Final[Mapping[str, Any]] = asdict(CourierConfig())
-TRUTHS: Final = {"true": True, "false": False}
 
 
 def build(
@@ -287,25 +286,6 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     }
 
 
-def parse_settings(settings: Sequence[str], defaults: Mapping[str, Any] = DEFAULTS) -> dict[str, Any]:
-    """`name=value` strings as fields of a config, of the right type. Raises CourierError for a bad name or value.
-
-    defaults: the names that there are, each with a value of its type.
-    """
-    chosen: dict[str, Any] = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name not in defaults:
-            raise CourierError(f"unknown setting {name!r}: choose among {', '.join(defaults)}")
-        kind = type(defaults[name])
-        try:
-            chosen[name] = TRUTHS[value.lower()] if kind is bool else kind(value)
-        except (KeyError, ValueError):
-            example = " or ".join(TRUTHS) if kind is bool else "<value>"
-            raise CourierError(f"setting {setting!r} is not a {kind.__name__}: write {name}={example}") from None
-    return chosen
-
-
 @app.command()
 def pretrain(
     sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
@@ -314,13 +294,15 @@ def pretrain(
     checkpoint_every: Annotated[
         int, typer.Option(help="steps between two checkpoints in OUT.checkpoint", min=1)
     ] = CHECKPOINT_EVERY,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="name=value of a CourierConfig field")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="a setting's dotted name=value, as in courier.heads=8")
+    ] = None,
 ) -> None:
     """Pre-train the image encoder on the training period's page views.
 
     The same command again goes on with a run that was stopped.
     """
-    config = CourierConfig(**parse_settings(setting or []))
+    config = from_mapping(CourierConfig(), unflatten(parse_settings(CourierConfig(), setting or ())))
     manifest = build(sequences=sequences, images=images, out=out, config=config, checkpoint_every=checkpoint_every)
     print(json.dumps(dict(manifest.facts), indent=1))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jobs.evaluation.compare import compare
-from jobs.evaluation.compare.compare import entrants_of
+from jobs.evaluation.compare.compare import entrants_of, settings_of
 from jobs.evaluation.compare.figures import Results
 from jobs.evaluation.compare.figures import compare as compare_figures
 from jobs.html import comparison as compare_page
@@ -253,14 +253,26 @@ def test_the_page_loads_nothing_is_well_formed_and_the_same_each_time(found):
 
 def test_methods_and_variants_are_named_on_the_command_line():
     variants = ["sharp:temperature=0.05,heads=8", "no-ucs:weight_ucs=0", "fine:clusters=64,heads=2,later_clusters=8"]
+    variants += ["soft:temperature=0.3,method=simclr", "named:courier.temperature=0.3,steps=7"]
     found = entrants_of("courier, clip", variants)
     assert [(one.label, one.settings, one.codebook) for one in found] == [
         ("courier", {"method": "courier"}, {}),
         ("clip", {"method": "clip"}, {}),
-        ("sharp", {"temperature": 0.05, "heads": 8}, {}),
-        ("no-ucs", {"weight_ucs": 0.0}, {}),
-        ("fine", {"heads": 2}, {"clusters": 64, "later_clusters": 8}),
+        ("sharp", {"courier.temperature": 0.05, "courier.heads": 8}, {}),
+        ("no-ucs", {"courier.weight_ucs": 0.0}, {}),
+        ("fine", {"courier.heads": 2}, {"clusters": 64, "later_clusters": 8}),
+        ("soft", {"simclr.temperature": 0.3, "method": "simclr"}, {}),
+        ("named", {"courier.temperature": 0.3, "steps": 7}, {}),
     ]
+
+
+def test_a_setting_for_every_method_may_leave_its_group_out_where_one_method_has_it():
+    assert settings_of(["weight_ucs=0", "steps=3", "clusters=9"]) == (
+        {"courier.weight_ucs": 0.0, "steps": 3},
+        {"clusters": 9},
+    )
+    with pytest.raises(CourierError, match=r"'temperature' may be each of courier.temperature, simclr.temperature"):
+        settings_of(["temperature=0.3"])
 
 
 @pytest.mark.parametrize(
@@ -269,10 +281,14 @@ def test_methods_and_variants_are_named_on_the_command_line():
         ("courier,dino", [], "unknown method 'dino': choose among courier"),
         ("courier", ["../x:heads=8"], "write NAME:field=value"),
         ("courier", ["plain"], "write NAME:field=value"),
-        ("courier", ["a:colour=8"], "unknown setting 'colour': choose among method, .*, clusters, later_clusters"),
-        ("courier", ["a:heads=8,seed=5"], "unknown setting 'seed'"),
+        (
+            "courier",
+            ["a:colour=8"],
+            "unknown setting 'colour': There are method, .*; of the codebooks clusters, later_clusters",
+        ),
+        ("courier", ["a:heads=8,seed=5"], "setting seed is every run's own: leave it out"),
         ("courier", ["a:clusters=0"], "clusters is 0: give at least 1"),
-        ("courier", ["a:clusters=many"], "'clusters=many' is not a int: write clusters="),
+        ("courier", ["a:clusters=many"], "clusters='many' is not a whole number: write clusters="),
         ("courier", ["courier:heads=8"], "the name 'courier' is taken"),
         ("", ["none:heads=8"], "the name 'none' is taken"),
         ("", [], "nothing to compare"),

@@ -22,7 +22,7 @@ from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ensure, read_m
 from jobs.html import comparison as compare_page
 from jobs.pipeline import Road
 from model import artifact
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.training.checkpoint import Checkpoint, State
 from model.ctr import train
 from model.ctr.config import BoostedConfig, CtrConfig
@@ -34,13 +34,19 @@ SIZE, ITEMS, USERS, PAGES = 16, 40, 12, 260
 START = datetime(2024, 3, 1, tzinfo=UTC)
 MOMENT = pa.timestamp("us", tz="UTC")
 PRETRAIN = CourierConfig(
-    backbone="small", backbone_weights="random", image_size=SIZE, batch_rows=16, steps=3, warmup_steps=1, heads=2
+    backbone="small",
+    backbone_weights="random",
+    image_size=SIZE,
+    batch_rows=16,
+    steps=3,
+    warmup_steps=1,
+    courier=CourierMethodConfig(heads=2),
 )
 TREES = BoostedConfig(trees=8, leaves=4, min_rows_in_leaf=20)
 CTR = CtrConfig(models=("lightgbm",), boosted=TREES, vector_components=4)
 ENTRANTS = [
     Entrant("courier", {"method": "courier"}),
-    Entrant("broken", {"negatives": "nobody"}),
+    Entrant("broken", {"courier.negatives": "nobody"}),
     Entrant("random", {"method": "random"}),
 ]
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.courier.config import CourierConfig, for_method
+from model.courier.config import ClipConfig, CourierConfig, CourierMethodConfig, SimClrConfig, for_method
 from model.courier.data.augmentation import draw_views
 from model.courier.data.batches import PageViews, take_batch
-from model.courier.losses.baseline_objectives import Clip
+from model.courier.losses.baseline_objectives import Clip, SimClr, SimSiam
 from model.courier.losses.objective import BatchTensors, Objective
 from model.courier.network.encoder import embed_images, feature_batches, load_encoder, normalise
 from model.courier.training import train
@@ -27,12 +27,13 @@ from model.courier.training.gradients import Gradients
 from model.courier.training.methods import METHODS, UNTRAINED, build_objective, settle
 from model.courier.training.process_group import Processes
 from model.errors import CourierError
+from model.settings import replace_setting
 from model.space import Preprocessing
 
 ROOT = Path(__file__).parents[4]
 SIZE, IMAGES, ROWS = 16, 24, 12
 TINY = CourierConfig(backbone="small", backbone_weights="random", trainable="all", image_size=SIZE, width=32)
-RIVALS = ("simclr", "simsiam", "clip")
+BASELINES = ("simclr", "simsiam", "clip")
 TRAINED = [method for method in METHODS if method not in UNTRAINED]
 PLAIN = Preprocessing(size=SIZE)
 
@@ -93,7 +94,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: st
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("method", BASELINES)
 def test_a_rival_never_looks_at_a_click(method: str) -> None:
     model = objective(method)
     images, batch = step_inputs(model, np.arange(ROWS))
@@ -138,10 +139,37 @@ def test_imagenet_without_a_warm_start_is_refused() -> None:
         settle(replace(TINY, method="imagenet"))
 
 
-@pytest.mark.parametrize("changes", [{"attention": "self"}, {"weight_ucs": 0.0}, {"temperature": 0.2}])
-def test_an_ablation_of_courier_is_refused_by_the_others(changes: dict[str, object]) -> None:
-    with pytest.raises(CourierError, match=f"{next(iter(changes))} changes method courier alone, not simclr"):
-        settle(replace(TINY, method="simclr", **changes))
+@pytest.mark.parametrize(
+    ("name", "value", "owner", "other"),
+    [
+        ("courier.attention", "self", "courier", "simclr"),
+        ("courier.weight_ucs", "0", "courier", "imagenet"),
+        ("courier.temperature", "0.2", "courier", "clip"),
+        ("simclr.temperature", "0.3", "simclr", "courier"),
+        ("simsiam.bottleneck", "2", "simsiam", "simclr"),
+        ("clip.temperature", "0.3", "clip", "random"),
+    ],
+)
+def test_what_is_one_methods_own_is_refused_by_the_others(name: str, value: str, owner: str, other: str) -> None:
+    changed = replace_setting(TINY, name, value)
+    assert settle(replace(changed, method=owner)) == replace(changed, method=owner)
+    with pytest.raises(CourierError, match=f"{name} changes method {owner} alone, not {other}: leave it out"):
+        settle(replace(changed, method=other))
+
+
+def test_a_methods_own_settings_reach_its_objective() -> None:
+    own = {"simclr.temperature": 0.3, "simclr.projection_width": 5, "simsiam.bottleneck": 8, "clip.temperature": 0.7}
+    made = {}
+    for method in BASELINES:
+        given = {name: value for name, value in own.items() if name.startswith(f"{method}.")}
+        made[method] = build_objective(for_method(TINY, {"method": method, **given}), generated_views())
+    simclr, simsiam, clip = (made[method] for method in BASELINES)
+    assert isinstance(simclr, SimClr)
+    assert isinstance(simsiam, SimSiam)
+    assert isinstance(clip, Clip)
+    assert (simclr.temperature, simclr.projection[-1].out_features) == (0.3, 5)
+    assert simsiam.prediction[-1].in_features == TINY.width // 8
+    assert clip.temperature == 0.7
 
 
 def test_clip_without_titles_is_refused() -> None:
@@ -198,9 +226,9 @@ def test_a_method_leaves_an_encoder_in_an_artifact_the_same_for_the_same_seed(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"attention": "self", "value_maps": True},
-        {"projection_head": True, "trainable": "head"},
-        {"history_order": "random", "history": 3},
+        {"courier": CourierMethodConfig(attention="self", value_maps=True)},
+        {"courier": CourierMethodConfig(projection_head=True), "trainable": "head"},
+        {"courier": CourierMethodConfig(history_order="random"), "history": 3},
     ],
 )
 def test_courier_is_trained_with_each_ablation(
@@ -233,7 +261,7 @@ def one_of_two_processes(rank: int, folder: Path) -> None:
     """What each process of the two-process test runs."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    for method in RIVALS:
+    for method in BASELINES:
         inner = objective(method)
         found = gradients(DistributedDataParallel(inner), inner, *inputs_of(inner, two_halves())[rank])
         save_file(found, folder / f"{method}{rank}.safetensors")
@@ -256,7 +284,7 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Pa
         for rank in range(2)
     ]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
-    for method in RIVALS:
+    for method in BASELINES:
         inner = objective(method)
         alone = gradients(inner, inner, *together(inner))
         for rank in range(2):
@@ -266,20 +294,29 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Pa
                 torch.testing.assert_close(theirs[name], gradient, atol=1e-5, rtol=1e-3, msg=f"{method} {name}")
 
 
-def test_what_was_tuned_for_couriers_frozen_features_hinders_no_rival_and_no_trained_backbone() -> None:
-    tuned = CourierConfig(
-        head_start="taste", basis="category", feature_components=64, temperature=0.5, learning_rate=1e-5, steps=7
-    )
+def test_what_was_tuned_for_couriers_frozen_features_hinders_no_baseline_and_no_trained_backbone() -> None:
+    own = CourierMethodConfig(head_start="taste", temperature=0.5, heads=8)
+    tuned = CourierConfig(basis="category", feature_components=64, learning_rate=1e-5, steps=7, courier=own)
     assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
-    rival = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2})
-    assert rival == CourierConfig(method="simclr", steps=7, learning_rate=1e-2)
-    with pytest.raises(CourierError, match="head_start changes method courier alone, not clip"):
+    baseline = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2, "simclr.temperature": 0.3})
+    assert baseline == CourierConfig(method="simclr", steps=7, learning_rate=1e-2, simclr=SimClrConfig(temperature=0.3))
+    with pytest.raises(CourierError, match=r"courier.head_start changes method courier alone, not clip"):
         settle(replace(tuned, method="clip"))
-    assert for_method(tuned, {"trainable": "upper", "temperature": 0.2}) == CourierConfig(
-        trainable="upper", temperature=0.2, steps=7
-    )
+    trained = for_method(tuned, {"trainable": "upper", "courier.temperature": 0.2})
+    assert trained == CourierConfig(trainable="upper", steps=7, courier=CourierMethodConfig(temperature=0.2, heads=8))
     with pytest.raises(CourierError, match="basis is of frozen features, and trainable is all"):
         settle(replace(tuned, trainable="all"))
+    with pytest.raises(CourierError, match=r"courier.head_start is of frozen features, and trainable is all"):
+        settle(replace(tuned, trainable="all", basis="all"))
+
+
+def test_a_preset_that_trains_the_backbone_or_is_of_another_method_keeps_what_it_says() -> None:
+    whole = CourierConfig(trainable="all", learning_rate=1e-4, courier=CourierMethodConfig(temperature=0.1))
+    assert for_method(whole, {"seed": 3}) == replace(whole, seed=3)
+    assert for_method(whole, {"trainable": "head"}) == CourierConfig()
+    clip = CourierConfig(method="clip", learning_rate=1e-4, clip=ClipConfig(temperature=0.2))
+    assert for_method(clip, {"steps": 3}) == replace(clip, steps=3)
+    assert for_method(clip, {"method": "courier"}) == CourierConfig()
 
 
 if __name__ == "__main__":

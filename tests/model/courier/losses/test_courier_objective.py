@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.data.batches import Batch, PageViews, take_batch
 from model.courier.losses.courier_objective import BehaviourObjective
 from model.courier.losses.objective import BatchTensors
 from model.courier.network.encoder import build_encoder
 from model.courier.training.methods import build_objective
 from model.errors import CourierError
+from model.settings import from_mapping, full_name, unflatten
 
 untimed = settings(deadline=None, max_examples=40)  # a busy machine is no failure
 WIDTH, HEADS, IMAGES, TAU = 8, 2, 7, 0.3
@@ -28,8 +29,7 @@ TINY = CourierConfig(
     trainable="all",
     image_size=16,
     width=WIDTH,
-    heads=HEADS,
-    temperature=TAU,
+    courier=CourierMethodConfig(heads=HEADS, temperature=TAU),
 )
 
 
@@ -75,7 +75,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 def objective_of(**changes: Any) -> BehaviourObjective:
     torch.manual_seed(0)
-    config = replace(TINY, **changes)
+    config = from_mapping(TINY, unflatten({full_name(TINY, name, within="courier"): changes[name] for name in changes}))
     objective = build_objective(config, some_case().views)
     assert isinstance(objective, BehaviourObjective)
     return objective

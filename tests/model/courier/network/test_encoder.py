@@ -1,5 +1,6 @@
 """The encoder: its backbones, its features, and what saving and loading keep and refuse."""
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -63,7 +64,7 @@ def test_every_backbone_gives_the_maps_it_promises(name: str, size: int, channel
 @pytest.mark.parametrize("trainable", ["head", "all"])
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_vectors_have_unit_length_and_do_not_depend_on_the_rest_of_the_batch(trainable: str, head: str) -> None:
-    encoder = seeded(CourierConfig(**asdict(SMALL) | {"trainable": trainable, "head": head})).train()
+    encoder = seeded(replace(SMALL, trainable=trainable, head=head)).train()
     encoder.dropout.eval()
     images = normalise(pictures(4), PREPROCESSING)
     vectors = encoder(images)
@@ -185,7 +186,16 @@ def test_images_of_another_size_are_refused() -> None:
 )
 def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
     with pytest.raises(CourierError, match=says):
-        build_encoder(CourierConfig(**asdict(SMALL) | wrong))
+        build_encoder(replace(SMALL, **wrong))
+
+
+def test_an_encoder_whose_config_is_of_another_version_is_refused_with_the_cure(tmp_path: Path) -> None:
+    out = written(tmp_path / "out", seeded())
+    manifest = json.loads((out / artifact.MANIFEST).read_text())
+    manifest["config"] |= {"heads": 4}  # where it once stood
+    (out / artifact.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(artifact.ArtifactMismatch, match=r"did you mean courier.heads.*: rebuild the pretrain artifact"):
+        load_encoder(out)
 
 
 def test_swin_refuses_images_smaller_than_its_last_window() -> None:

@@ -1,6 +1,7 @@
 """The closed-form start of a linear head, against loops over pages and on a world whose tastes are known."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from scipy import linalg
 from torch import nn
 
-from model.courier.config import CourierConfig
+from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.data.batches import PageViews
 from model.courier.network.encoder import build_encoder
 from model.courier.training.linear_start import (
@@ -226,11 +227,11 @@ def test_components_within_a_category_ignore_what_tells_categories_apart() -> No
     ("wrong", "says"),
     [
         ({"basis": "shop"}, "unknown basis 'shop': choose one of all, category"),
-        ({"head_start": "warm"}, "unknown head_start 'warm'"),
-        ({"head_start": "taste", "head": "mlp"}, "choose head linear"),
+        ({"courier": CourierMethodConfig(head_start="warm")}, r"unknown courier\.head_start 'warm'"),
+        ({"courier": CourierMethodConfig(head_start="taste"), "head": "mlp"}, "choose head linear"),
     ],
 )
-def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
+def test_an_unknown_choice_is_refused(wrong: dict[str, Any], says: str) -> None:
     config = replace(CourierConfig(backbone="small", backbone_weights="random"), **wrong)
     encoder = build_encoder(config)
     with pytest.raises(CourierError, match=says):

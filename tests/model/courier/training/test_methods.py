@@ -11,6 +11,7 @@ from model.courier.data.batches import PageViews, take_batch
 from model.courier.losses.objective import BatchTensors
 from model.courier.training.methods import METHODS, build_objective
 from model.errors import CourierError
+from model.settings import replace_setting
 
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16, trainable="all")
 
@@ -52,4 +53,4 @@ def test_an_unknown_method_is_refused(views: PageViews) -> None:
 
 def test_unknown_negatives_are_refused(views: PageViews) -> None:
     with pytest.raises(CourierError, match="unknown negatives 'hard': choose one of all, category"):
-        build_objective(replace(TINY, negatives="hard"), views)
+        build_objective(replace_setting(TINY, "courier.negatives", "hard"), views)

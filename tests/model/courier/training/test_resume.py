@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from model.courier.config import CourierConfig
 from model.courier.training import train
 from model.courier.training.checkpoint import STATE, Checkpoint, CheckpointMismatch, State
+from model.settings import flatten
 
 ROOT = Path(__file__).parents[4]
 TINY = CourierConfig(
@@ -54,7 +55,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 def command(inputs: dict[str, Path], out: Path, config: CourierConfig, every: int) -> list[str]:
     options = [f"--{name}={path}" for name, path in (inputs | {"out": out}).items()]
-    settings = [f"--set={name}={value}" for name, value in asdict(config).items()]
+    settings = [f"--set={name}={value}" for name, value in flatten(config).items()]
     return [sys.executable, "-m", "model.courier.training.train", *options, *settings, f"--checkpoint-every={every}"]
 
 

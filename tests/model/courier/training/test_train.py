@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from model.courier.training.gradients import Gradients
 from model.courier.training.process_group import Processes
 from model.courier.training.trainer import learning_rate_at
 from model.errors import CourierError
+from model.settings import flatten
 
 ROOT = Path(__file__).parents[4]
 SIZE, IMAGES, ROWS = 16, 24, 60
@@ -218,7 +219,7 @@ def test_two_processes_started_like_torchrun_give_the_curve_of_one(inputs: dict[
     train.build(**inputs, out=tmp_path / "one", config=TINY)
     out = tmp_path / "two"
     options = [f"--{name}={path}" for name, path in (inputs | {"out": out}).items()]
-    options += [f"--set={name}={value}" for name, value in asdict(TINY).items()]
+    options += [f"--set={name}={value}" for name, value in flatten(TINY).items()]
     store = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [store | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     run_together([["-m", "model.courier.training.train", *options]] * 2, ranks)
@@ -249,26 +250,6 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
     assert shares[9] == shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)
     assert shares[100] == pytest.approx(0.0, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        (["stepz=3"], "unknown setting 'stepz'"),
-        (["steps=many"], "setting 'steps=many' is not a int"),
-        (["mask_false_negatives=maybe"], "is not a bool: write mask_false_negatives=true or false"),
-        (["projection_head=1"], "is not a bool: write projection_head=true or false"),
-    ],
-)
-def test_a_bad_setting_is_refused(settings: list[str], says: str) -> None:
-    with pytest.raises(CourierError, match=says):
-        train.parse_settings(settings)
-
-
-def test_settings_take_the_type_of_their_field() -> None:
-    settings = ["steps=3", "learning_rate=0.1", "mask_false_negatives=False", "projection_head=true", "head=mlp"]
-    expected = {"steps": 3, "learning_rate": 0.1, "mask_false_negatives": False, "projection_head": True, "head": "mlp"}
-    assert train.parse_settings(settings) == expected
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor
 from model import artifact
 from model.artifact import Manifest
 from model.courier.config import CourierConfig
-from model.courier.data.batches import Batch, PageViews, check_history, read_page_views, rows_of_step, take_batch
+from model.courier.data.batches import Batch, PageViews, check_history, rows_of_step, take_batch
 from model.courier.data.crops import VERSIONS, FeatureViews, PixelViews, version_batches
 from model.courier.data.loader import Activations, Features, Pixels, Source
+from model.courier.data.page_views import read_page_views
 from model.courier.data.stored_images import decode_images, image_size
 from model.courier.losses.objective import BatchTensors, Objective
 from model.courier.network.backbones import warm_start

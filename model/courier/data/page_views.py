@@ -1,0 +1,204 @@
+"""Read the page views of the training period as arrays of image numbers, a batch of Arrow strings at a time."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import dataset
+
+from feature_repo.contract import PAGE_VIEW_SIZE, PRETRAIN_HISTORY
+from model.courier.data.batches import PADDING, Ints, PageViews
+from model.errors import CourierError
+
+READ_ROWS = 65_536  # page views that are strings at a time
+
+
+def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HISTORY) -> PageViews:
+    """The training period's page views with a usable image, as numbers, and so many clicks of each history.
+
+    An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
+    loss learns from them. Raises CourierError if no row is left.
+    """
+    read = dataset.dataset(sequences / "page_views", partitioning="hive").to_batches(
+        columns=["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"],
+        filter=dataset.field("period") == "train",
+        batch_size=READ_ROWS,
+        batch_readahead=1,
+        fragment_readahead=1,
+    )
+    return index_page_views(read, _usable_items(images / "items.parquet"), history=history)
+
+
+def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history: int = PRETRAIN_HISTORY) -> PageViews:
+    """Page views of item ids as padded arrays of image numbers, in time order; see read_page_views.
+
+    read: request_id, request_time, user_id, item_ids, labels, history_item_ids, in any order.
+    items: item_id, image_id, category, title of the items with a usable image, sorted by item_id.
+    Never more than one batch is held as strings, but for the ids of requests and users.
+    """
+    catalogue = _Catalogue.of(items)
+    parts = deque(_Part.of(batch, catalogue, history) for batch in read)
+    if not any(map(len, parts)):
+        raise CourierError(
+            "no page view of the training period shows an item with a usable image: check the images stage"
+        )
+    place = _places_in_time(parts)
+    users = pa.chunked_array([part.user_id for part in parts], pa.string()).combine_chunks().dictionary_encode()
+    shape = len(place), max(part.width for part in parts)
+    page, clicked = np.full(shape, PADDING, np.int32), np.zeros(shape, np.bool_)
+    clicks_before = np.empty((len(place), history), np.int32)
+    used, start = np.zeros(len(catalogue.image_ids), np.bool_), 0
+    while parts:
+        part = parts.popleft()  # its memory goes back before the next one's is filled
+        rows = place[start : start + len(part)]
+        start += len(part)
+        page[rows, : part.page.shape[1]], clicked[rows, : part.page.shape[1]] = part.page, part.clicked
+        clicks_before[rows] = part.history
+        used[part.used] = True
+    number = np.append(np.cumsum(used, dtype=np.int32) - 1, np.int32(PADDING))  # the last is that of PADDING, -1
+    shown = pa.array(np.flatnonzero(used))
+    categories = catalogue.categories.take(shown).to_pylist()
+    return PageViews(
+        image_ids=tuple(catalogue.image_ids.take(shown).to_pylist()),
+        categories=np.unique(categories, return_inverse=True)[1].astype(np.int64),
+        page=_renumbered(page, number),
+        clicked=clicked,
+        history=_renumbered(clicks_before, number),
+        titles=tuple(catalogue.titles.take(shown).to_pylist()),
+        users=_in_sorted_order(users)[np.argsort(place)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Catalogue:
+    """The items with a usable image, and the distinct images, sorted by id, with what their first item says of them.
+
+    image: (items,) int32, the place of each item's image among image_ids.
+    """
+
+    item_ids: pa.Array
+    image: Ints
+    image_ids: pa.Array
+    categories: pa.Array
+    titles: pa.Array
+
+    @classmethod
+    def of(cls, items: pa.Table) -> "_Catalogue":
+        item_ids, of_item = (items[name].combine_chunks() for name in ("item_id", "image_id"))
+        image_ids = pc.unique(of_item)
+        image_ids = image_ids.take(pc.array_sort_indices(image_ids))
+        image = pc.index_in(of_item, value_set=image_ids).to_numpy(zero_copy_only=False)
+        first = pa.array(np.unique(image, return_index=True)[1])
+        said = (items[name].combine_chunks().fill_null("").take(first) for name in ("category", "title"))
+        return cls(item_ids, np.append(image, PADDING).astype(np.int32), image_ids, *said)
+
+    def images_of(self, item_ids: pa.Array) -> Ints:
+        """The image of each item, -1 where it has no usable one."""
+        found = pc.index_in(item_ids.cast(pa.string()), value_set=self.item_ids).fill_null(-1)
+        images: Ints = self.image[found.to_numpy(zero_copy_only=False)]  # the last entry answers -1
+        return images
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some page views as numbers of the catalogue's images; rows without a usable image are left out.
+
+    width: of the longest page, counting items without an image.  used: the images met in any row, ascending.
+    """
+
+    request_time: pa.Array
+    request_id: pa.Array
+    user_id: pa.Array
+    page: Ints
+    clicked: npt.NDArray[np.bool_]
+    history: Ints
+    width: int
+    used: Ints
+
+    def __len__(self) -> int:
+        return len(self.page)
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch, catalogue: _Catalogue, history: int) -> "_Part":
+        shown, before = _lengths(batch["item_ids"]), _lengths(batch["history_item_ids"])
+        wrong = np.flatnonzero(shown != _lengths(batch["labels"]))
+        if len(wrong):
+            request = batch["request_id"][int(wrong[0])].as_py()
+            raise CourierError(f"page view {request} has not one label for each item: make the sequences again")
+        listed = [batch[name].flatten().cast(pa.string()) for name in ("item_ids", "history_item_ids")]
+        images = catalogue.images_of(pa.concat_arrays(listed))
+        pages, clicks = images[: shown.sum()], images[shown.sum() :]
+        width = max(PAGE_VIEW_SIZE, int(shown.max(initial=0)))
+        page = _padded(pages, pages >= 0, shown, width, PADDING)
+        marks = batch["labels"].flatten().to_numpy(zero_copy_only=False) != 0
+        kept = page[:, 0] >= 0  # the usable ones come first
+        row = pa.array(np.flatnonzero(kept))
+        return cls(
+            batch["request_time"].take(row),
+            batch["request_id"].take(row),
+            batch["user_id"].cast(pa.string()).take(row),
+            page[kept],
+            _padded(marks, pages >= 0, shown, width, False)[kept],
+            _padded(clicks, clicks >= 0, before, history, PADDING)[kept],
+            width,
+            np.unique(images[images >= 0]),
+        )
+
+
+def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
+    lengths: npt.NDArray[np.int64] = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)
+
+
+def _padded(
+    flat: npt.NDArray[Any], keep: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64], width: int, padding: int
+) -> npt.NDArray[Any]:
+    """The first `width` entries of each list that are to be kept, one list a row, then padding: (len(lengths), width).
+
+    flat: the entries of all lists, one list after the other.
+    """
+    row = np.repeat(np.arange(len(lengths)), lengths)[keep]
+    count = np.bincount(row, minlength=len(lengths))
+    place = np.arange(len(row)) - np.repeat(np.cumsum(count) - count, count)
+    within = place < width
+    out = np.full((len(lengths), width), padding, flat.dtype)
+    out[row[within], place[within]] = flat[keep][within]
+    return out
+
+
+def _places_in_time(parts: Iterable[_Part]) -> npt.NDArray[np.int64]:
+    """Where each row of the parts stands when all are sorted by time, then by request: (rows,)."""
+    names = ("request_time", "request_id")
+    keys = pa.table({name: pa.chunked_array([getattr(part, name) for part in parts]) for name in names})
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place
+
+
+def _renumbered(images: Ints, number: Ints) -> Ints:
+    """`number` of each entry, in place."""
+    for row in range(0, len(images), READ_ROWS):
+        images[row : row + READ_ROWS] = number[images[row : row + READ_ROWS]]
+    return images
+
+
+def _in_sorted_order(encoded: pa.DictionaryArray) -> npt.NDArray[np.int64]:
+    """The place of each entry's value among the sorted distinct values: (n,)."""
+    rank = np.empty(len(encoded.dictionary), np.int64)
+    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    found: npt.NDArray[np.int64] = rank[encoded.indices.to_numpy()]
+    return found
+
+
+def _usable_items(path: Path) -> pa.Table:
+    """item_id, image_id, category, title of the items with a usable image, sorted by item_id."""
+    columns = ["item_id", "image_id", "category", "title", "status"]
+    return pq.read_table(path, columns=columns, filters=[("status", "==", "ok")]).sort_by("item_id")

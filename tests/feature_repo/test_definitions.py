@@ -51,3 +51,21 @@ def test_the_plain_feast_command_lists_the_workspaces_views(loaded_shop):
     command = [sys.executable, "-m", "feast.cli.cli", "feature-views", "list"]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert all(view.name in done.stdout for view in VIEWS)
+
+
+PROGRAM = """
+import atexit, sys
+from pathlib import Path
+atexit.register(lambda: print("the last word", file=sys.stderr))  # runs after what is registered later
+from feature_repo.definitions import open_store
+open_store(Path(sys.argv[1]))
+import ibis
+assert ibis.memtable({"a": [1]}).count().execute() == 1  # by the connection that Feast's offline store uses
+"""
+
+
+def test_a_process_that_joined_ends_without_noise_and_with_its_stderr_open(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "the last word\n"

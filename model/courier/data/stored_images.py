@@ -72,18 +72,19 @@ def stream_images(images: Path, image_ids: Sequence[str], batch: int) -> Iterato
 
 def _parts(images: Path, row_of: Mapping[str, int], batch: int) -> Iterator[tuple[list[int], Pixels]]:
     size = image_size(images)
-    absent = set(row_of)
+    held = np.zeros(len(row_of), np.bool_)
     for shard in sorted((images / "shards").glob("images-*.parquet")):
         for table in pq.ParquetFile(shard).iter_batches(batch, columns=["image_id", "image"]):
             wanted = [n for n, image_id in enumerate(table["image_id"].to_pylist()) if image_id in row_of]
             if wanted:
                 table = table.take(pa.array(wanted, pa.int64()))
                 ids, pngs = table["image_id"].to_pylist(), table["image"].to_pylist()
-                absent.difference_update(ids)
+                rows = [row_of[image_id] for image_id in ids]
+                held[rows] = True
                 pixels = [_stored(shard, image_id, png, size) for image_id, png in zip(ids, pngs, strict=True)]
-                yield [row_of[image_id] for image_id in ids], np.stack(pixels)
-    if absent:
-        first = next(image_id for image_id in row_of if image_id in absent)
+                yield rows, np.stack(pixels)
+    if not held.all():
+        first = next(image_id for image_id, row in row_of.items() if not held[row])
         raise CourierError(f"{images} holds no image {first}: rebuild the stage that asks for it")
 
 

@@ -3,14 +3,17 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 import torch
@@ -27,12 +30,14 @@ from model.errors import CourierError
 
 log = structlog.get_logger()
 Vectors = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND = "embed"
 VECTORS = "vectors.npy"
 ITEMS = "items.parquet"
 BATCH = 64  # images; more are no faster on a CPU
+KEPT = 65_536  # vectors of an earlier artifact that are read at a time
 
 
 # Images; fewer are through torch before the encoder is exported to ONNX, which takes some ten seconds. docs/LOG.md
@@ -49,15 +54,13 @@ def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
     encoder = load_encoder(pretrain, "cuda" if torch.cuda.is_available() else "cpu")
     artifact.read(images, kind="images")
     usable = _usable_items(images)
-    image_ids = sorted(set(usable["image_id"].to_pylist()))
+    image_ids = pc.unique(usable["image_id"].combine_chunks())
+    image_ids = image_ids.take(pc.array_sort_indices(image_ids))
     inputs = {"pretrain": artifact.digest(pretrain), "images": artifact.digest(images)}
     with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
-        shape = (len(image_ids), encoder.module.width)
-        # On disk, not in memory: the vectors of ten million images are 10 GB.
-        vectors = np.lib.format.open_memmap(draft.path / VECTORS, "w+", np.float32, shape)
-        new = _keep(vectors, image_ids, out.parent, encoder.space_id)
-        seconds = _embed(vectors, encoder, images, [image_ids[row] for row in new], new)
-        vectors.flush()
+        with _vector_file(draft.path / VECTORS, len(image_ids), encoder.module.width) as vectors:
+            new = _keep(vectors, image_ids, out.parent, encoder.space_id)
+            seconds = _embed(vectors, encoder, images, image_ids.take(pa.array(new)).to_pylist(), new)
         pq.write_table(_with_rows(usable, image_ids), draft.path / ITEMS)
         draft.facts |= {
             "space_id": encoder.space_id,
@@ -80,18 +83,54 @@ def _usable_items(images: Path) -> pa.Table:
     return table.select(["item_id", "image_id"]).sort_by("item_id")
 
 
-def _keep(vectors: Vectors, image_ids: Sequence[str], folder: Path, space_id: str) -> list[int]:
+@dataclass(frozen=True, slots=True)
+class VectorFile:
+    """A .npy file of float32 vectors, (N, width), that is written a part at a time and never mapped.
+
+    The vectors of ten million images are 10 GB: those of a mapped file would count as this process's memory.
+    """
+
+    file: BinaryIO
+    start: int  # of the vectors, behind the header
+    width: int
+
+    def put(self, rows: Rows, vectors: Vectors) -> None:
+        """Write vectors (n, width) into these rows, (n,) in any order."""
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, last in pairwise([0, *cuts.tolist(), len(rows)]):
+            if first < last:
+                self.file.seek(self.start + int(rows[first]) * 4 * self.width)
+                self.file.write(np.ascontiguousarray(vectors[first:last], np.float32).data)
+
+
+@contextmanager
+def _vector_file(path: Path, rows: int, width: int) -> Iterator[VectorFile]:
+    """A new file of so many vectors, all zeros."""
+    with path.open("wb", buffering=0) as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, width)})
+        start = file.tell()
+        file.truncate(start + 4 * rows * width)
+        yield VectorFile(file, start, width)
+
+
+def _keep(vectors: VectorFile, image_ids: pa.Array, folder: Path, space_id: str) -> Rows:
     """Fill in what the newest artifact of this space in `folder` holds; the rows that are left, ascending."""
     earlier = [(found.created_at, path) for path, found in _finished(folder) if found.facts["space_id"] == space_id]
     if not earlier:
-        return list(range(len(image_ids)))
+        return np.arange(len(image_ids))
     _, path = max(earlier)
     items = pq.read_table(path / ITEMS, columns=["image_id", "row"])
-    row_of = dict(zip(items["image_id"].to_pylist(), items["row"].to_pylist(), strict=True))
-    kept = [row for row, image_id in enumerate(image_ids) if image_id in row_of]
-    held = np.load(path / VECTORS, mmap_mode="r")
-    vectors[kept] = held[[row_of[image_ids[row]] for row in kept]]
-    return sorted(set(range(len(image_ids))) - set(kept))
+    found = pc.index_in(image_ids, value_set=items["image_id"].combine_chunks())
+    kept = found.is_valid().to_numpy(zero_copy_only=False)
+    held_row = items["row"].combine_chunks().take(found.drop_null()).to_numpy()
+    rows = np.flatnonzero(kept)
+    for start in range(0, len(rows), KEPT):
+        part = slice(start, start + KEPT)
+        held = np.load(path / VECTORS, mmap_mode="r")  # anew each time, so that what was read is no longer mapped
+        vectors.put(rows[part], held[held_row[part]])
+        del held
+    return np.flatnonzero(~kept)
 
 
 def _finished(folder: Path) -> Iterator[tuple[Path, Manifest]]:
@@ -101,9 +140,7 @@ def _finished(folder: Path) -> Iterator[tuple[Path, Manifest]]:
             yield path, artifact.read(path, kind=KIND)
 
 
-def _embed(
-    vectors: Vectors, encoder: LoadedEncoder, images: Path, image_ids: Sequence[str], rows: Sequence[int]
-) -> float:
+def _embed(vectors: VectorFile, encoder: LoadedEncoder, images: Path, image_ids: Sequence[str], rows: Rows) -> float:
     """Embed these images into these rows; the seconds it took, without those of the export."""
     if not image_ids:
         return 1.0
@@ -113,7 +150,7 @@ def _embed(
     def parts() -> Iterator[Vectors]:
         for places, pixels in stream_images(images, image_ids, BATCH):
             part = embed_part(pixels)
-            vectors[[rows[place] for place in places]] = part
+            vectors.put(rows[places], part)
             yield part
 
     for _ in watched(parts(), "embed", len(image_ids)):
@@ -127,10 +164,8 @@ def _runtime(encoder: LoadedEncoder, images: int) -> Callable[[Pixels], Vectors]
     return ExportedEncoder(encoder).embed
 
 
-def _with_rows(usable: pa.Table, image_ids: list[str]) -> pa.Table:
-    row = {image: index for index, image in enumerate(image_ids)}
-    rows = pa.array([row[image] for image in usable["image_id"].to_pylist()], pa.int32())
-    return usable.append_column("row", rows)
+def _with_rows(usable: pa.Table, image_ids: pa.Array) -> pa.Table:
+    return usable.append_column("row", pc.index_in(usable["image_id"], value_set=image_ids).cast(pa.int32()))
 
 
 @app.command()

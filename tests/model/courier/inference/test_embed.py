@@ -3,12 +3,15 @@
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from model import artifact
@@ -102,6 +105,38 @@ def test_a_second_run_embeds_new_images_only_and_gives_what_a_first_would(pretra
     whole, parts = (np.load(path / "vectors.npy") for path in (tmp_path / "alone" / "1", folder / "3"))
     np.testing.assert_allclose(parts, whole, atol=1e-6)
     assert (np.load(folder / "2" / "vectors.npy") == parts).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 11), unique=True), max_size=5))
+def test_a_vector_file_is_the_array_whose_rows_were_put(parts: list[list[int]]) -> None:
+    expected = np.zeros((12, 3), np.float32)
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch) / "vectors.npy"
+        with embed._vector_file(path, 12, 3) as vectors:
+            for number, rows in enumerate(parts, start=1):
+                part = number + np.arange(3 * len(rows), dtype=np.float32).reshape(len(rows), 3)
+                vectors.put(np.array(rows, np.int64), part)
+                expected[rows] = part
+        found = np.load(path)
+    np.testing.assert_array_equal(found, expected)
+    assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+
+
+def test_what_is_kept_is_read_a_part_at_a_time(pretrain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, folder = images_artifact(tmp_path / "images", ITEMS), tmp_path / "embed"
+    embed.build(pretrain=pretrain, images=images, out=folder / "1")
+    sizes, put = [], embed.VectorFile.put
+
+    def note(self: embed.VectorFile, rows: np.ndarray, vectors: np.ndarray) -> None:
+        sizes.append(len(rows))
+        put(self, rows, vectors)
+
+    monkeypatch.setattr(embed, "KEPT", 2)
+    monkeypatch.setattr(embed.VectorFile, "put", note)
+    embed.build(pretrain=pretrain, images=images, out=folder / "2")
+    assert sizes == [2, 1]
+    assert (folder / "1" / "vectors.npy").read_bytes() == (folder / "2" / "vectors.npy").read_bytes()
 
 
 def test_vectors_of_another_space_are_not_kept(pretrain: Path, tmp_path: Path) -> None:

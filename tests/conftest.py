@@ -1,19 +1,16 @@
-"""A small shop's artifacts, its real Feast store and one Spark for all tests, and files that are no image."""
+"""A small shop's artifacts, its real Feast store, raw events, one Spark for all tests, and an S3 server."""
 
 import bisect
 import functools
 import os
 import random
 import re
-import struct
 import uuid
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 import structlog
 from hypothesis import settings
-from PIL import Image
 from upath import UPath
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs.features import offline as features
+from jobs.rules.events import Event
 from model import artifact
 
 # `ci` draws the same examples each time, `all` (make test-all: --hypothesis-profile=all) others and more of them.
@@ -406,60 +403,51 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> UPath:
     return place
 
 
-# --- images that are none -------------------------------------------------------------------------------------------
+# --- raw events -------------------------------------------------------------------------------------------------------
 
 
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of these (name, content), sums included: https://www.w3.org/TR/png/#5Chunk-layout."""
-    parts = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def png_header(width: int, height: int) -> tuple[bytes, bytes]:
-    """The first chunk of a PNG of 8-bit RGB."""
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-
-
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    stream = BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
-
-
-def make_broken_images() -> dict[str, tuple[bytes, str]]:
-    """Name -> (bytes, the reason for which they are refused under the limits of model.courier.data.images)."""
-    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
-    jpeg, lossless, moving = encoded(photo, "JPEG"), encoded(photo, "PNG"), encoded(photo, "GIF")
-    frame = jpeg.index(b"\xff\xc0") + 5  # the sizes of a JPEG follow its marker: ITU T.81, B.2.2
-    middle = len(lossless) // 2
-    no_pixels, end = (b"IDAT", zlib.compress(b"")), (b"IEND", b"")
-    text_bomb = (b"zTXt", b"c\0\0" + zlib.compress(bytes(80_000_000), 9))
-    return {
-        "empty.jpg": (b"", "empty"),
-        "page.jpg": (b"<!doctype html><title>404 Not Found</title>", "not_an_image"),
-        "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not_an_image"),
-        "document.jpeg": (b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n", "not_an_image"),
-        "program.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
-        "zeros.png": (bytes(4096), "not_an_image"),
-        "signature.png": (lossless[:8], "not_an_image"),
-        "no_width.png": (png(png_header(0, 60), no_pixels, end), "not_an_image"),
-        "text_bomb.png": (png(png_header(9, 9), text_bomb, no_pixels, end), "not_an_image"),
-        "cut.jpg": (jpeg[: len(jpeg) * 9 // 10], "truncated"),
-        "cut.PNG": (lossless[:middle], "truncated"),
-        "cut.Gif": (moving[: len(moving) // 2], "truncated"),
-        "damaged.png": (lossless[:middle] + bytes(64) + lossless[middle + 64 :], "truncated"),
-        "no_pixels.png": (png(png_header(60, 60), no_pixels, end), "truncated"),
-        "bomb.png": (png(png_header(60_000, 60_000), no_pixels, end), "too_many_pixels"),
-        "flood.jpg": (jpeg[:frame] + b"\xff\xff\xff\xff" + jpeg[frame + 4 :], "too_many_pixels"),
-        "strip.png": (encoded(Image.new("1", (8, 40_000)), "PNG"), "too_long"),
-        "dot.gif": (encoded(Image.new("P", (1, 1)), "GIF"), "too_small"),
-        "heavy.bmp": (encoded(photo, "BMP") + bytes(20_000_000), "too_large"),
-    }
+TEN_AT_NIGHT = datetime(2024, 3, 1, 22, tzinfo=UTC)
+# Two hours before a midnight, the midnight itself, and the microseconds beside each: every edge of every interval.
+OFFSETS = [
+    timedelta(hours=hours, microseconds=micros) for hours in (0, 2, 3, 26, 50, 170, 194) for micros in (-1, 0, 1)
+]
 
 
 @pytest.fixture(scope="session")
-def broken_images() -> dict[str, tuple[bytes, str]]:
-    """Files broken in nineteen ways: name -> (bytes, reason)."""
-    return make_broken_images()
+def drawn_events() -> Callable[[Iterable[int]], list[Event]]:
+    """Events from integers, one each: few users, items, requests and moments, so that all of them collide often."""
+
+    def one(code: int) -> Event:
+        def pick(options: int) -> int:
+            nonlocal code
+            code, choice = divmod(code, options)
+            return choice
+
+        request = pick(24)
+        user = request % 5 if pick(20) else pick(5)  # now and then someone else's request
+        return Event(
+            user_id=f"u{user}",
+            item_id="abcdefg"[pick(7)],
+            event_time=TEN_AT_NIGHT + OFFSETS[pick(len(OFFSETS))],
+            event_type=("impression", "impression", "impression", "click", "click", "cart", "purchase")[pick(7)],
+            request_id=f"r{request}",
+            position=pick(9),
+        )
+
+    return lambda codes: [one(code) for code in codes]
+
+
+@pytest.fixture(scope="session")
+def write_events() -> Callable[[Path, Iterable[Event]], Path]:
+    """Write events as the table `events` of a raw folder, and return the folder."""
+
+    def write(raw: Path, events: Iterable[Event]) -> Path:
+        names = ("user_id", "item_id", "event_time", "event_type", "request_id", "position")
+        kinds = [pa.string(), pa.string(), pa.timestamp("us", tz="UTC"), pa.string(), pa.string(), pa.int32()]
+        rows = [{name: getattr(one, name) for name in names} for one in events]
+        schema = pa.schema(list(zip(names, kinds, strict=True)))
+        raw.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), raw / "events.parquet")
+        return raw
+
+    return write

@@ -135,7 +135,3 @@ def serve(
 def main(argv: Sequence[str] | None = None) -> None:
     """`courier serve`."""
     cli(args=list(argv) if argv is not None else None, prog_name="courier serve")
-
-
-if __name__ == "__main__":
-    main()

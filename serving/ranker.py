@@ -173,7 +173,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SystemExit as end:
         if end.code:
             raise
-
-
-if __name__ == "__main__":
-    main()

@@ -281,7 +281,3 @@ def movielens(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     app(args=None if argv is None else list(argv), prog_name="courier import movielens")
-
-
-if __name__ == "__main__":
-    main()

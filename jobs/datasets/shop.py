@@ -266,7 +266,3 @@ def world(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     app(args=None if argv is None else list(argv), prog_name="courier world")
-
-
-if __name__ == "__main__":
-    main()

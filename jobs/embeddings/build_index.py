@@ -1,16 +1,12 @@
 """Build the nearest-neighbour index over every item with a vector, and measure what it misses: the index stage."""
 
-import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
 import structlog
-import typer
 
 from jobs.config import IndexConfig
 from model import artifact
@@ -18,10 +14,8 @@ from model.artifact import Manifest
 from model.vector_index import VectorIndex
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND = "index"
-DEFAULTS = IndexConfig()
 
 
 def build(*, embed: Path, out: Path, config: IndexConfig) -> Manifest:
@@ -50,27 +44,3 @@ def build(*, embed: Path, out: Path, config: IndexConfig) -> Manifest:
         }
     log.info("index_built", **draft.facts, seconds=round(time.monotonic() - begun, 1))
     return artifact.read(out, kind=KIND)
-
-
-@app.command()
-def build_index(
-    embed: Annotated[Path, typer.Option(help="the embed artifact")],
-    out: Annotated[Path, typer.Option(help="where the index artifact goes")],
-    kind: Annotated[Literal["auto", "flat", "ivf"], typer.Option(help="auto picks by size")] = "auto",
-    recall_queries: Annotated[
-        int, typer.Option(min=1, help="queries that measure the recall")
-    ] = DEFAULTS.recall_queries,
-    seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
-) -> None:
-    """Build the nearest-neighbour index, and measure what it misses."""
-    config = IndexConfig(kind=kind, recall_queries=recall_queries, seed=seed)
-    print(json.dumps(dict(build(embed=embed, out=out, config=config).facts), indent=1))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

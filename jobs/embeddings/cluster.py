@@ -1,12 +1,9 @@
 """Fit the codebooks and give every item its cluster ID: the cluster stage."""
 
-import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +11,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
-import typer
 
 from jobs.config import ClusterConfig
 from model import artifact
@@ -24,12 +20,10 @@ from model.codebook import Codebooks
 from model.errors import CourierError
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND = "cluster"
 CENTROIDS = "centroids.npy"
 ITEMS = "items.parquet"
-DEFAULTS = ClusterConfig()
 
 
 class NothingToFit(CourierError):
@@ -80,38 +74,3 @@ def _rows_shown_before(sequences: Path, items: pa.Table, cut: datetime) -> npt.N
         shown.update(batch.column(0).unique().to_pylist())
     is_shown = np.array([item in shown for item in items["item_id"].to_pylist()], dtype=bool)
     return np.unique(items["row"].to_numpy()[is_shown]).astype(np.int64)
-
-
-@app.command()
-def cluster(
-    embed: Annotated[Path, typer.Option(help="the embed artifact")],
-    sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
-    out: Annotated[Path, typer.Option(help="where the cluster artifact goes")],
-    clusters: Annotated[int, typer.Option(min=1, help="number of clusters of each codebook")] = DEFAULTS.clusters,
-    later_clusters: Annotated[
-        int, typer.Option(min=0, help="of each codebook but the first; 0: as many")
-    ] = DEFAULTS.later_clusters,
-    codebooks: Annotated[int, typer.Option(min=1, help="each of what the ones before leave")] = DEFAULTS.codebooks,
-    starts: Annotated[int, typer.Option(min=1, help="of k-means, of which the best is kept")] = DEFAULTS.starts,
-    iterations: Annotated[int, typer.Option(min=1, help="rounds of k-means")] = DEFAULTS.iterations,
-    seed: Annotated[int, typer.Option(min=0)] = DEFAULTS.seed,
-) -> None:
-    """Fit the codebooks and give every item its cluster ID."""
-    config = ClusterConfig(
-        clusters=clusters,
-        later_clusters=later_clusters,
-        codebooks=codebooks,
-        starts=starts,
-        iterations=iterations,
-        seed=seed,
-    )
-    print(json.dumps(dict(build(embed=embed, sequences=sequences, out=out, config=config).facts), indent=1))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,26 +5,23 @@ The only stage that reads the truth that a generated world knows of itself (trut
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
-import typer
 from rich.console import Console
 from rich.table import Table
-from upath import UPath
 
 from feature_repo.contract import PERIODS
 from jobs.config import EvaluateConfig
 from jobs.html import evaluation as report
-from jobs.paths import arrow_source, path_option
-from jobs.raw.folder import raw_digest as digest_of
+from jobs.paths import arrow_source
 from jobs.raw.folder import source
 from model import artifact
 from model.artifact import AnyPath, ArtifactMismatch, Manifest
@@ -43,7 +40,6 @@ from model.ctr.inputs.inputs import ItemVectors
 from model.ctr.train import AS_SHOWN, encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "evaluate"
 SCHEMA: Final = 1
@@ -197,35 +193,3 @@ def _dataset(raw: AnyPath, sequences: Manifest, rows: Path) -> dict[str, Any]:
         "splits": sequences.facts["splits"],
         "rows": counts,
     }
-
-
-@app.command()
-def command(
-    ctr: Annotated[Path, typer.Option(help="a finished ctr artifact")],
-    rows: Annotated[Path, typer.Option(help="the rows artifact it was trained on")],
-    embed: Annotated[Path, typer.Option(help="the embed artifact it was trained on")],
-    sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
-    raw: Annotated[UPath, path_option("the raw folder")],
-    out: Annotated[Path, typer.Option(help="where the evaluation goes")],
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
-) -> None:
-    """Compare trained CTR models on the test period."""
-    build(
-        ctr=ctr,
-        rows=rows,
-        embed=embed,
-        sequences=sequences,
-        raw=raw,
-        raw_digest=digest_of(raw),
-        out=out,
-        config=EvaluateConfig(seed=seed),
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m jobs.evaluation.evaluate`."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

@@ -318,7 +318,6 @@ Attributes = Annotated[
 @app.command()
 def command(
     workspace: Workspace = Path("workspace"),
-    embed: Annotated[Path | None, typer.Option(help="an embed artifact; default: the workspace's own")] = None,
     period: Annotated[Period, typer.Option(help="whose clicks are asked about")] = "valid",
     match: Match = None,
     attributes: Attributes = None,
@@ -331,7 +330,7 @@ def command(
     found = run(
         sequences=sequences,
         images=images,
-        embed=embed or fresh(stages, "embed"),
+        embed=fresh(stages, "embed"),
         period=period,
         match=attribute(match, attributes),
         seed=seed,
@@ -343,7 +342,3 @@ def command(
 def main(argv: Sequence[str] | None = None) -> None:
     """`courier probe`."""
     app(args=argv, prog_name="courier probe")
-
-
-if __name__ == "__main__":
-    main()

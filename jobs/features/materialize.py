@@ -5,14 +5,13 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 SOURCES: Final = Path("feast") / "sources"  # in the workspace: a link to the features artifact that Feast reads
 
@@ -134,22 +132,3 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-@app.command()
-def materialize(
-    features: Annotated[Path, typer.Option(help="the features artifact")],
-    workspace: Annotated[Path, typer.Option(help="the workspace whose store is loaded")],
-    out: Annotated[Path, typer.Option(help="where the materialize artifact goes")],
-) -> None:
-    """Apply the Feast repository and load its online store."""
-    build(features=features, workspace=workspace, out=out)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the stage from the command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

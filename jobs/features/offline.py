@@ -1,9 +1,9 @@
 """Write the feature views' offline sources: one folder of parquet per view of the contract, as Feast reads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import duckdb
 import numpy as np
@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
-import typer
 
 from feature_repo.contract import (
     EMBEDDING_DIM,
@@ -29,7 +28,6 @@ from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.rows import KIND_TYPES, TIME
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 BATCH_ROWS: Final = 10_000  # a row of history or embedding weighs about 1 kB
 
@@ -194,24 +192,3 @@ def read_parquet(path: Path) -> str:
     """DuckDB's expression for a parquet file, or for the parquet files of a folder."""
     quoted = str(path / "*.parquet" if path.is_dir() else path).replace("'", "''")
     return f"read_parquet('{quoted}')"
-
-
-@app.command()
-def features(
-    sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
-    images: Annotated[Path, typer.Option(help="the images artifact")],
-    embed: Annotated[Path, typer.Option(help="the embed artifact")],
-    cluster: Annotated[Path, typer.Option(help="the cluster artifact")],
-    out: Annotated[Path, typer.Option(help="where the features artifact goes")],
-) -> None:
-    """Write the offline sources of every Feast view."""
-    build(sequences=sequences, images=images, embed=embed, cluster=cluster, out=out)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the stage from the command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

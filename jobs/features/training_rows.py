@@ -5,14 +5,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 # Feast pairs a key with every row of its entity that was valid by then, whole, before it keeps the newest: so much of
 # such pairs a call may make. A log of decades makes hundreds of millions of them.
@@ -262,24 +260,3 @@ def _assembled(shown: pa.Table, sides: tuple[RowParts, RowParts], warm: pa.Array
 
 def _sum(column: pa.ChunkedArray) -> int:
     return int(pc.sum(column).as_py() or 0)
-
-
-@app.command()
-def training_rows(
-    sequences: Annotated[Path, typer.Option(help="the sequences artifact")],
-    features: Annotated[Path, typer.Option(help="the features artifact")],
-    materialize: Annotated[Path, typer.Option(help="the materialize artifact")],
-    workspace: Annotated[Path, typer.Option(help="the workspace whose Feast registry is asked")],
-    out: Annotated[Path, typer.Option(help="where the rows artifact goes")],
-) -> None:
-    """Build the CTR models' rows by a point-in-time join through Feast."""
-    build(sequences=sequences, features=features, materialize=materialize, workspace=workspace, out=out)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the stage from the command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

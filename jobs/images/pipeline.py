@@ -187,13 +187,10 @@ def image_references(
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
     shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
-    store_shards: Annotated[
-        int, typer.Option(help="Number of files the store is spread over: what a killed run does again is one of them.")
-    ] = 64,
 ) -> None:
     """Open, verify, hash and resize every image of the items table."""
     args = running.beam_args(context)
-    config = ImagesConfig(size=size, shards=shards, store_shards=store_shards, allowed_hosts=tuple(allow_host or ()))
+    config = ImagesConfig(size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
         raw_digest=raw_digest(raw),

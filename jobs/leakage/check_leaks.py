@@ -89,7 +89,3 @@ def check_leaks(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of the check."""
     app(args=argv, prog_name="courier check-leaks")
-
-
-if __name__ == "__main__":
-    main()

@@ -199,7 +199,3 @@ def report(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of the check."""
     app(args=argv, prog_name="courier check")
-
-
-if __name__ == "__main__":
-    main()

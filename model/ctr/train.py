@@ -2,18 +2,17 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -29,7 +28,6 @@ from model.ctr.models.neural import NeuralModel
 from model.errors import CourierError
 
 log = structlog.get_logger()
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND: Final = "ctr"
 AS_SHOWN: Final = "@shown"  # ends the names of the columns of predictions at the observed positions
@@ -183,23 +181,3 @@ def progress_bar() -> Iterator[Progress]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as progress:
         yield progress
-
-
-@app.command()
-def command(
-    rows: Annotated[Path, typer.Option(help="a finished rows artifact")],
-    embed: Annotated[Path, typer.Option(help="a finished embed artifact")],
-    out: Annotated[Path, typer.Option(help="where the ctr artifact goes")],
-    seed: Annotated[int, typer.Option(help="same seed, same models")] = 0,
-) -> None:
-    """Train LightGBM and the neural model with each image input."""
-    build(rows=rows, embed=embed, out=out, config=CtrConfig(seed=seed))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """`python -m model.ctr.train`."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

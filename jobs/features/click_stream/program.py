@@ -20,7 +20,7 @@ import structlog
 import typer
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.utils.shared import Shared
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
+from apache_beam.utils.timestamp import MAX_TIMESTAMP
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -46,13 +46,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 STORE: Final = Shared()  # one open feature store for all passes of this process
 FILES_IN_A_PASS: Final = 64  # a follower that finds many files shows what it has between two passes
 REFRESH_SECONDS: Final = 0.25
-DEFAULTS: Final = Settings(workspace="", rejected="")
 
 Seen = dict[Path, Stamp | None]  # file -> what it was when it was read; None where it was gone before that
 
 
 class Stop(threading.Event):
-    """Set when the stream is to end: by a signal, or because its time is over."""
+    """Set when the stream is to end."""
 
     def on_signals(self) -> None:
         """End in order at the first Ctrl-C or SIGTERM; the second Ctrl-C ends at once."""
@@ -73,25 +72,22 @@ def run_once(files: Sequence[Path], settings: Settings, options: PipelineOptions
         return Counter(progress.counters(pipeline.run()))
 
 
-def follow(
-    folder: Path, settings: Settings, options: PipelineOptions, stop: Stop, *, every: float, until: float | None
-) -> Counter[str]:
-    """Bring in what lies in the folder, and each file that appears, until `stop` is set or the clock passes `until`.
+def follow(folder: Path, settings: Settings, options: PipelineOptions, stop: Stop, *, every: float) -> Counter[str]:
+    """Bring in what lies in the folder, and each file that appears, until `stop` is set.
 
     Repeated passes over the files that are new: the local runner cannot wait for a source (it polls in a busy loop and
     ends). What one pass knows of the others is the online store itself, and as a replay changes nothing, a file that is
-    read again, by this process or by the next, does no harm.  until: as time.monotonic() says it.
+    read again, by this process or by the next, does no harm.
     """
     counted: Counter[str] = Counter()
     seen: Seen = {}
-    while not stop.is_set() and (until is None or time.monotonic() < until):
+    while not stop.is_set():
         found = _new_files(folder, seen, counted)
         usable = [file for file in found if _is_usable(file, seen, counted)]
         if usable:
             counted += run_once(usable, settings, options)
         if len(found) < FILES_IN_A_PASS:
-            left = every if until is None else min(every, until - time.monotonic())
-            stop.wait(max(0.0, left))
+            stop.wait(every)
     return counted
 
 
@@ -171,7 +167,7 @@ def _progress() -> Iterator[None]:
 
 
 def stream(
-    address: str, settings: Settings, options: PipelineOptions, *, following: bool, every: float, seconds: float | None
+    address: str, settings: Settings, options: PipelineOptions, *, following: bool, every: float
 ) -> Counter[str]:
     """Bring in what the address names, here or on another runner, and count.
 
@@ -187,17 +183,17 @@ def stream(
             raise RawTableMissing(f"{address} holds no file of events: put some there, or wait for them by --follow")
     open_once(STORE, settings.workspace)
     if not local:
-        end = MAX_TIMESTAMP if seconds is None else Timestamp.now() + seconds
         if following:
-            return run_elsewhere(ReadGrowingFolder(Path(address), every, end), settings, running.stream(options))
+            return run_elsewhere(
+                ReadGrowingFolder(Path(address), every, MAX_TIMESTAMP), settings, running.stream(options)
+            )
         return run_elsewhere(ReadFiles(files), settings, options)
     with _progress():
         if not following:
             return run_once(files, settings, options)
         stop = Stop()
         stop.on_signals()
-        until = None if seconds is None else time.monotonic() + seconds
-        return follow(Path(address), settings, options, stop, every=every, until=until)
+        return follow(Path(address), settings, options, stop, every=every)
 
 
 def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
@@ -216,13 +212,8 @@ def click_stream(
     following: Annotated[
         bool, typer.Option("--follow", help="Wait for new files in the folder, until Ctrl-C.")
     ] = False,
-    duration: Annotated[float | None, typer.Option(help="Follow for so many seconds, then end.")] = None,
     every: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks at the folder.")] = 2.0,
     rejected: Annotated[Path | None, typer.Option(help="A folder for rejected rows; else in the workspace.")] = None,
-    dedup_hours: Annotated[
-        float, typer.Option(min=0, help="How long a stream remembers a click.")
-    ] = DEFAULTS.dedup_hours,
-    batch: Annotated[int, typer.Option(min=1, help="Users that one push brings.")] = DEFAULTS.batch,
     group: Annotated[str, typer.Option(help="Kafka's consumer group.")] = "courier",
     expansion_service: Annotated[str | None, typer.Option(help="host:port of Beam's, for Kafka.")] = None,
 ) -> None:
@@ -230,15 +221,13 @@ def click_stream(
     settings = Settings(
         workspace=str(workspace.absolute()),
         rejected=str((rejected or workspace / "feast" / "rejected_clicks").absolute()),
-        dedup_hours=dedup_hours,
-        batch=batch,
     )
     options, started = running.options(running.beam_args(context)), time.monotonic()
     if source.startswith("kafka:"):
         topic = click_sources.kafka_topic(source, group, expansion_service)
         counted = stream_kafka(topic, settings, options)
     else:
-        counted = stream(source, settings, options, following=following, every=every, seconds=duration)
+        counted = stream(source, settings, options, following=following, every=every)
     typer.echo(json.dumps({**report(counted), "seconds": round(time.monotonic() - started, 2)}))
 
 

@@ -44,6 +44,7 @@ COUNTED: Final = (READ, CLICKS, PASSED_OVER, DISTINCT, PUSHED, UNCHANGED, REFUSE
 
 GATHER_SECONDS: Final = 1  # that a stream gathers a user's clicks before it looks at the store
 REJECTED_FILE_SECONDS: Final = 60  # a stream begins another file of rejected rows this often
+DEDUP_HOURS: Final = 48  # that a stream remembers a click; the store itself knows older ones
 COMPACT_AT: Final = 4  # histories in one accumulator before it is cut back to one
 TALLY: Final = progress.Tally()  # rows read and users settled; one per process, as DoFns are copied
 
@@ -56,7 +57,6 @@ class Settings:
 
     workspace: str
     rejected: str  # a folder
-    dedup_hours: float = 48.0
     batch: int = 1000  # users that one push brings
     shards: int = 16  # into which the users are dealt: the most workers that update at once
 
@@ -280,7 +280,7 @@ def _write_rejected(group: tuple[int, Iterable[str]], folder: str) -> str:
 def wire(rows: Any, settings: Settings, shared: Shared, as_of: datetime | None) -> None:
     """Put the transforms together behind a source of ReadRow. as_of: as ParseClicks has it."""
     parsed = rows | "ParseClicks" >> ParseClicks(as_of)
-    newest = parsed.clicks | "DropDuplicates" >> DropDuplicates(settings.dedup_hours) | "NewestOfUser" >> NewestOfUser()
+    newest = parsed.clicks | "DropDuplicates" >> DropDuplicates(DEDUP_HOURS) | "NewestOfUser" >> NewestOfUser()
     newest | "UpdateHistories" >> UpdateHistories(settings.workspace, settings.batch, settings.shards, shared)
     parsed.rejected | "WriteRejected" >> WriteRejected(settings.rejected)
 

@@ -1,6 +1,5 @@
 """Embed every usable image, each distinct one once: the embed stage."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +16,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 import torch
-import typer
 
 from model import artifact
 from model.artifact import Manifest
@@ -31,7 +29,6 @@ from model.errors import CourierError
 log = structlog.get_logger()
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 KIND = "embed"
 VECTORS = "vectors.npy"
@@ -166,22 +163,3 @@ def _runtime(encoder: LoadedEncoder, images: int) -> Callable[[Pixels], Vectors]
 
 def _with_rows(usable: pa.Table, image_ids: pa.Array) -> pa.Table:
     return usable.append_column("row", pc.index_in(usable["image_id"], value_set=image_ids).cast(pa.int32()))
-
-
-@app.command()
-def embed(
-    pretrain: Annotated[Path, typer.Option(help="the pretrain artifact")],
-    images: Annotated[Path, typer.Option(help="the images artifact")],
-    out: Annotated[Path, typer.Option(help="where the embed artifact goes")],
-) -> None:
-    """Embed every usable image."""
-    print(json.dumps(dict(build(pretrain=pretrain, images=images, out=out).facts), indent=1))
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    app(args=argv)
-
-
-if __name__ == "__main__":
-    main()

@@ -73,10 +73,3 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(embed: Path, tmp_path: Pat
     first, second = (build_index.build(embed=embed, out=tmp_path / name, config=config) for name in "ab")
     assert first.files == second.files
     assert first.facts == second.facts
-
-
-def test_the_stage_is_a_plain_program(embed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        build_index.main(["--embed", str(embed), "--out", str(tmp_path / "out"), "--kind", "ivf"])
-    assert end.value.code == 0
-    assert '"kind": "ivf"' in capsys.readouterr().out

@@ -110,15 +110,13 @@ def test_a_missing_input_is_told(tmp_path: Path) -> None:
         cluster.build(embed=tmp_path, sequences=tmp_path, out=tmp_path / "out", config=ClusterConfig())
 
 
-def test_the_stage_is_a_plain_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_manifest_says_the_whole_config_and_what_was_fitted_on(tmp_path: Path) -> None:
     embed = write_embed(tmp_path / "embed", axis(0)[None], {"a": 0})
     sequences = write_sequences(tmp_path / "sequences", {"a": CUT - TICK})
-    options = ["--embed", str(embed), "--sequences", str(sequences), "--out", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as end:
-        cluster.main([*options, "--clusters", "4"])
-    assert end.value.code == 0
-    assert '"fitted_on": 1' in capsys.readouterr().out
-    assert artifact.read(tmp_path / "out", kind="cluster").config == {
+    cluster.build(embed=embed, sequences=sequences, out=tmp_path / "out", config=ClusterConfig(clusters=4))
+    manifest = artifact.read(tmp_path / "out", kind="cluster")
+    assert manifest.facts["fitted_on"] == 1
+    assert manifest.config == {
         "clusters": 4,
         "later_clusters": 0,
         "codebooks": 1,

@@ -200,7 +200,7 @@ def test_streaming_the_clicks_of_the_offline_tables_gives_the_store_that_a_batch
     pd.DataFrame(clicks)[list(COLUMNS)].to_parquet(tmp_path / "clicks.parquet")
     settings = Settings(workspace=str(tmp_path), rejected=str(tmp_path / "rejected"))
     options = running.options([])
-    click_stream.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1, seconds=None)
+    click_stream.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1)
     assert stored(tmp_path) == stored(loaded_shop.workspace)
 
 
@@ -379,7 +379,7 @@ class OnePass(click_stream.Stop):
 
 def followed(folder, settings, looks=1):
     options = running.options([])
-    return report(click_stream.follow(folder, settings, options, OnePass(looks), every=0, until=None))
+    return report(click_stream.follow(folder, settings, options, OnePass(looks), every=0))
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -420,7 +420,7 @@ def test_a_folder_that_is_followed_on_another_runner_makes_a_streaming_job(monke
     begun = []
     monkeypatch.setattr(click_stream, "run_elsewhere", lambda source, _, options: begun.append((source, options)))
     options = running.options(["--runner=FlinkRunner"])
-    click_stream.stream(str(tmp_path), settings, options, following=following, every=1, seconds=None)
+    click_stream.stream(str(tmp_path), settings, options, following=following, every=1)
     [(source, used)] = begun
     assert used.view_as(StandardOptions).streaming is following
     assert isinstance(source, ReadGrowingFolder if following else ReadFiles)
@@ -433,7 +433,7 @@ def test_what_cannot_be_streamed_is_refused_with_the_cure(settings, tmp_path):
     options = running.options([])
 
     def stream(address, **more):
-        asked = {"following": False, "every": 1.0, "seconds": None, **more}
+        asked = {"following": False, "every": 1.0, **more}
         return click_stream.stream(str(address), settings, options, **asked)
 
     (tmp_path / "empty").mkdir()
@@ -455,7 +455,5 @@ def test_a_workspace_without_a_store_is_refused_before_anything_is_read(tmp_path
     write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
     settings = Settings(workspace=str(tmp_path / "ws"), rejected=str(tmp_path / "rejected"))
     with pytest.raises(StoreNotReady, match="run courier materialize first"):
-        click_stream.stream(
-            str(tmp_path / "one.jsonl"), settings, running.options([]), following=False, every=1, seconds=None
-        )
+        click_stream.stream(str(tmp_path / "one.jsonl"), settings, running.options([]), following=False, every=1)
     assert click_sources.event_files(tmp_path) == [tmp_path / "one.jsonl"]

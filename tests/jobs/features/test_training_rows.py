@@ -224,8 +224,9 @@ def test_nothing_but_the_rows_is_left_behind(loaded_shop, tmp_path):
 
 def test_the_rows_are_the_same_in_another_time_zone(loaded_shop, built, tmp_path):
     out = tmp_path / "k"
-    options = [word for name, path in paths(loaded_shop).items() for word in (f"--{name}", str(path))]
-    command = [sys.executable, "-m", "jobs.features.training_rows", *options, "--out", str(out)]
+    given = ", ".join(f"{name}=Path({str(path)!r})" for name, path in {**paths(loaded_shop), "out": out}.items())
+    program = f"from pathlib import Path; from jobs.features import training_rows; training_rows.build({given})"
+    command = [sys.executable, "-c", program]
     environment = {**os.environ, "TZ": "America/New_York"}
     done = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

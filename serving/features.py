@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from feature_repo.contract import EMBEDDING_DIM, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, USER_KEY, Feature
 from feature_repo.definitions import open_store
-from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.item_vectors import ItemVectors
 from model.ctr.inputs.rows import (
     CLUSTER_FEATURES,
     HISTORY,

@@ -27,16 +27,15 @@ from model import artifact
 from model.artifact import AnyPath, ArtifactMismatch, Manifest
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
 from model.ctr.evaluation.evaluate import (
-    TRUE_STYLE,
     TestRows,
     Variant,
     compare,
     oracle,
-    side_by_side,
     true_probabilities,
-    with_true_labels,
 )
-from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.item_vectors import ItemVectors
+from model.ctr.inputs.none import NONE
+from model.ctr.inputs.true_style import TRUE_STYLE, side_by_side, with_true_labels
 from model.ctr.train import AS_SHOWN, encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
@@ -109,7 +108,7 @@ def _same_rows(manifest: Manifest, rows: Path, embed: Path) -> None:
 def _variants(predictions: pa.Table, manifest: Manifest) -> list[Variant]:
     found = []
     for model, images in product(manifest.config["models"], manifest.config["images"]):
-        encoder = None if images == "none" else manifest.facts["encoder"]
+        encoder = None if images == NONE.name else manifest.facts["encoder"]
         scores, as_shown = (predictions.column(f"{model}/{images}{form}").to_numpy() for form in ("", AS_SHOWN))
         found.append(Variant(model=model, images=images, encoder=encoder, scores=scores, as_shown=as_shown))
     return found
@@ -134,7 +133,7 @@ def fit_true_style(
         label: encode_splits({p: with_true_labels(t, styles, label) for p, t in tables.items()}, vectors, config)
         for label in labels
     }
-    coded = {label: splits.with_images("cluster_id") for label, splits in encoded.items()}
+    coded = {label: splits.with_images(TRUE_STYLE.name) for label, splits in encoded.items()}
     given = {period: side_by_side({label: coded[label][period] for label in labels}) for period in PERIODS}
     splits = encoded[labels[0]]  # whose numbering the cluster IDs follow
     found = []
@@ -143,7 +142,7 @@ def fit_true_style(
         found.append(
             Variant(
                 model=model,
-                images=TRUE_STYLE,
+                images=TRUE_STYLE.name,
                 encoder="true-style",
                 scores=fitted.test,
                 as_shown=fitted.test_as_shown,

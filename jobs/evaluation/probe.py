@@ -28,7 +28,7 @@ from model.artifact import Manifest
 from model.courier.inference import probe
 from model.courier.inference.probe import FIRST, NEGATIVES, PADDING, PAGE, Clicks, Ints, Measured, Pool
 from model.ctr.evaluation.evaluate import nulled
-from model.ctr.inputs.inputs import MICROSECONDS_A_DAY
+from model.ctr.inputs.encoded import MICROSECONDS_A_DAY
 from model.errors import CourierError
 from model.metrics import Floats, UserBootstrap
 

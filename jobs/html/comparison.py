@@ -8,9 +8,16 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 
 from jobs.html import page
-from jobs.html.evaluation import IMAGES, MODELS, POINTS, interval, p_text, points, svg
+from jobs.html.evaluation import MODELS, POINTS, interval, p_text, points, svg
+from model.ctr.inputs.cluster_id import CLUSTER_ID
+from model.ctr.inputs.none import NONE
+from model.ctr.inputs.registry import titles, trained_names
+from model.ctr.inputs.true_style import TRUE_STYLE
+from model.ctr.inputs.vector import VECTOR
 
-GAINS: Final = ("vector", "simscore", "cluster_id")
+IMAGES: Final = titles()
+GAINS: Final = tuple(name for name in trained_names() if name != NONE.name)
+KINDS: Final = tuple(name for name in GAINS if name != VECTOR.name)  # a vector may also be a name for its item
 NEGATIVES: Final = {
     "popular": "50 by popularity",
     "category": "50 of its category",
@@ -58,7 +65,7 @@ def headline(found: Found) -> str:
         return "There is nothing that the runs could be held against."
     told = []
     for model in _models(found):
-        for images in ("simscore", "cluster_id"):
+        for images in KINDS:
             figures = [rival["ctr"].get(f"{model}/{images}/all") for rival in rivals]
             above = sum(1 for one in figures if one and _is_sure(one) and one["value"] > 0)
             told.append(f"{above} of {len(rivals)} with {IMAGES[images]} ({MODELS[model]})")
@@ -101,22 +108,24 @@ def _probe_sheet(found: Found) -> Sheet:
 def _gain_sheet(found: Found, model: str) -> Sheet:
     sure = any("share" in gain for one in found["methods"] for gain in one["gains"].values())
     columns = ["encoder", *(IMAGES[images] for images in GAINS)]
-    columns += [f"{IMAGES[images]}, of true style" for images in GAINS[1:] if sure]
+    columns += [f"{IMAGES[images]}, of true style" for images in KINDS if sure]
     lines = []
     for one in found["methods"]:
         gains = [one["gains"].get(f"{model}/{images}/all") for images in GAINS]
-        shares = [_percent((gain or {}).get("share")) for gain in gains[1:] if sure]
+        shares = [_percent((gains[GAINS.index(images)] or {}).get("share")) for images in KINDS if sure]
         lines.append((one["label"], *(_difference(gain, spread=True) for gain in gains), *shares))
-    if true := found["true_style"].get(f"{model}/true_style/all"):
-        lines.append(("true style", "", "", _difference(true, spread=True), "", "100%"))
-    plain = found["baseline"][f"{model}/none/all"]["value"]
+    if true := found["true_style"].get(f"{model}/{TRUE_STYLE.name}/all"):
+        gains = [_difference(true, spread=True) if images == CLUSTER_ID.name else "" for images in GAINS]
+        shares = ["100%" if images == CLUSTER_ID.name else "" for images in KINDS if sure]
+        lines.append((IMAGES[TRUE_STYLE.name], *gains, *shares))
+    plain = found["baseline"][f"{model}/{NONE.name}/all"]["value"]
     caption = f"points (AUC x 100) over the same model without images, whose AUC is {plain:.4f}; 95 % CI; ± spread"
     return Sheet(f"{MODELS.get(model, model)}: what images add", caption, tuple(columns), lines)
 
 
 def _warmth_sheet(found: Found, model: str) -> Sheet:
-    asked = [f"{model}/{images}/{part}" for images in GAINS[1:] for part in ("warm", "cold")]
-    named = [f"{IMAGES[images]}, {part}" for images in GAINS[1:] for part in ("warm", "cold")]
+    asked = [f"{model}/{images}/{part}" for images in KINDS for part in ("warm", "cold")]
+    named = [f"{IMAGES[images]}, {part}" for images in KINDS for part in ("warm", "cold")]
     lines = [
         (one["label"], *(_difference(one["gains"].get(key), spread=True) for key in asked)) for one in found["methods"]
     ]
@@ -156,7 +165,7 @@ def _order_sheet(found: Found, model: str) -> Sheet:
     columns = ["encoder", "holds"]
     for less, more in pairwise(GAINS):
         columns += [f"{IMAGES[more]} over {IMAGES[less]}", "p"]
-    title = f"{MODELS.get(model, model)}: vector < SimScore < cluster ID?"
+    title = f"{MODELS.get(model, model)}: {' < '.join(IMAGES[images] for images in GAINS)}?"
     return Sheet(title, "differences of AUCs in points, 95 % CI", tuple(columns), lines)
 
 

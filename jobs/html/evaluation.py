@@ -11,15 +11,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from jobs.html import page
+from model.ctr.inputs.cluster_id import CLUSTER_ID
+from model.ctr.inputs.none import NONE
+from model.ctr.inputs.registry import titles
+from model.ctr.inputs.true_style import TRUE_STYLE
 
 MODELS: Final = {"lightgbm": "LightGBM", "neural": "Neural"}
-IMAGES: Final = {
-    "none": "none",
-    "vector": "vector",
-    "simscore": "SimScore",
-    "cluster_id": "cluster ID",
-    "true_style": "true style",
-}
 MOMENTS: Final = {
     "start": "training begins",
     "valid_start": "validation begins",
@@ -29,6 +26,7 @@ MOMENTS: Final = {
 # Two colours that stay apart for colour-blind eyes (Okabe & Ito), and two markers besides.
 COLOURS: Final = {"lightgbm": "#0072B2", "neural": "#C44E00"}
 MARKERS: Final = {"lightgbm": "o", "neural": "s"}
+CALIBRATED: Final = {NONE.name: "--", CLUSTER_ID.name: "-"}  # whose calibration is shown, and by which line
 SIGNIFICANT: Final = 0.05
 POINTS: Final = 100.0  # an AUC difference of 0.01 is one point
 
@@ -46,7 +44,7 @@ def render(evaluation: Mapping[str, Any]) -> str:
         best=_best_lines(evaluation),
         moments=MOMENTS,
         oracle=evaluation["oracle"],
-        true_style=any(row["images"] == "true_style" for row in rows),
+        true_style=any(row["images"] == TRUE_STYLE.name for row in rows),
         forest=svg("forest", "AUC gain of each image input, with intervals", gains_figure(rows)),
         calibration=svg("calibration", "Predicted against observed click rates", calibration_figure(rows)),
         warmth=svg("warmth", "AUC gains on warm and on new items, with intervals", warmth_figure(rows)),
@@ -55,7 +53,7 @@ def render(evaluation: Mapping[str, Any]) -> str:
 
 def headline(evaluation: Mapping[str, Any]) -> str:
     """What cluster IDs did for each model, in one sentence."""
-    told = [_told(row) for row in evaluation["rows"] if row["images"] == "cluster_id"]
+    told = [_told(row) for row in evaluation["rows"] if row["images"] == CLUSTER_ID.name]
     name = evaluation["dataset"]["name"]
     if not told:
         return f"No model with image cluster IDs was evaluated on {name}."
@@ -84,7 +82,7 @@ def table_lines(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def _line(row: Row) -> tuple[str, ...]:
-    model, images = MODELS.get(row["model"], row["model"]), IMAGES.get(row["images"], row["images"])
+    model, images = MODELS.get(row["model"], row["model"]), titles().get(row["images"], row["images"])
     return (
         str(model),
         str(images),
@@ -145,7 +143,7 @@ def gains_figure(rows: Sequence[Row]) -> Figure:
         if row["images"] in kinds and row["auc_gain"] is not None:
             at = kinds.index(row["images"]) + (models.index(row["model"]) - (len(models) - 1) / 2) * 0.28
             _interval_bar(axes, row, at)
-    _forest_axes(axes, [IMAGES.get(kind, kind) for kind in kinds], "AUC gain over images = none, points (AUC x 100)")
+    _forest_axes(axes, [titles().get(kind, kind) for kind in kinds], "AUC gain over images = none, points (AUC x 100)")
     _legend(axes, models)
     return figure
 
@@ -159,7 +157,7 @@ def warmth_figure(rows: Sequence[Row]) -> Figure:
             for part, shift, face in (("warm", -0.15, COLOURS.get(model, "#333")), ("cold", 0.15, "white")):
                 if row[part]["auc_gain"] is not None:
                     _interval_bar(axes, {**row[part], "model": model}, kinds.index(row["images"]) + shift, face)
-        _forest_axes(axes, [IMAGES.get(kind, kind) for kind in kinds], "AUC gain, points (AUC x 100)")
+        _forest_axes(axes, [titles().get(kind, kind) for kind in kinds], "AUC gain, points (AUC x 100)")
         axes.set_title(f"{MODELS.get(model, model)}: filled = clicked before, hollow = new items", fontsize=10)
     return figure
 
@@ -169,11 +167,10 @@ def calibration_figure(rows: Sequence[Row]) -> Figure:
     models = _models(rows)
     figure, panels = _figure(max(1, len(models)), height=3.8)
     for axes, model in zip(panels, models, strict=False):
-        shown = [r for r in rows if r["model"] == model and r["images"] in ("none", "cluster_id") and r["calibration"]]
+        shown = [r for r in rows if r["model"] == model and r["images"] in CALIBRATED and r["calibration"]]
         for row in shown:
             x, y = ([part[name] * 100 for part in row["calibration"]] for name in ("predicted", "observed"))
-            style = {"none": "--", "cluster_id": "-"}[row["images"]]
-            label = f"images = {IMAGES[row['images']]}"
+            style, label = CALIBRATED[row["images"]], f"images = {titles()[row['images']]}"
             axes.plot(x, y, style, marker=MARKERS.get(model, "o"), ms=4, color=COLOURS.get(model), label=label)
         top = max([part[n] * 100 for r in shown for part in r["calibration"] for n in ("predicted", "observed")] or [1])
         axes.plot([0, top], [0, top], color="#888", lw=1, label="perfect")
@@ -183,7 +180,7 @@ def calibration_figure(rows: Sequence[Row]) -> Figure:
 
 
 def _kinds(rows: Sequence[Row]) -> list[str]:
-    return [kind for kind in IMAGES if kind != "none" and any(row["images"] == kind for row in rows)]
+    return [kind for kind in titles() if kind != NONE.name and any(row["images"] == kind for row in rows)]
 
 
 def _models(rows: Sequence[Row]) -> list[str]:

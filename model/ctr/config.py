@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from model.ctr.inputs.registry import trained_names
+
 MODELS = ("lightgbm", "neural")
-IMAGES = ("none", "vector", "simscore", "cluster_id")
+IMAGES = trained_names()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

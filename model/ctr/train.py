@@ -21,8 +21,11 @@ from model import artifact, metrics
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.config import CtrConfig
 from model.ctr.inputs import inputs
+from model.ctr.inputs.encoded import Encoded, encode
 from model.ctr.inputs.fit import fit_inputs
-from model.ctr.inputs.inputs import Encoded, Floats, InputsState, ItemVectors, ModelInput
+from model.ctr.inputs.image_input import ModelInput
+from model.ctr.inputs.item_vectors import Floats, ItemVectors
+from model.ctr.inputs.state import InputsState
 from model.ctr.models.boosted import BoostedModel
 from model.ctr.models.neural import NeuralModel
 from model.errors import CourierError
@@ -80,7 +83,7 @@ def encode_splits(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: 
                 "bring more page views, with clicked and unclicked items"
             )
     state = fit_inputs(tables["train"], vectors, config.vector_components)
-    rows = {period: inputs.encode(tables[period], state, vectors) for period in PERIODS}
+    rows = {period: encode(tables[period], state, vectors) for period in PERIODS}
     return Splits(state, vectors, rows, clicked)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM, WINDOWS_DAYS
 from model import artifact
-from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.item_vectors import ItemVectors
 from model.ctr.inputs.rows import ROW_COLUMNS
 
 START = datetime(2024, 3, 1, tzinfo=UTC)

@@ -14,7 +14,7 @@ import pytest
 
 from feature_repo.contract import LOADED_MARK
 from model import artifact
-from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs.item_vectors import ItemVectors
 from model.releases import Release
 from serving import ranker
 from serving.ranker import STORE_FAILED, BadRanking, Ranker

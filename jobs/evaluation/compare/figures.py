@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from jobs.evaluation import probe
-from jobs.evaluation.compare.runs import IMAGES, NONE
+from jobs.evaluation.compare.runs import IMAGES, NONE, TRUE_STYLE
 from model.ctr.evaluation.encoders import Sample, Samples, common, difference_ci, mean_ci, rank_correlation, share
-from model.ctr.evaluation.evaluate import TRUE_STYLE, nulled
+from model.ctr.evaluation.evaluate import nulled
 
 SCHEMA: Final = 1
 CHANCE: Final = 0.5  # the AUC of an encoder that knows nothing

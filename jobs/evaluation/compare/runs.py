@@ -34,15 +34,18 @@ from model.courier.training import train
 from model.courier.training.checkpoint import CheckpointMismatch, checkpoint_folder
 from model.courier.training.methods import settle
 from model.ctr.config import CtrConfig
-from model.ctr.evaluation.evaluate import TRUE_STYLE, with_cluster_ids
-from model.ctr.inputs.inputs import ItemVectors
+from model.ctr.inputs import none, true_style
+from model.ctr.inputs.cluster_id import with_cluster_ids
+from model.ctr.inputs.item_vectors import ItemVectors
+from model.ctr.inputs.registry import trained_names
 from model.ctr.train import encode_splits, fit_encoded, progress_bar
 
 log = structlog.get_logger()
 console = Console(stderr=True)
 
-NONE: Final = "none"
-IMAGES: Final = ("vector", "simscore", "cluster_id")
+NONE: Final = none.NONE.name
+TRUE_STYLE: Final = true_style.TRUE_STYLE.name
+IMAGES: Final = tuple(name for name in trained_names() if name != NONE)
 SCORES: Final = "scores"
 PROBE: Final = "probe"
 STEPS: Final = ("pretrain", "embed", "cluster", PROBE, SCORES)

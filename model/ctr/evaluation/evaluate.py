@@ -2,22 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from feature_repo.contract import ITEM_KEY
 from model import metrics
-from model.ctr.inputs.inputs import BASE_FEATURES, ModelInput
-from model.ctr.inputs.rows import HISTORY, HISTORY_CLUSTERS, along_history
+from model.ctr.inputs.columns import sorted_codes
+from model.ctr.inputs.none import NONE
 from model.errors import CourierError
 from model.metrics import Gain, UserBootstrap
 
-TRUE_STYLE: Final = "true_style"
 NO_GAIN: Final = Gain(math.nan, math.nan, math.nan, math.nan)
 
 Numbers = NDArray[Any]
@@ -55,8 +52,8 @@ class TestRows:
         return cls(
             predictions.column("clicked").to_numpy(),
             predictions.column("cold").combine_chunks().to_numpy(zero_copy_only=False).astype(bool),
-            _codes(predictions.column("user_id")),
-            _codes(predictions.column("request_id")),
+            sorted_codes(predictions.column("user_id")),
+            sorted_codes(predictions.column("request_id")),
         )
 
 
@@ -72,9 +69,9 @@ def compare(
     kept = {"all": np.ones(len(rows.clicked), dtype=bool), "cold": rows.cold, "warm": ~rows.cold}
     baselines: dict[str, Mapping[str, tuple[float, Numbers]]] = {}
     found = []
-    for variant in sorted(variants, key=lambda v: v.images != "none"):  # the baselines first
+    for variant in sorted(variants, key=lambda v: v.images != NONE.name):  # the baselines first
         aucs = {part: _auc(rows, variant, keep, resamples) for part, keep in kept.items()}
-        if variant.images == "none":
+        if variant.images == NONE.name:
             baselines[variant.model] = aucs
         gains = {p: _gain(aucs[p], baselines.get(variant.model, {}).get(p), variant) for p in kept}
         figures = _figures(rows, variant) | _named(gains["all"])
@@ -91,7 +88,7 @@ def compare(
 
 def oracle(rows: TestRows, p_click: Numbers) -> dict[str, Any]:
     """The figures of the true click probabilities, (n,), which know the positions too: what no model can pass."""
-    figures = _figures(rows, Variant(model="oracle", images="none", encoder=None, scores=p_click, as_shown=p_click))
+    figures = _figures(rows, Variant(model="oracle", images=NONE.name, encoder=None, scores=p_click, as_shown=p_click))
     cold = {"auc": metrics.auc(rows.clicked[rows.cold], p_click[rows.cold]), "n": int(rows.cold.sum())}
     kept = {name: figures[name] for name in ("auc", "gauc", "ndcg", "logloss")}
     found: dict[str, Any] = nulled({**kept, "n": len(p_click), "cold": cold})
@@ -112,41 +109,6 @@ def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
     return found
 
 
-def with_true_labels(rows: pa.Table, truth_items: pa.Table, label: str) -> pa.Table:
-    """The rows with the true `label` of each item, as a number, where its cluster ID was; -1 for an unlabelled item.
-
-    truth_items: item_id and a column named `label`.
-    """
-    codes = pa.array(_codes(truth_items.column(label)), pa.int32())
-    return with_cluster_ids(rows, pa.table({ITEM_KEY: truth_items.column("item_id"), "cluster_id": codes}))
-
-
-def with_cluster_ids(rows: pa.Table, clusters: pa.Table) -> pa.Table:
-    """The rows with other cluster IDs, the target's and the history's; -1 for an item without one.
-
-    clusters: item_id, cluster_id; each item once.
-    """
-    item_ids = clusters.column(ITEM_KEY).cast(pa.string())
-    codes = clusters.column("cluster_id").cast(pa.int32())
-    found = pc.index_in(rows.column(ITEM_KEY), value_set=item_ids.combine_chunks())
-    target = codes.take(found).fill_null(pa.scalar(-1, pa.int32()))
-    history = along_history(rows.column(HISTORY).combine_chunks(), item_ids, codes, default=-1)
-    replaced = {"cluster_id": target, HISTORY_CLUSTERS: history}
-    return pa.table({name: replaced.get(name, rows.column(name)) for name in rows.column_names})
-
-
-def side_by_side(inputs: Mapping[str, ModelInput]) -> ModelInput:
-    """One model input that holds what several labels tell: the first as the cluster ID, of all the match columns.
-
-    inputs: label -> the same rows with that label in place of the cluster ID, as with_images(..., "cluster_id") gives.
-    """
-    first, *others = inputs.items()
-    plain = len(BASE_FEATURES)
-    names = (*first[1].names, *(f"{label}_{name}" for label, given in others for name in given.names[plain:]))
-    dense = np.hstack([first[1].dense, *(given.dense[:, plain:] for _, given in others)])
-    return replace(first[1], names=names, dense=dense)
-
-
 def nulled(value: Any) -> Any:
     """The value with None for every number that is not finite, all the way down: JSON knows no NaN."""
     if isinstance(value, Mapping):
@@ -156,23 +118,13 @@ def nulled(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _codes(column: pa.ChunkedArray) -> Numbers:
-    """0, 1, 2 ... in the order of the sorted distinct values: the numbering does not depend on the rows' order."""
-    values = column.combine_chunks().dictionary_encode()
-    names = np.asarray(values.dictionary.to_pylist(), dtype=object)
-    rank = np.empty(len(names), dtype=np.int32)
-    rank[np.argsort(names, kind="stable")] = np.arange(len(names), dtype=np.int32)
-    codes: Numbers = rank[values.indices.to_numpy(zero_copy_only=False)]
-    return codes
-
-
 def _auc(rows: TestRows, variant: Variant, keep: NDArray[np.bool_], resamples: UserBootstrap) -> tuple[float, Numbers]:
     value = metrics.auc(rows.clicked[keep], variant.scores[keep])
     return value, resamples.aucs(rows.clicked, variant.scores, keep)
 
 
 def _gain(ours: tuple[float, Numbers], theirs: tuple[float, Numbers] | None, variant: Variant) -> Gain:
-    if theirs is None or variant.images == "none":
+    if theirs is None or variant.images == NONE.name:
         return NO_GAIN
     return UserBootstrap.gain(ours[0] - theirs[0], ours[1], theirs[1])
 

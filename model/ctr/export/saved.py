@@ -8,7 +8,7 @@ from typing import Final, Protocol
 import pyarrow as pa
 
 from model.artifact import ArtifactMismatch, ArtifactMissing
-from model.ctr.inputs.inputs import Floats, ItemVectors
+from model.ctr.inputs.item_vectors import Floats, ItemVectors
 from model.ctr.models import boosted, neural
 
 
@@ -17,7 +17,7 @@ class CtrModel(Protocol):
 
     @property
     def images(self) -> str:
-        """Its image input: none, vector, simscore or cluster_id; see model.ctr.inputs.inputs.needs_vectors."""
+        """The name of its image input, see model.ctr.inputs.registry."""
 
     def predict(self, table: pa.Table, vectors: ItemVectors | None = None) -> Floats:
         """Click probabilities of rows (form: model.ctr.inputs.rows) as if each were shown at the top: (B,) float32."""

@@ -124,3 +124,13 @@ def whole(values: pa.Array) -> Ints:
     """Integers as int32; a null is -1."""
     found: Ints = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     return found
+
+
+def sorted_codes(column: pa.ChunkedArray) -> Ints:
+    """0, 1, 2 ... in the order of the sorted distinct values: the numbering does not depend on the rows' order."""
+    values = column.combine_chunks().dictionary_encode()
+    names = np.asarray(values.dictionary.to_pylist(), dtype=object)
+    rank = np.empty(len(names), dtype=np.int32)
+    rank[np.argsort(names, kind="stable")] = np.arange(len(names), dtype=np.int32)
+    codes: Ints = rank[values.indices.to_numpy(zero_copy_only=False)]
+    return codes

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
-from feature_repo.contract import MAX_CODEBOOKS
 from model.ctr.config import BoostedConfig
-from model.ctr.inputs import inputs
-from model.ctr.inputs.inputs import Floats, InputsState, ItemVectors, ModelInput
+from model.ctr.inputs.image_input import ModelInput
+from model.ctr.inputs.inputs import model_input
+from model.ctr.inputs.item_vectors import Floats, ItemVectors
+from model.ctr.inputs.registry import image_input
+from model.ctr.inputs.state import InputsState
 
 KIND = "lightgbm"
-CATEGORICAL = ("category", *(f"cluster_{place}" if place else "cluster" for place in range(MAX_CODEBOOKS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,8 @@ class BoostedModel:
         put them at the top. Same seed and same number of threads, same trees.
         """
         names, columns = columns_of(train, state)
-        settings = {"feature_name": list(names), "categorical_feature": [n for n in names if n in CATEGORICAL]}
+        categories = names[names.index("category") :]
+        settings = {"feature_name": list(names), "categorical_feature": list(categories)}
         first = lgb.Dataset(columns, clicked[0], params=_parameters(config, seed, threads), **settings)
         second = lgb.Dataset(columns_of(valid, state)[1], clicked[1], reference=first, **settings)
         history: list[Mapping[str, float]] = []
@@ -82,12 +84,11 @@ class BoostedModel:
 
     def predict(self, table: pa.Table, vectors: ItemVectors | None = None) -> Floats:
         """Click probabilities of rows (form: model.ctr.inputs.rows) as if each were shown at the top: (B,) float32."""
-        rows = inputs.encode(table, self.state, vectors if inputs.needs_vectors(self.images) else None)
-        return self.score(inputs.with_images(rows, self.state, vectors, self.images).at_top())
+        return self.score(model_input(table, self.state, vectors, self.images).at_top())
 
     def save(self, folder: Path) -> None:
         """Write model.json, trees.txt and the inputs' state into `folder`, which exists."""
-        self.state.save(folder)
+        self.state.only(self.images).save(folder)
         (folder / "trees.txt").write_text(self.booster.model_to_string())
         (folder / "model.json").write_text(json.dumps({"model": KIND, "images": self.images}, indent=1))
 
@@ -100,14 +101,15 @@ class BoostedModel:
 
 
 def columns_of(given: ModelInput, state: InputsState) -> tuple[tuple[str, ...], Floats]:
-    """The names and the (B, F) float32 columns that the trees split on."""
+    """The names and the (B, F) float32 columns that the trees split on; those from "category" on are categories."""
+    images, learned = image_input(given.images), state.learned[given.images]
     names, parts = [*given.names], [given.dense]
-    if given.images == "vector":
-        more, components = inputs.component_columns(given, state)
-        names, parts = [*names, *more], [*parts, components]
+    if images.tree_numbers is not None:
+        more, columns = images.tree_numbers(given, learned)
+        names, parts = [*names, *more], [*parts, columns]
     singles = {"position": given.rows.position, "category": given.rows.category}
-    if given.images == "cluster_id":
-        singles |= zip(CATEGORICAL[1:], inputs.cluster_codes(given.rows.cluster, state), strict=False)
+    if images.codes is not None:
+        singles |= zip(images.codes.names, images.codes.of_targets(given.rows, slice(None), learned), strict=False)
     columns = np.column_stack([*parts, *(column.astype(np.float32) for column in singles.values())])
     return (*names, *singles), columns
 

@@ -1,8 +1,8 @@
 """The neural CTR model: target attention over the clicks of the history, in the way of the Deep Interest Network.
 
 Zhou et al. 2018, https://arxiv.org/abs/1706.06978: each click is weighted by what it has to do with the target, and the
-weighted sum is not normalised, so that many related clicks say more than one. Image inputs enter there: cluster
-embeddings and projected vectors as part of a click, a cosine as something the attention may look at.
+weighted sum is not normalised, so that many related clicks say more than one. Image inputs enter there: embeddings of
+their codes and projected vectors as part of a click, facts (a cosine) as something the attention may look at.
 """
 
 import copy
@@ -26,8 +26,11 @@ from torch import Tensor, nn
 
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM
 from model.ctr.config import NeuralConfig
-from model.ctr.inputs import inputs
-from model.ctr.inputs.inputs import Floats, InputsState, ItemVectors, ModelInput
+from model.ctr.inputs.image_input import ModelInput
+from model.ctr.inputs.inputs import model_input
+from model.ctr.inputs.item_vectors import Floats, ItemVectors
+from model.ctr.inputs.registry import image_input
+from model.ctr.inputs.state import InputsState
 from model.metrics import logloss
 
 KIND: Final = "neural"
@@ -41,12 +44,16 @@ SUM_SCALE: Final = 1.0 / np.sqrt(10.0)  # keeps the unnormalised sum of some ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """The sizes that a network is built from; saved beside its weights."""
+    """The sizes that a network is built from; saved beside its weights.
 
-    images: str
+    codes, facts, projected: of the image input, see model.ctr.inputs.image_input.
+    """
+
     items: int
     categories: int
-    clusters: tuple[int, ...]
+    codes: tuple[int, ...]
+    facts: int
+    projected: bool
     dense: int
     id_width: int
     hidden: tuple[int, ...]
@@ -61,9 +68,9 @@ class Batch:
     """
 
     dense: Tensor  # (B, F)
-    ids: Tensor  # (B, 3 + codebooks): item, category, position, a code of each codebook
-    clicks: Tensor  # (C, 2 + codebooks): item, category, a code of each codebook
-    click_facts: Tensor  # (C, 2): age, cosine
+    ids: Tensor  # (B, 3 + codes): item, category, position, the codes of the image input
+    clicks: Tensor  # (C, 2 + codes): item, category, the codes
+    click_facts: Tensor  # (C, 1 + facts): age, the facts of the image input, 0 where unknown
     click_row: Tensor  # (C,)
     vectors: Tensor
     target_vector: Tensor
@@ -79,23 +86,21 @@ class TargetAttention(nn.Module):
     def __init__(self, widths: Widths) -> None:
         super().__init__()
         width, small = widths.id_width, max(2, widths.id_width // 2)
-        self.images = widths.images
         self.register_buffer("median", torch.zeros(widths.dense))
         self.register_buffer("scale", torch.ones(widths.dense))
         self.item = _embedding(widths.items + 1, width)
         self.category = _embedding(widths.categories + 1, small)
         self.position = _embedding(POSITIONS, 4)
         one = width + small
-        if self.images == "cluster_id":
-            self.clusters = nn.ModuleList(_embedding(size + 1, width) for size in widths.clusters)
-            one += width * len(widths.clusters)
-        if self.images == "vector":
+        self.codes = nn.ModuleList(_embedding(size + 1, width) for size in widths.codes)
+        one += width * len(widths.codes)
+        self.project = None
+        if widths.projected:
             self.project = nn.Linear(EMBEDDING_DIM, width, bias=False)
             # a unit vector comes out at half a unit a place: torch's 0.04 leaves target x click too faint to learn from
             nn.init.normal_(self.project.weight, std=0.5)
             one += width
-        facts = 2 if self.images == "simscore" else 1
-        self.relate = nn.Linear(one + facts, 16, bias=False)  # of target x click, and of the click's facts
+        self.relate = nn.Linear(one + 1 + widths.facts, 16, bias=False)  # of target x click, and of the click's facts
         self.click = nn.Linear(one, 16, bias=False)
         self.target = nn.Linear(one, 16)
         self.weigh = nn.Linear(16, 1)
@@ -105,7 +110,7 @@ class TargetAttention(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits: (B,)."""
-        vectors = self.project(batch.vectors) if self.images == "vector" else None
+        vectors = self.project(batch.vectors) if self.project is not None else None
         target = self._describe(batch.ids, batch.ids[:, 3:], vectors, batch.target_vector)
         click = self._describe(batch.clicks, batch.clicks[:, 2:], vectors, batch.click_vector)
         interest = torch.zeros_like(target)
@@ -118,16 +123,14 @@ class TargetAttention(nn.Module):
     def _describe(self, ids: Tensor, codes: Tensor, vectors: Tensor | None, which: Tensor) -> Tensor:
         """(n, D): an item as the concatenation of its embeddings."""
         parts = [self.item(ids[:, 0]), self.category(ids[:, 1])]
-        if self.images == "cluster_id":
-            parts += [table(codes[:, place]) for place, table in enumerate(self.clusters)]
+        parts += [table(codes[:, place]) for place, table in enumerate(self.codes)]
         if vectors is not None:
             parts.append(F.embedding(which, vectors))
         return torch.cat(parts, dim=1)
 
     def _weights(self, batch: Batch, target: Tensor, click: Tensor) -> Tensor:
         """(C, 1): how much each click says about its target, in (0, 1)."""
-        facts = batch.click_facts if self.images == "simscore" else batch.click_facts[:, :1]
-        together = torch.cat([click * F.embedding(batch.click_row, target), facts], dim=1)
+        together = torch.cat([click * F.embedding(batch.click_row, target), batch.click_facts], dim=1)
         mine = F.embedding(batch.click_row, self.target(target))
         return torch.sigmoid(self.weigh(F.relu(self.relate(together) + self.click(click) + mine)))
 
@@ -167,11 +170,13 @@ class NeuralModel:
         Early stopping looks at the validation rows with their observed positions, as they were shown; only predictions
         put them at the top. Same seed and same number of threads, same weights.
         """
+        images = image_input(train.images)
         widths = Widths(
-            images=train.images,
             items=len(state.items),
             categories=len(state.categories),
-            clusters=state.clusters,
+            codes=images.codes.sizes(state.learned[train.images]) if images.codes is not None else (),
+            facts=0 if train.facts is None else train.facts.shape[2],
+            projected=images.projected,
             dense=train.dense.shape[1],
             id_width=config.id_width,
             hidden=tuple(config.hidden),
@@ -198,12 +203,11 @@ class NeuralModel:
 
     def predict(self, table: pa.Table, vectors: ItemVectors | None = None) -> Floats:
         """Click probabilities of rows (form: model.ctr.inputs.rows) as if each were shown at the top: (B,) float32."""
-        rows = inputs.encode(table, self.state, vectors if inputs.needs_vectors(self.images) else None)
-        return self.score(inputs.with_images(rows, self.state, vectors, self.images).at_top())
+        return self.score(model_input(table, self.state, vectors, self.images).at_top())
 
     def save(self, folder: Path) -> None:
         """Write model.json, weights.safetensors and the inputs' state into `folder`, which exists."""
-        self.state.save(folder)
+        self.state.only(self.images).save(folder)
         save_file(
             {name: t.contiguous() for name, t in self.network.state_dict().items()}, folder / "weights.safetensors"
         )
@@ -213,12 +217,13 @@ class NeuralModel:
     @classmethod
     def load(cls, folder: Path) -> "NeuralModel":
         """Read what `save` wrote."""
+        state = InputsState.load(folder)
         about: dict[str, Any] = json.loads((folder / "model.json").read_text())
-        widths = Widths(**about["widths"] | {name: tuple(about["widths"][name]) for name in ("hidden", "clusters")})
+        widths = Widths(**about["widths"] | {name: tuple(about["widths"][name]) for name in ("hidden", "codes")})
         with torch.random.fork_rng(devices=[]):
             network = TargetAttention(widths)
         network.load_state_dict(load_file(folder / "weights.safetensors"))
-        return cls(about["images"], InputsState.load(folder), widths, network.eval())
+        return cls(about["images"], state, widths, network.eval())
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -234,15 +239,16 @@ def batch_of(
     item, clicked_item = encoded.item[rows], encoded.history_item[here]
     if hide is not None:
         item, clicked_item = np.where(hide[item], 0, item), np.where(hide[clicked_item], 0, clicked_item)
-    codes = inputs.cluster_codes(encoded.cluster[rows], state)
-    clicked_codes = inputs.cluster_codes(encoded.history_cluster[here], state)
-    cosine = np.zeros(len(row), np.float32) if given.similarity is None else np.nan_to_num(given.similarity[here])
+    images, learned = image_input(given.images), state.learned[given.images]
+    codes = images.codes.of_targets(encoded, rows, learned) if images.codes is not None else ()
+    clicked_codes = images.codes.of_clicks(encoded, here, learned) if images.codes is not None else ()
+    facts = [] if given.facts is None else [np.nan_to_num(given.facts[here])]
     vectors, target_vector, click_vector = _vectors(given, rows, here)
     return Batch(
         dense=torch.from_numpy(given.dense[rows]),
         ids=_tensor(item, encoded.category[rows], encoded.position[rows], *codes),
         clicks=_tensor(clicked_item, encoded.history_category[here], *clicked_codes),
-        click_facts=torch.from_numpy(np.column_stack([encoded.history_age[here], cosine])),
+        click_facts=torch.from_numpy(np.column_stack([encoded.history_age[here], *facts])),
         click_row=torch.from_numpy(row),
         vectors=vectors,
         target_vector=target_vector,
@@ -253,7 +259,7 @@ def batch_of(
 def _vectors(given: ModelInput, rows: NDArray[np.int64], here: tuple[Any, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """The distinct vectors of a batch after a row of zeros, and who uses which."""
     none = torch.zeros(0, dtype=torch.int64)
-    if given.images != "vector" or given.matrix is None:
+    if given.matrix is None or not image_input(given.images).projected:
         return torch.zeros(0, EMBEDDING_DIM), none, none
     wanted = np.concatenate([given.rows.target_row[rows], given.rows.history_row[here]])
     distinct, which = np.unique(np.append(wanted, -1), return_inverse=True)  # -1 sorts first: no vector

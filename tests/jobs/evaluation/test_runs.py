@@ -26,7 +26,7 @@ from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.training.checkpoint import Checkpoint, State
 from model.ctr import train
 from model.ctr.config import BoostedConfig, CtrConfig
-from model.ctr.evaluation.evaluate import with_cluster_ids
+from model.ctr.inputs.cluster_id import with_cluster_ids
 from model.ctr.inputs.rows import ROW_COLUMNS, ROW_DEFAULTS
 from model.errors import CourierError
 

@@ -14,6 +14,7 @@ from model.ctr import train
 from model.ctr.config import IMAGES, MODELS, BoostedConfig, CtrConfig, NeuralConfig
 from model.ctr.export.saved import load_model
 from model.ctr.inputs import inputs
+from model.ctr.inputs.item_vectors import ItemVectors
 from model.ctr.inputs.rows import fill
 
 CONFIG = CtrConfig(
@@ -95,7 +96,7 @@ def test_what_nobody_has_seen_is_still_predicted(built, shop, variant):
     rows[2] |= {"cluster_id": 10_000, "history_cluster_ids": [-1] * len(rows[2]["history_cluster_ids"])}
     scores = _model(built, variant).predict(pa.Table.from_pylist(rows, schema=shop.test.schema), shop.vectors)
     assert ((scores > 0) & (scores < 1)).all()
-    nobody = inputs.ItemVectors([], np.zeros((0, 256), np.float32))
+    nobody = ItemVectors([], np.zeros((0, 256), np.float32))
     assert np.isfinite(_model(built, variant).predict(shop.test.slice(0, 3), nobody)).all()
     assert _model(built, variant).predict(shop.test.slice(0, 0), shop.vectors).shape == (0,)
 

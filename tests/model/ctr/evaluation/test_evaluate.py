@@ -15,12 +15,12 @@ from model.ctr.evaluation.evaluate import (
     compare,
     nulled,
     oracle,
-    side_by_side,
     true_probabilities,
-    with_true_labels,
 )
 from model.ctr.inputs import inputs
+from model.ctr.inputs.encoded import BASE_FEATURES
 from model.ctr.inputs.fit import fit_inputs
+from model.ctr.inputs.true_style import side_by_side, with_true_labels
 from model.ctr.train import Fitted
 from model.errors import CourierError
 
@@ -123,12 +123,10 @@ def test_several_labels_stand_side_by_side_behind_the_same_plain_columns(shop):
     state = fit_inputs(shop.train, shop.vectors, 4)
     truth = pa.table({"item_id": shop.vectors.item_ids, "a": ["x", "y"] * 150, "b": ["x", "y", "z", "w"] * 75})
     given = {
-        label: inputs.with_images(
-            inputs.encode(with_true_labels(shop.test, truth, label), state, shop.vectors), state, None, "cluster_id"
-        )
+        label: inputs.model_input(with_true_labels(shop.test, truth, label), state, None, "true_style")
         for label in ("a", "b")
     }
-    both, plain = side_by_side(given), len(inputs.BASE_FEATURES)
+    both, plain = side_by_side(given), len(BASE_FEATURES)
     assert both.names == (*given["a"].names, *(f"b_{name}" for name in given["b"].names[plain:]))
     np.testing.assert_array_equal(both.dense[:, : len(given["a"].names)], given["a"].dense)
     np.testing.assert_array_equal(both.dense[:, len(given["a"].names) :], given["b"].dense[:, plain:])
@@ -138,7 +136,7 @@ def test_every_true_label_has_a_number_of_its_own_in_the_models_inputs(shop, mon
     seen = []
 
     def note(_model, given, splits, *_):
-        seen.append((set(given["train"].rows.cluster) - {-1}, splits.state.clusters))
+        seen.append((set(given["train"].rows.cluster) - {-1}, splits.state.learned["true_style"]["sizes"].tolist()))
         nothing = np.zeros(len(given["test"]), np.float32)
         return Fitted(None, nothing, nothing, 0.5, 0.7)
 
@@ -149,7 +147,7 @@ def test_every_true_label_has_a_number_of_its_own_in_the_models_inputs(shop, mon
     )
     tables = {"train": shop.train, "valid": shop.valid, "test": shop.test}
     evaluate.fit_true_style(tables, truth, shop.vectors, CtrConfig(), None)
-    assert seen == [(set(range(8)), (8,))] * 2  # both models: eight labels, and eight known to the vocabulary
+    assert seen == [(set(range(8)), [8])] * 2  # both models: eight labels, and eight known to the vocabulary
 
 
 def test_numbers_that_json_does_not_know_become_null():

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +12,15 @@ from hypothesis import strategies as st
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM
 from model.artifact import ArtifactMismatch
 from model.ctr.inputs import inputs
+from model.ctr.inputs.cluster_id import CLUSTER_FEATURES, cluster_codes, with_cluster_ids
+from model.ctr.inputs.encoded import BASE_FEATURES, encode
 from model.ctr.inputs.fit import fit_inputs
-from model.ctr.inputs.inputs import BASE_FEATURES, InputsState, ItemVectors
+from model.ctr.inputs.item_vectors import ItemVectors
+from model.ctr.inputs.registry import IMAGE_INPUTS
 from model.ctr.inputs.rows import ROW_COLUMNS, fill
+from model.ctr.inputs.simscore import HISTOGRAM_BINS, similarity
+from model.ctr.inputs.state import UNKNOWN, InputsState
+from model.ctr.inputs.vector import component_columns
 from model.errors import CourierError
 
 DAY = 86_400_000_000
@@ -62,12 +67,26 @@ def state():
     return fit_inputs(_table(*rows), _vectors(), 3)
 
 
+def _state(*clusters):
+    """One item and one category are known, and so many clusters of each codebook."""
+    return InputsState(
+        items=("i0",),
+        categories=("a",),
+        median_price=np.ones(2, np.float32),
+        learned={"none": {}, "cluster_id": {"sizes": np.array(clusters)}},
+    )
+
+
+def _sizes(state):
+    return state.learned["cluster_id"]["sizes"].tolist()
+
+
 def _named(given):
     return [dict(zip(given.names, row, strict=True)) for row in given.dense]
 
 
 def _read(state, images, *rows, vectors=None):
-    return _named(inputs.with_images(inputs.encode(_table(*rows), state, vectors), state, vectors, images))
+    return _named(inputs.with_images(encode(_table(*rows), state, vectors), state, vectors, images))
 
 
 def test_the_numbers_of_a_row_by_hand(state):
@@ -110,16 +129,17 @@ def test_similarities_by_hand(state):
     assert given["similarity_max"] == pytest.approx(max(cosines), abs=1e-6)
     assert given["similarity_top_3_mean"] == pytest.approx(np.mean(sorted(cosines)[2:]), abs=1e-6)
     assert given["similarity_newest_5_mean"] == pytest.approx(np.mean(cosines[:4]), abs=1e-6)
-    assert sum(given[f"similarity_bin_{i}"] for i in range(inputs.HISTOGRAM_BINS)) == pytest.approx(1)
+    assert sum(given[f"similarity_bin_{i}"] for i in range(HISTOGRAM_BINS)) == pytest.approx(1)
 
 
 def test_components_are_those_of_the_vector_and_of_the_mean_of_the_history(state):
     vectors = _vectors()
     rows = _table(_row(item="i2", history=[("i1", 1, 0), ("x", 2, 0), ("i3", 3, 0)]), _row(item="x"))
-    given = inputs.with_images(inputs.encode(rows, state, vectors), state, vectors, "vector")
-    names, columns = inputs.component_columns(given, state)
+    given = inputs.with_images(encode(rows, state, vectors), state, vectors, "vector")
+    names, columns = component_columns(given, state.learned["vector"])
     mean = vectors.matrix[[1, 3]].mean(axis=0)
-    slow = [state.components @ (v - state.mean) for v in (vectors.matrix[2], mean)]
+    components, centre = (state.learned["vector"][name] for name in ("components", "mean"))
+    slow = [components @ (v - centre) for v in (vectors.matrix[2], mean)]
     assert names[0] == "target_component_0"
     assert len(names) == 6
     np.testing.assert_allclose(columns[0], np.concatenate(slow), atol=1e-6)
@@ -127,12 +147,13 @@ def test_components_are_those_of_the_vector_and_of_the_mean_of_the_history(state
 
 
 def test_principal_axes_are_orthonormal_and_ordered(state):
-    np.testing.assert_allclose(state.components @ state.components.T, np.eye(3), atol=1e-5)
-    spread = ((_vectors().matrix[:4] - state.mean) @ state.components.T).var(axis=0)
+    components, mean = (state.learned["vector"][name] for name in ("components", "mean"))
+    np.testing.assert_allclose(components @ components.T, np.eye(3), atol=1e-5)
+    spread = ((_vectors().matrix[:4] - mean) @ components.T).var(axis=0)
     assert (np.diff(spread) <= 1e-9).all()
 
 
-@pytest.mark.parametrize("images", inputs.IMAGE_FEATURES)
+@pytest.mark.parametrize("images", IMAGE_INPUTS)
 def test_what_is_unknown_is_an_input_too(state, images):
     vectors = _vectors()
     rows = _table(
@@ -141,9 +162,9 @@ def test_what_is_unknown_is_an_input_too(state, images):
         _row(item="i0", category="", history=[("i1", 1, -1)], categories=[""]),
         _row(),
     )
-    encoded = inputs.encode(rows, state, vectors)
+    encoded = encode(rows, state, vectors)
     given = inputs.with_images(encoded, state, vectors, images)
-    assert encoded.item[0] == encoded.category[0] == inputs.UNKNOWN
+    assert encoded.item[0] == encoded.category[0] == UNKNOWN
     assert given.dense.shape == (4, len(given.names))
     assert given.dense.dtype == np.float32
     first, *_, empty = _named(given)
@@ -174,14 +195,23 @@ def test_a_serving_row_gives_the_input_of_its_training_row(shop):
     )
     some = sorted(few, reverse=True)  # serving looks up only what a request needs, in any order
     looked_up = ItemVectors(some, shop.vectors.matrix[shop.vectors.rows_of(pa.array(some))])
-    for images in inputs.IMAGE_FEATURES:
-        one = inputs.with_images(inputs.encode(training, state, shop.vectors), state, shop.vectors, images).at_top()
-        two = inputs.with_images(inputs.encode(serving, state, looked_up), state, looked_up, images)
+    for images in IMAGE_INPUTS:
+        one = inputs.with_images(encode(training, state, shop.vectors), state, shop.vectors, images).at_top()
+        two = inputs.with_images(encode(serving, state, looked_up), state, looked_up, images)
         np.testing.assert_array_equal(one.dense, two.dense)
         np.testing.assert_array_equal(one.rows.position, two.rows.position)
         np.testing.assert_array_equal(one.rows.history_item, two.rows.history_item)
-        if one.similarity is not None:
-            np.testing.assert_array_equal(one.similarity, two.similarity)
+        if one.facts is not None:
+            np.testing.assert_array_equal(one.facts, two.facts)
+
+
+def test_an_image_input_reads_no_image_columns_of_a_row_but_its_own(shop):
+    state, table = fit_inputs(shop.train, shop.vectors, 4), shop.test.slice(0, 60)
+    changed = with_cluster_ids(table, pa.table({"item_id": shop.vectors.item_ids, "cluster_id": [1] * 300}))
+    for name, one in IMAGE_INPUTS.items():
+        left, right = (inputs.model_input(rows, state, shop.vectors, name) for rows in (table, changed))
+        differs = not np.array_equal(left.dense, right.dense, equal_nan=True)
+        assert differs == bool({"cluster_id", "history_cluster_ids"} & set(one.row_columns)), name
 
 
 def test_the_label_and_what_is_cold_do_not_enter(shop):
@@ -189,9 +219,7 @@ def test_the_label_and_what_is_cold_do_not_enter(shop):
     table = shop.test.slice(0, 40)
     turned = table.set_column(table.column_names.index("clicked"), "clicked", pa.array([1] * 40, pa.int8()))
     turned = turned.set_column(table.column_names.index("cold"), "cold", pa.array([True] * 40))
-    for left, right in zip(
-        *(vars(inputs.encode(t, state, shop.vectors)).values() for t in (table, turned)), strict=True
-    ):
+    for left, right in zip(*(vars(encode(t, state, shop.vectors)).values() for t in (table, turned)), strict=True):
         np.testing.assert_array_equal(left, right)
 
 
@@ -203,19 +231,11 @@ HISTORIES = st.lists(
 @settings(max_examples=25, deadline=None)
 @given(st.lists(HISTORIES, min_size=1, max_size=4), st.integers(-1, 3))
 def test_the_columns_agree_with_a_loop_over_each_history(histories, cluster):
-    state = InputsState(
-        items=("i0",),
-        categories=("a",),
-        clusters=(3,),
-        median_price=np.ones(2, np.float32),
-        bin_edges=np.linspace(-1, 1, 11, dtype=np.float32)[1:-1],
-        mean=np.zeros(256, np.float32),
-        components=np.zeros((0, 256), np.float32),
-    )
+    state = _state(3)
     vectors = _vectors()
     rows = [_row(history=history, cluster=cluster) for history in histories]
     given = _read(state, "cluster_id", *rows)
-    similar = inputs.encode(_table(*rows), state, vectors).similarity(vectors)
+    similar = similarity(encode(_table(*rows), state, vectors), vectors)
     for history, row, cosines in zip(histories, given, similar, strict=True):
         newest = history[:CTR_HISTORY]
         assert row["history_length"] == len(newest)
@@ -237,15 +257,7 @@ CODES = st.lists(st.integers(0, 3), min_size=3, max_size=3)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(CODES | st.none(), max_size=60), CODES | st.none())
 def test_every_codebook_matches_as_if_its_codes_were_the_cluster_ids(codes, target):
-    state = InputsState(
-        items=("i0",),
-        categories=("a",),
-        clusters=(4, 4, 4),
-        median_price=np.ones(2, np.float32),
-        bin_edges=np.linspace(-1, 1, 11, dtype=np.float32)[1:-1],
-        mean=np.zeros(256, np.float32),
-        components=np.zeros((0, 256), np.float32),
-    )
+    state = _state(4, 4, 4)
 
     def number(three):
         return -1 if three is None else sum(code << 10 * place for place, code in enumerate(three))
@@ -254,25 +266,25 @@ def test_every_codebook_matches_as_if_its_codes_were_the_cluster_ids(codes, targ
     for place, prefix in enumerate(("", "codebook_1_", "codebook_2_")):
         history = [("i1", 1, -1 if c is None else c[place]) for c in codes]
         plain = _row(history=history, cluster=-1 if target is None else target[place])
-        (alone,) = _read(replace(state, clusters=(4,)), "cluster_id", plain)
-        for name in inputs.CLUSTER_FEATURES:
+        (alone,) = _read(_state(4), "cluster_id", plain)
+        for name in CLUSTER_FEATURES:
             assert given[prefix + name] == pytest.approx(alone[name], nan_ok=True)
-    assert len(given) == len(BASE_FEATURES) + 3 * len(inputs.CLUSTER_FEATURES)
-    rows = inputs.encode(_table(_row(history=[], cluster=number(target))), state, None)
-    found = [int(code[0]) for code in inputs.cluster_codes(rows.cluster, state)]
+    assert len(given) == len(BASE_FEATURES) + 3 * len(CLUSTER_FEATURES)
+    rows = encode(_table(_row(history=[], cluster=number(target))), state, None)
+    found = [int(code[0]) for code in cluster_codes(rows.cluster, state.learned["cluster_id"])]
     assert found == ([0, 0, 0] if target is None else [code + 1 for code in target])
 
 
 def test_the_codebooks_are_as_many_and_as_large_as_the_training_rows_show():
     rows = [_row(clicked=n % 2, cluster=5 + 1024 * 2, history=[("i1", 1, 1 + 1024 * 6)]) for n in range(4)]
-    assert fit_inputs(_table(*rows), None, 0).clusters == (6, 7)
-    assert fit_inputs(_table(_row(cluster=-1)), None, 0).clusters == (0,)
+    assert _sizes(fit_inputs(_table(*rows), None, 0)) == [6, 7]
+    assert _sizes(fit_inputs(_table(_row(cluster=-1)), None, 0)) == [0]
 
 
 def test_a_list_that_does_not_match_its_history_is_refused_with_the_row(state):
     good, bad = _row(history=[("i0", 1, 0)]), _row(history=[("i0", 1, 0)], categories=[])
     with pytest.raises(CourierError, match="row 1: history_categories is not as long"):
-        inputs.encode(_table(good, bad), state, None)
+        encode(_table(good, bad), state, None)
 
 
 def test_a_null_list_is_an_empty_one(state):
@@ -280,11 +292,11 @@ def test_a_null_list_is_an_empty_one(state):
     for name in ("history_item_ids", "history_clicked_at", "history_cluster_ids", "history_categories"):
         column = pa.array([table.column(name).to_pylist()[0], None], table.schema.field(name).type)
         table = table.set_column(table.column_names.index(name), name, column)
-    assert inputs.encode(table, state, None).length.tolist() == [1, 0]
+    assert encode(table, state, None).length.tolist() == [1, 0]
 
 
 def test_vectors_are_refused_where_needed_and_missing(state):
-    encoded = inputs.encode(_table(_row()), state, None)
+    encoded = encode(_table(_row()), state, None)
     with pytest.raises(ValueError, match="needs the items' vectors"):
         inputs.with_images(encoded, state, None, "simscore")
     with pytest.raises(CourierError, match="no image input 'pixels'"):
@@ -296,9 +308,7 @@ def test_vectors_are_refused_where_needed_and_missing(state):
 def test_no_usable_image_at_all_is_fine():
     none = ItemVectors([], np.zeros((0, EMBEDDING_DIM), np.float32))
     fitted = fit_inputs(_table(*[_row(clicked=n % 2) for n in range(10)]), none, 4)
-    given = inputs.with_images(
-        inputs.encode(_table(_row(history=[("i0", 1, 0)])), fitted, none), fitted, none, "simscore"
-    )
+    given = inputs.with_images(encode(_table(_row(history=[("i0", 1, 0)])), fitted, none), fitted, none, "simscore")
     assert np.isnan(given.dense[0, len(BASE_FEATURES) :]).all()
 
 
@@ -306,17 +316,24 @@ def test_a_catalogue_without_a_single_price_is_fine():
     table = _table(*(_row(item=f"i{n}", price=math.nan, category="ab"[n % 2]) for n in range(6)))
     state = fit_inputs(table, _vectors(), 2)
     assert np.isnan(state.median_price).all()
-    assert len(inputs.encode(table, state, _vectors()).base) == 6
+    assert len(encode(table, state, _vectors()).base) == 6
 
 
 def test_the_state_survives_the_disk(state, tmp_path):
     state.save(tmp_path)
     loaded = InputsState.load(tmp_path)
     rows, vectors = _table(_row(history=[("i1", 1, 0)])), _vectors()
-    for images in inputs.IMAGE_FEATURES:
-        one, two = (inputs.with_images(inputs.encode(rows, s, vectors), s, vectors, images) for s in (state, loaded))
+    for images in IMAGE_INPUTS:
+        one, two = (inputs.with_images(encode(rows, s, vectors), s, vectors, images) for s in (state, loaded))
         np.testing.assert_array_equal(one.dense, two.dense)
-    assert (loaded.items, loaded.categories, loaded.clusters) == (state.items, state.categories, state.clusters)
+    assert (loaded.items, loaded.categories) == (state.items, state.categories)
+    for images in IMAGE_INPUTS:
+        state.only(images).save(tmp_path)
+        alone = InputsState.load(tmp_path).learned
+        assert alone.keys() == {images}
+        assert alone[images].keys() == state.learned[images].keys()
+        for name, value in alone[images].items():
+            np.testing.assert_array_equal(value, state.learned[images][name])
     (tmp_path / "inputs.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(ArtifactMismatch, match="train the CTR models again"):
         InputsState.load(tmp_path)

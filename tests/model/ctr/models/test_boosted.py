@@ -15,10 +15,7 @@ SMALL = BoostedConfig(trees=12, leaves=7, min_rows_in_leaf=30)
 def _fit(shop, images="cluster_id", rows=3000, seed=0, config=SMALL):
     train, valid = shop.train.slice(0, rows), shop.valid
     state = fit_inputs(train, shop.vectors, 4)
-    given = [
-        inputs.with_images(inputs.encode(table, state, shop.vectors), state, shop.vectors, images)
-        for table in (train, valid)
-    ]
+    given = [inputs.model_input(table, state, shop.vectors, images) for table in (train, valid)]
     clicked = inputs.labels(train), inputs.labels(valid)
     return BoostedModel.fit(*given, clicked, state, config=config, seed=seed, threads=1), given[0]
 

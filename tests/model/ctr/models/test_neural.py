@@ -14,10 +14,7 @@ SMALL = NeuralConfig(batch_rows=128, epochs=2, id_width=8, hidden=(16,))
 def _given(shop, images, rows=1500):
     train = shop.train.slice(0, rows)
     state = fit_inputs(train, shop.vectors, 4)
-    given = [
-        inputs.with_images(inputs.encode(table, state, shop.vectors), state, shop.vectors, images)
-        for table in (train, shop.valid)
-    ]
+    given = [inputs.model_input(table, state, shop.vectors, images) for table in (train, shop.valid)]
     return state, given, (inputs.labels(train), inputs.labels(shop.valid))
 
 

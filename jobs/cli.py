@@ -1,4 +1,4 @@
-"""The command lines of the road: run, status, and a verb for each stage."""
+"""The command lines of the pipeline: run, status, and a verb for each stage."""
 
 import json
 import time
@@ -6,102 +6,75 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
-from upath import UPath
 
-from jobs.config import PRESETS
 from jobs.engines.beam_arguments import part
-from jobs.paths import local_folder, path_argument
-from jobs.pipeline import (
-    NAMES,
-    STAGES,
-    Road,
-    StageError,
-    State,
-    current_release,
-    locked,
-    recall_road,
-    remember,
-    states,
-    walk,
-)
-from jobs.raw.folder import raw_digest
+from jobs.options import AllowedHosts, Folder, LastRaw, Master, Preset, RawFolder, Remembered, call
+from jobs.pipeline import NAMES, State, explain, run_stages, stage_states
+from jobs.releases.current import current_release
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
+from jobs.workspace import StageError, Workspace, locked, open_workspace, remember
 from model import artifact
 from model.settings import parse_settings
 
 log = structlog.get_logger()
 
-Workspace = Annotated[
-    Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact of the road")
-]
-Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
-Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
-AllowedHosts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
-    ),
-]
-Master = Annotated[
-    str | None,
-    typer.Option(
-        envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
-    ),
-]
-RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
-LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
-
 
 def run(
     context: typer.Context,
     raw: RawFolder,
-    workspace: Workspace = Path("workspace"),
+    workspace: Folder = Path("workspace"),
     preset: Preset = "demo",
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
     master: Master = None,
 ) -> None:
-    """The whole road, from raw tables to a release. Stages that are up to date are skipped.
+    """All stages, from raw tables to a release. Stages that are up to date are skipped.
 
     Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
     """
-    for name in (from_, only):
-        if name is not None and name not in NAMES:
-            raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+    for name in filter(None, (from_, only)):
+        _check_stage(name)
     if from_ and only:
         raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
-    road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=context.obj, master=master)
-    held = _held(road)
-    done = walk(road, rebuild=frozenset(rebuild), only=only)
+    opened = open_workspace(workspace, raw, preset, allow_host or ())
+    opened = replace(opened, beam_args=context.obj, master=master)
+    held = _held(opened)
+    done = run_stages(opened, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
-    log.info("road_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
+    log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
     if held:
         (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
 
 
 def status(
-    workspace: Workspace = Path("workspace"),
+    workspace: Folder = Path("workspace"),
+    why: Annotated[str | None, typer.Option(metavar="STAGE", help="say what made this stage stale")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Every stage: fresh, stale or missing; and the current release."""
-    road = recall_road(workspace)
-    held = _held(road)
-    rows = [_status_row(road.workspace, name, state) for name, state in states(road, raw_digest(road.raw)).items()]
-    current = current_release(road.workspace)
+    opened = open_workspace(workspace)
+    if why is not None:
+        _check_stage(why)
+        reasons = explain(opened, why)
+        print(json.dumps({"stage": why, "reasons": reasons}, indent=1) if as_json else "\n".join(reasons))
+        return
+    held = _held(opened)
+    rows = [_status_row(opened.folder, name, state) for name, state in stage_states(opened).items()]
+    current = current_release(opened.folder)
     if as_json:
-        answer = {"raw": str(road.raw), "preset": road.preset, "stages": rows, "release": current, "log": held}
+        answer = {"raw": str(opened.raw), "preset": opened.preset, "stages": rows, "release": current, "log": held}
         print(json.dumps(answer, indent=1))
         return
-    table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{road.workspace}, preset {road.preset}")
+    table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{opened.folder}, preset {opened.preset}")
     for row in rows:
         table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
@@ -110,15 +83,20 @@ def status(
         Console().print(held["said"])
 
 
-def _held(road: Road) -> dict[str, Any] | None:
+def _check_stage(name: str) -> None:
+    if name not in NAMES:
+        raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+
+
+def _held(workspace: Workspace) -> dict[str, Any] | None:
     """Which days the daily log holds, and what it leaves out of the raw events there are now; None without a log."""
-    mark = read_watermark(road.workspace)
+    mark = read_watermark(workspace.folder)
     if mark is None:
         return None
     from jobs.sequences.daily.raw_days import sentence
     from jobs.sequences.daily.raw_days_spark import left_out_now  # Spark, which a workspace without a log need not load
 
-    out = left_out_now(road.raw, road.workspace, mark, road.master)
+    out = left_out_now(workspace.raw, workspace.folder, mark, workspace.master)
     days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
@@ -166,11 +144,11 @@ def stage_main(argv: Sequence[str]) -> None:
 
     def one(
         raw: LastRaw = None,
-        workspace: Workspace = Path("workspace"),
+        workspace: Folder = Path("workspace"),
         preset: Remembered = None,
         master: Master = None,
     ) -> None:
-        walk(replace(recall_road(workspace, raw, preset), master=master), only=name)
+        run_stages(replace(open_workspace(workspace, raw, preset), master=master), only=name)
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
     call(one, f"courier {name}", rest)
@@ -178,7 +156,7 @@ def stage_main(argv: Sequence[str]) -> None:
 
 def sequences(
     raw: LastRaw = None,
-    workspace: Workspace = Path("workspace"),
+    workspace: Folder = Path("workspace"),
     preset: Remembered = None,
     day: Annotated[
         datetime | None,
@@ -196,10 +174,10 @@ def sequences(
 
     A day that the log holds already is computed again, and all that follow it.
     """
-    road = replace(recall_road(workspace, raw, preset), master=master)
+    opened = replace(open_workspace(workspace, raw, preset), master=master)
     days = asked_days(day, from_, to)
     if days is None:
-        walk(road, only="sequences")
+        run_stages(opened, only="sequences")
         return
     from jobs.sequences.daily.build import (  # Spark, which an up-to-date stage need not load
         add_days,
@@ -207,21 +185,21 @@ def sequences(
         tell_left_out,
     )
 
-    road.workspace.mkdir(parents=True, exist_ok=True)
-    with locked(road.workspace):
-        if day is not None and read_watermark(road.workspace) is None:
-            refuse_to_leave_out(road.raw, road.workspace, *days, master=master)
-        config = PRESETS[road.preset]["sequences"]
+    opened.folder.mkdir(parents=True, exist_ok=True)
+    with locked(opened.folder):
+        if day is not None and read_watermark(opened.folder) is None:
+            refuse_to_leave_out(opened.raw, opened.folder, *days, master=master)
+        config = opened.configs["sequences"]
         done = add_days(
-            raw=road.raw, workspace=road.workspace, start=days[0], end=days[1], config=config, master=master
+            raw=opened.raw, workspace=opened.folder, start=days[0], end=days[1], config=config, master=master
         )
-        tell_left_out(road.workspace, done)
-        remember(road)
+        tell_left_out(opened.folder, done)
+        remember(opened)
 
 
 def pretrain(
     raw: LastRaw = None,
-    workspace: Workspace = Path("workspace"),
+    workspace: Folder = Path("workspace"),
     preset: Remembered = None,
     method: Annotated[
         str | None, typer.Option(help="courier (default) or a rival: imagenet, simclr, simsiam, clip, random")
@@ -232,13 +210,16 @@ def pretrain(
 ) -> None:
     """Bring the stage `pretrain` up to date; the stages it needs must be.
 
-    With another method or other settings the encoder lies beside the road's own, which stays what it was: no later
+    With another method or other settings the encoder lies beside the pipeline's own, which stays what it was: no later
     stage takes it up.
     """
+    from model.courier.config import for_method
+
+    opened = open_workspace(workspace, raw, preset)
     given = [*(setting or ()), *([f"method={method}"] if method else ())]
-    chosen = parse_settings(PRESETS["tiny"]["pretrain"], given)  # every preset has the same names
-    road = replace(recall_road(workspace, raw, preset), pretrain=tuple(sorted(chosen.items())))
-    walk(road, only="pretrain")
+    chosen = parse_settings(opened.configs["pretrain"], given)
+    config = for_method(opened.configs["pretrain"], chosen)
+    run_stages(opened.with_config("pretrain", config), only="pretrain")
 
 
 def images_main(argv: Sequence[str]) -> None:
@@ -247,7 +228,7 @@ def images_main(argv: Sequence[str]) -> None:
 
     def images(
         raw: LastRaw = None,
-        workspace: Workspace = Path("workspace"),
+        workspace: Folder = Path("workspace"),
         preset: Remembered = None,
         retry_failed: Annotated[
             bool, typer.Option("--retry-failed", help="open again what failed and may succeed, and nothing else")
@@ -259,29 +240,22 @@ def images_main(argv: Sequence[str]) -> None:
         Those behind an address are asked for whether they changed, even where the raw folder stands.
         Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
         """
-        road = replace(recall_road(workspace, raw, preset, allow_host or ()), beam_args=tuple(beam_args))
-        state = states(road, raw_digest(road.raw))["images"]
+        opened = open_workspace(workspace, raw, preset, allow_host or ())
+        opened = replace(opened, beam_args=tuple(beam_args))
+        state = stage_states(opened)["images"]
         if not retry_failed:
-            changed = state.fresh and _far_images_changed(road, state)
-            walk(road, only="images", rebuild=frozenset({"images"} if changed else ()))
+            changed = state.fresh and _far_images_changed(opened, state)
+            run_stages(opened, only="images", rebuild=frozenset({"images"} if changed else ()))
         elif state.fresh:
-            walk(road, only="images", rebuild=frozenset({"images"}), retry_failed=True)
+            run_stages(opened, only="images", rebuild=frozenset({"images"}), retry_failed=True)
         else:
             raise StageError("--retry-failed goes on from a stage that is up to date: say `courier images` without it")
 
     call(images, "courier images", ours)
 
 
-def _far_images_changed(road: Road, state: State) -> bool:
+def _far_images_changed(workspace: Workspace, state: State) -> bool:
     from jobs.images.recheck import far_images_changed  # with clients that nothing else here needs
 
-    stage = next(stage for stage in STAGES if stage.name == "images")
     built = cast(Path, state.folder)  # as it is fresh
-    return far_images_changed(built, road.workspace / "image_store", road.raw, road.settings(stage))
-
-
-def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
-    """Run a function as the command line NAME. obj: what its context carries."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(function)
-    app(args=list(argv), prog_name=name, standalone_mode=True, obj=obj)
+    return far_images_changed(built, workspace.folder / "image_store", workspace.raw, workspace.configs["images"])

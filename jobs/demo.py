@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import typer
 
-from jobs.pipeline import recall_road, states
-from jobs.raw.folder import raw_digest
+from jobs.pipeline import stage_states
+from jobs.workspace import open_workspace
 
 
 def options(argv: Sequence[str]) -> tuple[Path, str]:
@@ -33,8 +33,8 @@ def options(argv: Sequence[str]) -> tuple[Path, str]:
 
 def pick_questions(workspace: Path) -> list[list[str]]:
     """Three command lines for `courier`: the newest page view ranked, a twin searched, an image file searched."""
-    road = recall_road(workspace)
-    stages = states(road, raw_digest(road.raw))
+    opened = open_workspace(workspace)
+    stages = stage_states(opened)
     sequences, images = (cast(Path, stages[name].folder) for name in ("sequences", "images"))
     page = pq.read_table(sequences / "page_views", columns=["request_time", "user_id", "item_ids"])
     last = page.sort_by([("request_time", "descending"), ("user_id", "ascending")]).slice(0, 1).to_pylist()[0]
@@ -46,5 +46,5 @@ def pick_questions(workspace: Path) -> list[list[str]]:
     return [
         ["rank", *at, "--user", last["user_id"], "--items", ",".join(last["item_ids"])],
         ["search", *at, "--item", twins[0]["item_id"], "-k", "10", *sheet],
-        ["search", *at, "--image", str(road.raw / twins[-1]["image_uri"]), "-k", "5"],
+        ["search", *at, "--image", str(opened.raw / twins[-1]["image_uri"]), "-k", "5"],
     ]

@@ -3,10 +3,14 @@
 On an object store (a UPath of s3, gs, ...) nothing can be renamed: an artifact exists once its manifest does, which is
 sent last, and an older one ends with the removal of its manifest, before anything else of it is touched.
 
-The manifest is written last. The digest of its bytes is the artifact's identity: it covers every file, every input and
-the moment of building, so a rebuilt artifact is a new one and whatever was made from the old one is stale.
+The manifest is written last. An artifact's identity is its content: the digest covers its kind, its files and its
+facts, and neither the moment nor the place of building, nor what it was made from. So a rebuild that gives the same
+bytes is the same artifact, and nothing that was made from it is stale. What tells how a building went, its seconds and
+clocks, goes into notes and log files, which the digest leaves out. A part of an artifact may have a digest of its own,
+for whoever reads no more than that.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -30,8 +34,9 @@ AnyPath = Path | UPath  # a place on this machine, or one that a URL names
 Folder = TypeVar("Folder", Path, AnyPath)
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 PARTIAL = ".partial"
+REPLACED = ".replaced"
 
 
 class ArtifactMissing(CourierError):
@@ -44,23 +49,35 @@ class ArtifactMismatch(CourierError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What an artifact is, what it was made from, and the size and sha256 of each of its files."""
+    """What an artifact is, what it was made from, and the size and sha256 of each of its files.
+
+    inputs: name -> digest of that input, or "name/part" -> digest of the part that was read.
+    facts: what the building found out of its input: counts, metrics, identities; part of the identity.
+    notes, log_files: how the building went; not part of it.
+    parts: name -> digest of what that part of the artifact holds.
+    """
 
     kind: str
     config: Mapping[str, Any]
-    inputs: Mapping[str, str]  # name -> digest of that input
-    facts: Mapping[str, Any]  # what the building found out: counts, metrics, identities
+    inputs: Mapping[str, str]
+    facts: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]  # relative path -> {"bytes", "sha256"}
     created_at: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    log_files: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
 
 @dataclass(slots=True)
 class Draft(Generic[Folder]):
-    """An artifact being written: put files under `path` and findings into `facts`."""
+    """An artifact being written: put files under `path`, and what Manifest says of itself into the rest."""
 
     path: Folder
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+    log_files: tuple[str, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
 
 
 def write_whole(path: AnyPath, data: bytes) -> None:
@@ -114,6 +131,9 @@ def _finish(draft: Draft[Any], kind: str, inputs: Mapping[str, str], config: Map
         facts=draft.facts,
         files=_files(draft.path),
         created_at=datetime.now(UTC).isoformat(),
+        notes=draft.notes,
+        log_files=draft.log_files,
+        parts=draft.parts,
     )
     _write_synced(draft.path / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
 
@@ -168,12 +188,7 @@ def read(path: AnyPath, *, kind: str) -> Manifest:
     Raises ArtifactMissing if there is none, ArtifactMismatch if it is of another kind or format, or a file of it is
     missing or has another size than the manifest says.
     """
-    try:
-        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ArtifactMissing(f"no finished {kind} artifact at {path}: run the stage that builds it") from None
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ArtifactMismatch(f"{path / MANIFEST} is not a manifest ({error}): rebuild the {kind} artifact") from None
+    manifest = read_manifest(path, kind)
     if (manifest.kind, manifest.format) != (kind, FORMAT):
         raise ArtifactMismatch(
             f"{path} is a {manifest.kind} artifact of format {manifest.format}, expected {kind} of {FORMAT}: rebuild it"
@@ -187,19 +202,53 @@ def read(path: AnyPath, *, kind: str) -> Manifest:
     return manifest
 
 
-def digest(path: AnyPath) -> str:
-    """The identity of the finished artifact at `path`: the sha256 of its manifest. Raises ArtifactMissing."""
+def read_manifest(path: AnyPath, kind: str = "") -> Manifest:
+    """The manifest of an artifact whose files are not looked at. Raises ArtifactMissing, ArtifactMismatch.
+
+    kind: what is looked for, as the messages call it.
+    """
+    what = f"{kind} artifact" if kind else "artifact"
     try:
-        return sha256_file(path / MANIFEST)
-    except FileNotFoundError:
-        raise ArtifactMissing(f"no finished artifact at {path}") from None
+        return Manifest(**json.loads((path / MANIFEST).read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactMissing(f"no finished {what} at {path}: run the stage that builds it") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ArtifactMismatch(f"{path / MANIFEST} is not a manifest ({error}): rebuild the {what}") from None
+
+
+def digest(path: AnyPath, part: str = "") -> str:
+    """The identity of the finished artifact at `path`, or of a part of it: 64 hex digits.
+
+    Raises ArtifactMissing, and ArtifactMismatch where its manifest is damaged.
+    """
+    return identity(read_manifest(path), part)
+
+
+def digests(inputs: Mapping[str, AnyPath]) -> dict[str, str]:
+    """The digest of each input of a stage. inputs: "name", or "name/part" for a part of it, -> where its artifact lies.
+
+    Raises ArtifactMissing, ArtifactMismatch.
+    """
+    return {name: digest(path, name.partition("/")[2]) for name, path in inputs.items()}
+
+
+def identity(manifest: Manifest, part: str = "") -> str:
+    """The digest of what a manifest says that its artifact holds; of a part that it does not name, of the whole."""
+    if part in manifest.parts:
+        return manifest.parts[part]
+    files = {name: facts["sha256"] for name, facts in manifest.files.items() if name not in manifest.log_files}
+    content = {"kind": manifest.kind, "format": manifest.format, "files": files, "facts": manifest.facts}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def sweep(folder: AnyPath) -> int:
     """Remove what killed writers left in `folder`; returns how many. Only for the holder of the workspace's lock.
 
-    What they left where an artifact shall lie on an object store is no artifact, and goes when that one is written.
+    An artifact that was stepping aside for a new one when its writer was killed is put back. What they left where an
+    artifact shall lie on an object store is no artifact, and goes when that one is written.
     """
+    if isinstance(folder, Path) and folder.is_dir():
+        _put_back(folder)
     left = [path for path in folder.glob(f".*{PARTIAL}") if path.is_dir()] if folder.is_dir() else []
     for path in left:
         remove_folder(path)
@@ -267,11 +316,32 @@ def _write_synced(path: AnyPath, text: str) -> None:
 
 
 def _replace(aside: Path, out: Path) -> None:
-    # A directory cannot be renamed over another: the old one steps aside first, under a name that sweep() removes.
-    if out.exists():
-        old = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}{PARTIAL}"
+    """Let `aside` stand at `out`. A crash at any moment leaves the old artifact or the new, at `out` or for `sweep`."""
+    if not out.exists():
+        aside.rename(out)
+    elif not _exchange(aside, out):
+        # Where folders cannot change places in one step, the old one steps aside under a name that says whose it is:
+        # after a crash between the two renames, sweep() puts it back.
+        old = out.parent / f".{out.name}-{uuid.uuid4().hex[:8]}{REPLACED}"
         out.rename(old)
         aside.rename(out)
         shutil.rmtree(old)
-    else:
-        aside.rename(out)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where this system or its file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # Linux, glibc 2.28; not on NFS
+    if rename is None:
+        return False
+    at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of <linux/fs.h>
+    return bool(rename(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0)
+
+
+def _put_back(folder: Path) -> None:
+    """Rename what a replacing that crashed halfway left aside to where it stood, unless something stands there."""
+    for old in folder.glob(f".*{REPLACED}"):
+        out = folder / old.name[1 : -len(REPLACED)].rpartition("-")[0]
+        if out.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(out)

@@ -49,7 +49,7 @@ def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> 
     codes = codebooks.codes(vectors)[items["row"].to_numpy()]
     cluster_ids = packed(codes)
     occupancy = [level.occupancy(codes[:, place]) for place, level in enumerate(codebooks.levels)]
-    inputs = {"embed": artifact.digest(embed), "sequences": artifact.digest(sequences)}
+    inputs = artifact.digests({"embed": embed, "sequences": sequences})
     with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         np.save(draft.path / CENTROIDS, np.concatenate([level.centroids for level in codebooks.levels]))
         pq.write_table(pa.table({"item_id": items["item_id"], "cluster_id": cluster_ids}), draft.path / ITEMS)

@@ -67,7 +67,7 @@ def build(
     predictions = pq.read_table(ctr / "predictions.parquet")
     variants = _variants(predictions, manifest)
     inputs = {"ctr": ctr, "rows": rows, "embed": embed, "sequences": sequences}
-    digests = {name: artifact.digest(path) for name, path in inputs.items()} | {"raw": raw_digest}
+    digests = artifact.digests(inputs) | {"raw": raw_digest}
     with artifact.write(out, kind=KIND, inputs=digests, config=asdict(config)) as draft:
         with progress_bar() as progress:
             if (raw / STYLES).is_file():

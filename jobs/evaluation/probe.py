@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from feature_repo.contract import ITEM_KEY, PRETRAIN_HISTORY
-from jobs.cli import Workspace
-from jobs.pipeline import StageError, State, recall_road, states
-from jobs.raw.folder import raw_digest
+from jobs.options import Folder
+from jobs.pipeline import State, stage_states
+from jobs.workspace import StageError, open_workspace
 from model import artifact
 from model.artifact import Manifest
 from model.courier.inference import probe
@@ -189,7 +189,7 @@ class _Rows:
 
 
 def _of(embedded: Manifest, images: Path) -> None:
-    if embedded.inputs["images"] != artifact.digest(images):
+    if embedded.inputs["images/pictures"] != artifact.digest(images, "pictures"):
         raise artifact.ArtifactMismatch(f"the vectors were not made from {images}: run the embed stage again")
 
 
@@ -317,15 +317,15 @@ Attributes = Annotated[
 
 @app.command()
 def command(
-    workspace: Workspace = Path("workspace"),
+    workspace: Folder = Path("workspace"),
     period: Annotated[Period, typer.Option(help="whose clicks are asked about")] = "valid",
     match: Match = None,
     attributes: Attributes = None,
     seed: Annotated[int, typer.Option(min=0, help="of the negatives and the bootstrap")] = 0,
 ) -> None:
     """Does the mean of a user's last clicks find the next one among 50 others? JSON on stdout, a table on stderr."""
-    road = recall_road(workspace)
-    stages = states(road, raw_digest(road.raw))
+    opened = open_workspace(workspace)
+    stages = stage_states(opened)
     sequences, images = (fresh(stages, name) for name in ("sequences", "images"))
     found = run(
         sequences=sequences,
@@ -335,7 +335,7 @@ def command(
         match=attribute(match, attributes),
         seed=seed,
     )
-    print_table(found, f"{found['encoder']} on the {period} period of {road.workspace}")
+    print_table(found, f"{found['encoder']} on the {period} period of {opened.folder}")
     print(json.dumps(found, indent=1, allow_nan=False))
 
 

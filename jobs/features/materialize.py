@@ -5,7 +5,7 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,8 +33,8 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
 
     Killed at any moment and run again it ends in the same state: each step only sets what the last run would have set.
     A user whose pushed history has gone past the offline one keeps it (jobs.rules.online_histories.reconcile).
-    Facts: registry and online (as feature_store.yaml resolves them), as_of, rows (offered, per view; the store keeps an
-    entity's newest), space_id, seconds.
+    Facts: features (their digest), as_of, space_id, rows (offered, per view; the store keeps an entity's newest).
+    Notes: registry and online (as feature_store.yaml resolves them), seconds.
     """
     started = time.monotonic()
     source = artifact.read(features, kind="features")
@@ -46,15 +46,14 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
         with reconciled(store, workspace):  # clicks that a stream has pushed meanwhile stay
             rows = _load(store, source)
         artifact.write_whole(workspace / LOADED_MARK, inputs["features"].encode())
-        draft.facts = {
+        # No file is left here: what was loaded is the artifact's identity.
+        draft.facts = {**inputs, **{name: source.facts[name] for name in ("as_of", "space_id")}, "rows": rows}
+        draft.notes = {
             "registry": str(store.config.registry.path),
             "online": _online_location(store),
-            "as_of": source.facts["as_of"],
-            "rows": rows,
-            "space_id": source.facts["space_id"],
             "seconds": round(time.monotonic() - started, 1),
         }
-    log.info("features_materialized", seconds=draft.facts["seconds"], **rows)
+    log.info("features_materialized", seconds=draft.notes["seconds"], **rows)
     return artifact.read(out, kind="materialize")
 
 
@@ -73,7 +72,12 @@ def is_loaded(workspace: Path, features: Path) -> bool:
         loaded = (workspace / LOADED_MARK).read_text()
     except FileNotFoundError:
         return False
-    return loaded == artifact.digest(features) and (workspace / SOURCES).resolve() == features.resolve()
+    return loaded == artifact.digest(features) == artifact.digest((workspace / SOURCES).resolve())
+
+
+def stands(workspace: Path, _: Path, inputs: Mapping[str, Path]) -> bool:
+    """Whether the online store still holds what this stage loaded: all versions of it share one store."""
+    return is_loaded(workspace, inputs["features"])
 
 
 def check_sources(workspace: Path, features: Path) -> None:

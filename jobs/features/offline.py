@@ -48,7 +48,7 @@ def build(
     artifact.read(images, kind="images")
     start, as_of = period(sequences)
     paths = {"sequences": sequences, "images": images, "embed": embed, "cluster": cluster}
-    inputs = {name: artifact.digest(path) for name, path in paths.items()}
+    inputs = artifact.digests(paths)
     with artifact.write(out, kind="features", inputs=inputs, config={}) as draft:
         write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)

@@ -65,7 +65,7 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
     space_id = str(loaded.facts["space_id"])
     store = _opened(workspace, features, loaded)
     paths = {"sequences": sequences, "features": features, "materialize": materialize}
-    inputs = {name: artifact.digest(path) for name, path in paths.items()}
+    inputs = artifact.digests(paths)
     with (
         artifact.write(out, kind="rows", inputs=inputs, config={}) as draft,
         artifact.scratch(out.parent) as scratch,

@@ -33,7 +33,8 @@ from jobs.images.store import ImageStore
 from jobs.images.transforms import ExamineReferences, FindPictures, KeepItems, ReadItems, WriteShards, WriteTable
 from jobs.paths import path_option
 from jobs.raw import layout as raw_layout
-from jobs.raw.folder import TableFiles, raw_digest, table_files
+from jobs.raw.folder import TableFiles, table_files
+from jobs.raw.identity import items_digest
 from model import artifact
 from model.artifact import AnyPath, Manifest
 
@@ -116,11 +117,14 @@ def build(
         with _processes(job), _without_full_collections():
             work = _run(options, job)
         took = time.monotonic() - started
-        draft.facts.update(image_files.facts(draft.path), work={name: work.get(name, 0) for name in WORK})
-        draft.facts.update(seconds=round(took, 2), images_per_second=round(draft.facts["items_accepted"] / took, 1))
+        draft.facts.update(image_files.facts(draft.path))
+        draft.parts["pictures"] = image_files.pictures_digest(draft.path, config.size)
+        draft.notes.update(work={name: work.get(name, 0) for name in WORK}, seconds=round(took, 2))
+        draft.notes["images_per_second"] = round(draft.facts["items_accepted"] / took, 1)
         coverage.write_coverage(draft.path)
     manifest = artifact.read(out, kind=KIND)
-    log.info("images_built", **manifest.facts["work"], **_flat_facts(manifest))
+    speed = {name: manifest.notes[name] for name in ("seconds", "images_per_second")}
+    log.info("images_built", **manifest.notes["work"], **speed, **_flat_facts(manifest))
     return manifest
 
 
@@ -193,7 +197,7 @@ def image_references(
     config = ImagesConfig(size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
-        raw_digest=raw_digest(raw),
+        raw_digest=items_digest(raw),
         store=store or out.absolute().parent / STORE,
         out=out,
         config=config,

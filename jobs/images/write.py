@@ -1,5 +1,6 @@
 """The files of the images artifact: write them deterministically, and count what they hold."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from jobs.config import ImagesConfig
@@ -184,3 +186,38 @@ def _write(table: pa.Table, path: AnyPath) -> None:
 
 def _write_json(stats: Mapping[str, Any], path: AnyPath) -> None:
     artifact.write_whole(path.with_suffix(".json"), json.dumps(stats, sort_keys=True).encode())
+
+
+class _Sha256Sink:
+    """A file to write into that keeps no more than the digest of what was written."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def pictures_digest(folder: AnyPath, size: int) -> str:
+    """The identity of what an encoder reads of the images artifact in `folder`: which item has which picture.
+
+    Of every usable item its id, its picture's, category and title; the picture's id is the hash of its pixels, stored
+    at `size`. A price or a date that changes changes nothing here.
+    """
+    where, files = arrow_source(folder)
+    columns = ["item_id", "image_id", "category", "title"]
+    rows = pq.read_table(f"{where}/items.parquet", columns=[*columns, "status"], filesystem=files)
+    usable = rows.filter(pc.equal(rows["status"], catalogue.OK)).select(columns).sort_by("item_id")
+    sink = _Sha256Sink()
+    pa_csv.write_csv(usable, pa.PythonFile(sink, mode="w"))
+    sink.digest.update(f"{size}".encode())
+    return sink.digest.hexdigest()

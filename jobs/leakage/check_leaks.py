@@ -14,8 +14,8 @@ from rich.table import Table
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check_result import Finding, verdict
 from jobs.paths import local_folder
-from jobs.pipeline import Road, StageError, recall_road, states
-from jobs.raw.folder import raw_digest
+from jobs.pipeline import stage_states
+from jobs.workspace import StageError, Workspace, open_workspace
 from model.errors import CourierError
 
 console = Console(stderr=True)
@@ -39,12 +39,12 @@ def check(stages: Mapping[str, Path], *, users: int) -> Iterator[Finding]:
         yield from release_canaries(stages, Path(scratch), users=users)
 
 
-def fresh_stages(road: Road) -> dict[str, Path]:
+def fresh_stages(workspace: Workspace) -> dict[str, Path]:
     """The folders of the stages that are checked. Raises StageError where one is not up to date."""
-    stand = states(road, raw_digest(road.raw))
+    stand = stage_states(workspace)
     for name in AUDITED:
         if not stand[name].fresh:
-            raise StageError(f"{road.workspace}: stage {name} is not up to date: `courier run` builds it")
+            raise StageError(f"{workspace.folder}: stage {name} is not up to date: `courier run` builds it")
     return {name: cast(Path, stand[name].folder) for name in AUDITED}
 
 
@@ -69,7 +69,7 @@ def check_leaks(
     ),
 ) -> None:
     """Hold every row against what was known at its moment, and walk the road over canaries; exit 1 on a leak."""
-    stages = fresh_stages(recall_road(workspace))
+    stages = fresh_stages(open_workspace(workspace))
     findings = []
     for one in check(stages, users=sample_users):
         console.print(f"[{'dim' if one.holds else 'red'}]{one.check}: {one.broken:,} of {one.rows:,} rows broken[/]")

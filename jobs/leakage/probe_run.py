@@ -25,7 +25,7 @@ from feature_repo.contract import (
 )
 from jobs.config import SequencesConfig
 from jobs.features.offline import checked_rows, read_parquet
-from jobs.pipeline import STAGES
+from jobs.stages import STAGES
 from model import artifact
 from model.artifact import Draft
 from model.errors import CourierError
@@ -194,7 +194,7 @@ def write_events(connection: "duckdb.DuckDBPyConnection", raw: Path, *, cut: boo
 def _build(name: str, offered: Mapping[str, Any], out: Path) -> Path:
     [stage] = [stage for stage in STAGES if stage.name == name]
     module, _, function = stage.build.partition(":")
-    getattr(import_module(module), function)(**{key: offered[key] for key in (*stage.needs, *stage.takes)}, out=out)
+    getattr(import_module(module), function)(**{key: offered[key] for key in (*stage.sources, *stage.options)}, out=out)
     return out
 
 

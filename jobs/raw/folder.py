@@ -1,13 +1,11 @@
-"""The raw folder: where the files of its tables lie, what it says about itself, and its identity."""
+"""The raw folder: where the files of its tables lie, and what it says about itself."""
 
 import difflib
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -157,43 +155,6 @@ def _common_format(files: tuple[AnyPath, ...]) -> str:
     return next(iter(formats))
 
 
-def raw_digest(raw: AnyPath) -> str:
-    """The identity of a raw folder: sha256 over the relative path, size and modification time of each of its files.
-
-    Of an object in a store: over its ETag, or whatever else tells its content from another. The truth files are left
-    out. Raises RawTableMissing where there is no such folder.
-    """
-    require_folder(raw)
-    return _digest((name, facts) for name, facts in _identities(raw) if not _is_truth(name))
-
-
-def truth_digest(raw: AnyPath) -> str:
-    """The identity of the truth files of a raw folder, for the evaluator: as raw_digest, over them alone."""
-    if isinstance(raw, Path):
-        return _digest((path.name, _facts(path)) for path in sorted(raw.glob(TRUTH)))
-    return _digest((name, facts) for name, facts in _identities(raw) if _is_truth(name))
-
-
-def _is_truth(name: str) -> bool:
-    return "/" not in name and fnmatchcase(name, TRUTH)
-
-
-def _digest(identities: Iterable[tuple[str, str]]) -> str:
-    seen = hashlib.sha256()
-    for name, facts in identities:
-        seen.update(f"{name}\0{facts}\n".encode())
-    return seen.hexdigest()
-
-
-def _identities(raw: AnyPath) -> Iterator[tuple[str, str]]:
-    """Of each file of a raw folder, in order: its relative path, and what changes when its bytes do."""
-    if not isinstance(raw, Path):
-        yield from ((name, f"{info['size']}\0{_version(raw, name, info)}") for name, info in _objects(raw))
-        return
-    # Through links, as the tables and the images are read; a link that leads back is not followed twice.
-    yield from ((path.relative_to(raw).as_posix(), _facts(path)) for path in sorted(_everything(raw, set())))
-
-
 def file_version(file: AnyPath) -> str:
     """What changes when the bytes of a raw file do."""
     if isinstance(file, Path):
@@ -207,16 +168,9 @@ def _facts(path: Path) -> str:
     return f"{facts.st_size}\0{facts.st_mtime_ns}"
 
 
-def _everything(folder: Path, above: set[tuple[int, int]]) -> Iterator[Path]:
-    facts = folder.stat()
-    here = (facts.st_dev, facts.st_ino)
-    if here in above:
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _everything(path, above | {here})
-        elif path.is_file():
-            yield path
+def object_versions(folder: UPath) -> dict[str, str]:
+    """Of each object below a folder of a store, by its relative path: what changes when its bytes do."""
+    return {name: f"{info['size']}\0{_version(folder, name, info)}" for name, info in _objects(folder)}
 
 
 def _objects(folder: UPath) -> list[tuple[str, dict[str, Any]]]:

@@ -57,8 +57,8 @@ def build(
         "evaluate": evaluate,
     }
     manifests = {stage: artifact.read(path, kind=stage) for stage, path in stages.items()}
-    digests = {stage: artifact.digest(path) for stage, path in stages.items()}
-    _check_made_of_each_other(manifests, digests)
+    digests = artifact.digests(stages)
+    _check_made_of_each_other(manifests)
     release = Release(
         release_id=name_release(digests),
         created_at=datetime.now(UTC),
@@ -132,10 +132,11 @@ def _the_one_space(manifests: Mapping[str, Manifest]) -> str:
     return str(named["pretrain"])
 
 
-def _check_made_of_each_other(manifests: Mapping[str, Manifest], digests: Mapping[str, str]) -> None:
+def _check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:
     for stage, manifest in manifests.items():
-        for source, digest in manifest.inputs.items():
-            if source in digests and digest != digests[source]:
+        for name, digest in manifest.inputs.items():
+            source, _, part = name.partition("/")
+            if source in manifests and digest != artifact.identity(manifests[source], part):
                 raise ArtifactMismatch(f"{stage} was made from another {source} than the release's: rebuild {stage}")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.orm import Session
 
-from jobs.cli import call
+from jobs.options import call
 from jobs.releases.build import document
 from model import releases as catalogue
 from model.releases import NoRelease, Release

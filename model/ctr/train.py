@@ -32,6 +32,7 @@ from model.errors import CourierError
 
 log = structlog.get_logger()
 
+HISTORY_FILE = "history.jsonl"  # how the training went
 KIND: Final = "ctr"
 AS_SHOWN: Final = "@shown"  # ends the names of the columns of predictions at the observed positions
 ROW_KEYS: Final = ("request_id", "item_id", "user_id", "clicked", "cold")
@@ -122,8 +123,9 @@ def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
     if about_rows.facts["space_id"] != about_embed.facts["space_id"]:
         raise ArtifactMismatch(f"{rows} and {embed} are of two spaces: build the rows again")
     tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
-    digests = {"rows": artifact.digest(rows), "embed": artifact.digest(embed)}
+    digests = artifact.digests({"rows": rows, "embed": embed})
     with artifact.write(out, kind=KIND, inputs=digests, config=asdict(config)) as draft:
+        draft.log_files = (HISTORY_FILE,)
         fitted = _fit_all(tables, ItemVectors.load(embed), draft.path, config)
         predictions = {name: pa.array(variant.test, pa.float32()) for name, variant in fitted.items()}
         predictions |= {name + AS_SHOWN: pa.array(v.test_as_shown, pa.float32()) for name, v in fitted.items()}
@@ -148,7 +150,7 @@ def _fit_all(
     splits = encode_splits(tables, vectors, config)
     log.info("ctr_rows_encoded", rows=sum(map(len, splits.rows.values())), seconds=round(time.monotonic() - begun, 1))
     fitted: dict[str, Fitted] = {}
-    with progress_bar() as progress, (folder / "history.jsonl").open("w") as history:
+    with progress_bar() as progress, (folder / HISTORY_FILE).open("w") as history:
         for images in config.images:
             given = splits.with_images(images)
             for model in config.models:

@@ -64,11 +64,81 @@ def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_rebuilt_artifact_is_a_new_one(tmp_path: Path) -> None:
+def test_a_rebuild_of_the_same_content_is_the_same_artifact_whenever_and_wherever_it_was_made(tmp_path: Path) -> None:
+    for name, raw in (("a", "abc"), ("elsewhere/b", "another input")):
+        out = tmp_path / name
+        with artifact.write(out, kind="note", inputs={"raw": raw}, config={"made": name}) as draft:
+            (draft.path / "note.txt").write_text("hello")
+            (draft.path / "log.txt").write_text(name)
+            draft.facts["words"], draft.notes["seconds"], draft.log_files = 1, len(name), ("log.txt",)
+    assert artifact.digest(tmp_path / "a") == artifact.digest(tmp_path / "elsewhere" / "b")
+    assert artifact.read(tmp_path / "a", kind="note").notes == {"seconds": 1}
+
+
+@pytest.mark.parametrize("what", ["text", "words", "kind", "name"])
+def test_other_content_is_another_artifact(tmp_path: Path, what: str) -> None:
     write_note(tmp_path / "a")
-    before = artifact.digest(tmp_path / "a")
+    with artifact.write(tmp_path / "b", kind="memo" if what == "kind" else "note", inputs={}, config={}) as draft:
+        file = draft.path / ("memo.txt" if what == "name" else "note.txt")
+        file.write_text("hullo" if what == "text" else "hello")
+        draft.facts["words"] = 2 if what == "words" else 1
+    assert artifact.digest(tmp_path / "a") != artifact.digest(tmp_path / "b")
+
+
+def test_a_part_has_a_digest_of_its_own_and_what_is_no_part_that_of_the_whole(tmp_path: Path) -> None:
+    with artifact.write(tmp_path / "a", kind="note", inputs={}, config={}) as draft:
+        draft.parts["words"] = "1234"
+    whole = artifact.digest(tmp_path / "a")
+    named = {"a/words": tmp_path / "a", "a/letters": tmp_path / "a", "a": tmp_path / "a"}
+    assert artifact.digests(named) == {"a/words": "1234", "a/letters": whole, "a": whole}
+
+
+REPLACING = """
+    import os, signal, sys
+    from pathlib import Path
+    from model import artifact
+    if sys.argv[2] == "no exchange":
+        artifact._exchange = lambda one, other: False
+    steps, rename = int(sys.argv[3]), Path.rename
+    def counted(self, target):
+        global steps
+        if steps == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps -= 1
+        return rename(self, target)
+    Path.rename = counted
+    if sys.argv[2] == "exchange":
+        exchange = artifact._exchange
+        def killed(one, other):
+            assert exchange(one, other)
+            os.kill(os.getpid(), signal.SIGKILL)
+        artifact._exchange = killed
+    with artifact.write(Path(sys.argv[1]), kind="note", inputs={}, config={}) as draft:
+        (draft.path / "note.txt").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "renames", "left"), [("exchange", 9, "new"), ("no exchange", 0, "hello"), ("no exchange", 1, "hello")]
+)
+def test_a_crash_inside_a_replace_leaves_the_old_or_the_new_artifact(
+    tmp_path: Path, how: str, renames: int, left: str
+) -> None:
+    write_note(tmp_path / "a-1")  # a hyphen, as in a rebuilt stage's name
+    command = [sys.executable, "-c", textwrap.dedent(REPLACING), str(tmp_path / "a-1"), how, str(renames)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": "."})
+    assert done.returncode == -signal.SIGKILL
+    artifact.sweep(tmp_path)
+    artifact.read(tmp_path / "a-1", kind="note")
+    assert (tmp_path / "a-1" / "note.txt").read_text() == left
+    assert [path.name for path in tmp_path.iterdir()] == ["a-1"]
+
+
+def test_where_folders_cannot_change_places_an_artifact_is_replaced_all_the_same(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
     write_note(tmp_path / "a")
-    assert artifact.digest(tmp_path / "a") != before
+    write_note(tmp_path / "a", "new")
+    assert (tmp_path / "a" / "note.txt").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -127,7 +197,9 @@ def test_an_artifact_is_the_same_wherever_it_lies_and_however_it_came_there(plac
     assert {name: facts["bytes"] for name, facts in manifest.files.items()} == {"note.txt": 5, "deep/er/old.txt": 3}
     assert manifest.files["note.txt"]["sha256"] == hashlib.sha256(b"hello").hexdigest()
     assert (place / "note.txt").read_text() == "hello"
-    assert artifact.digest(place) == hashlib.sha256((place / "manifest.json").read_bytes()).hexdigest()
+    held = {"note.txt": hashlib.sha256(b"hello").hexdigest(), "deep/er/old.txt": hashlib.sha256(b"old").hexdigest()}
+    content = {"kind": "note", "format": artifact.FORMAT, "files": held, "facts": {"words": 1}}
+    assert artifact.digest(place) == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_deep(folder: AnyPath) -> None:

@@ -13,16 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.cli import call
-from jobs.config import PRESETS, ClusterConfig
+from jobs.config import ClusterConfig
 from jobs.evaluation import probe
 from jobs.evaluation.compare.figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
 from jobs.evaluation.probe import Attributes, Match, Period, fresh
 from jobs.html import comparison as compare_page
+from jobs.options import call
 from jobs.paths import local_folder
-from jobs.pipeline import Road, StageError, locked, recall_road, states
-from jobs.raw.folder import raw_digest, source
+from jobs.pipeline import stage_states
+from jobs.raw.folder import source
+from jobs.workspace import StageError, Workspace, locked, open_workspace
 from model import artifact
 from model.courier.config import CourierConfig
 from model.courier.inference.probe import parts_of
@@ -68,7 +69,8 @@ def gather(bench: Bench, runs: Sequence[tuple[str, int]], *, bootstrap: int, see
             if label not in OUTSIDE:
                 questions = questions or ask(bench, folder / "embed")
                 _put(result.probe, k, _probe_samples(questions, folder / "probe", bootstrap, seed))
-                result.facts[k] = artifact.read(folder / "pretrain", kind="pretrain").facts
+                trained = artifact.read(folder / "pretrain", kind="pretrain")
+                result.facts[k] = {**trained.facts, **trained.notes}
             progress.update(task, advance=1)
     return list(found.values())
 
@@ -147,21 +149,21 @@ def settings_of(given: Sequence[str], *, of_one_method: bool = False) -> tuple[d
     return parse_settings(CourierConfig(), pretrain), chosen
 
 
-def bench_of(road: Road, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:
+def bench_of(workspace: Workspace, *, models: Sequence[str], setting: Sequence[str], **asked: Any) -> Bench:
     """What the runs of a workspace share. setting: `name=value` for every method.
 
     Raises StageError where sequences or images are not up to date, or no CTR rows were made from the sequences.
     """
-    stages = states(road, raw_digest(road.raw))
+    stages = stage_states(workspace)
     sequences, images = (fresh(stages, name) for name in ("sequences", "images"))
-    preset = PRESETS[road.preset]
+    preset = workspace.configs
     base, codebook = settings_of(setting)
     return Bench(
-        folder=road.workspace / "compare",
+        folder=workspace.folder / "compare",
         sequences=sequences,
         images=images,
-        rows=_rows(road.workspace, sequences),
-        raw=road.raw,
+        rows=_rows(workspace.folder, sequences),
+        raw=workspace.raw,
         pretrain=preset["pretrain"],
         base=base,
         cluster=replace(preset["cluster"], **codebook),
@@ -206,24 +208,29 @@ def command(
 
     Every run lies in WORKSPACE/compare and is skipped while it stands, so a comparison that was stopped goes on.
     """
-    road = recall_road(workspace)
+    opened = open_workspace(workspace)
     entrants = entrants_of(methods, variant or ())
     chosen = [model for model in models.split(",") if model]
     if unknown := set(chosen) - set(MODELS):
         raise CourierError(f"--models: unknown {', '.join(sorted(unknown))}: choose among {', '.join(MODELS)}")
     asked = {"period": period, "match": probe.attribute(match, attributes)}
-    bench = bench_of(road, models=chosen, setting=setting or (), **asked)
+    bench = bench_of(opened, models=chosen, setting=setting or (), **asked)
     bench.folder.mkdir(exist_ok=True)
     with locked(bench.folder):
         failures = run_all(bench, entrants, range(seeds))
-        found = _summed(bench, road, entrants, failures, range(seeds), bootstrap)
+        found = _summed(bench, opened, entrants, failures, range(seeds), bootstrap)
     print_tables(found)
     if failures:
         raise typer.Exit(1)
 
 
 def _summed(
-    bench: Bench, road: Road, entrants: Sequence[Entrant], failures: Sequence[Failure], seeds: range, bootstrap: int
+    bench: Bench,
+    workspace: Workspace,
+    entrants: Sequence[Entrant],
+    failures: Sequence[Failure],
+    seeds: range,
+    bootstrap: int,
 ) -> dict[str, Any]:
     """The comparison, written beside its runs and into the workspace's reports."""
     failed = {(failure.label, failure.seed) for failure in failures}
@@ -236,8 +243,8 @@ def _summed(
     rows = TestRows.of(bench.tables["test"])
     found |= {
         "dataset": {
-            "name": source(road.raw).get("name", road.raw.name),
-            "sampled_negatives": bool(source(road.raw).get("sampled_negatives", False)),
+            "name": source(workspace.raw).get("name", workspace.raw.name),
+            "sampled_negatives": bool(source(workspace.raw).get("sampled_negatives", False)),
             "test_rows": len(rows.clicked),
             "cold_test_rows": int(rows.cold.sum()),
             "test_users": len(np.unique(rows.users)),
@@ -247,7 +254,7 @@ def _summed(
         "asked": {"period": bench.period, "match": bench.match.name if bench.match else None},
         "failures": [asdict(failure) for failure in failures],
     }
-    reports = road.workspace / "reports"
+    reports = workspace.folder / "reports"
     reports.mkdir(exist_ok=True)
     artifact.write_whole(reports / "comparison.json", json.dumps(found, indent=1, allow_nan=False).encode())
     artifact.write_whole(reports / "comparison.html", compare_page.render(found).encode())

@@ -135,16 +135,15 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
     artifact.sweep(folder)
     paths = {step: folder / step for step in STEPS}
     config = settle(for_method(bench.pretrain, {"seed": seed, **bench.base, **entrant.settings}))
-    behaviour = {"sequences": bench.sequences, "images": bench.images}
     ensure(
         paths["pretrain"],
-        behaviour,
+        {"sequences": bench.sequences, "images/pictures": bench.images},
         asdict(config),
         lambda out: _train(bench, out, config),
     )
     ensure(
         paths["embed"],
-        {"pretrain": paths["pretrain"], "images": bench.images},
+        {"pretrain": paths["pretrain"], "images/pictures": bench.images},
         None,
         lambda out: embed.build(pretrain=paths["pretrain"], images=bench.images, out=out),
     )
@@ -155,7 +154,7 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
         asdict(codebook),
         lambda out: cluster.build(embed=paths["embed"], sequences=bench.sequences, out=out, config=codebook),
     )
-    asked = behaviour | {"embed": paths["embed"]}
+    asked = {"sequences": bench.sequences, "images": bench.images, "embed": paths["embed"]}
     ensure(paths[PROBE], asked, _probed(bench), lambda out: probe_run(bench, out, asked))
     clicks = {"rows": bench.rows, "embed": paths["embed"], "cluster": paths["cluster"]}
     models = replace(bench.ctr, seed=seed, images=IMAGES)
@@ -181,7 +180,7 @@ def ensure(
 
     config: None where it may be any.
     """
-    digests = {name: artifact.digest(path) for name, path in inputs.items()}
+    digests = artifact.digests(inputs)
     if _stands(out, digests, config):
         console.print(f"[dim]{out.name:<9} stands[/dim]")
         return
@@ -220,7 +219,7 @@ def probe_run(bench: Bench, out: Path, inputs: Mapping[str, Path]) -> None:
     """The figures of every click. inputs: sequences, images, embed; the questions do not depend on the run's seed."""
     questions = ask(bench, inputs["embed"])
     measured = probe.measure(questions, inputs["embed"])
-    digests = {name: artifact.digest(path) for name, path in inputs.items()}
+    digests = artifact.digests(inputs)
     with artifact.write(out, kind=PROBE, inputs=digests, config=_probed(bench)) as draft:
         flat: dict[str, Any] = {
             f"{kind}/{name}": values for kind, figures in measured.items() for name, values in figures.items()
@@ -288,7 +287,7 @@ def _fit(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: CtrConfig
 
 
 def _write_scores(out: Path, inputs: Mapping[str, Path], config: CtrConfig, scores: Mapping[str, Any]) -> None:
-    digests = {name: artifact.digest(path) for name, path in inputs.items()}
+    digests = artifact.digests(inputs)
     with artifact.write(out, kind=SCORES, inputs=digests, config=asdict(config)) as draft:
         columns = {name: pa.array(values, pa.float32()) for name, values in scores.items()}
         pq.write_table(pa.table(columns), draft.path / "scores.parquet")

@@ -23,7 +23,8 @@ from jobs.engines import beam_runner as running
 from jobs.paths import path_option
 from jobs.raw import beam_events as event_rows
 from jobs.raw.beam_events import ReadEvents
-from jobs.raw.folder import TableFiles, raw_digest, source, table_files
+from jobs.raw.folder import TableFiles, source, table_files
+from jobs.raw.identity import events_digest
 from jobs.sequences.beam import facts as sequence_facts
 from jobs.sequences.beam.facts import CountFacts
 from jobs.sequences.beam.tables import WriteTable
@@ -77,7 +78,7 @@ def build(
         _run(options, table, draft.path.absolute(), config, as_of)
         draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
-        draft.facts["as_of"] = as_of.isoformat()
+        draft.notes["as_of"] = as_of.isoformat()
     manifest = artifact.read(out, kind=KIND)
     counts = {name: manifest.facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
     log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))
@@ -104,7 +105,7 @@ def sequences(
 ) -> None:
     """Turn raw events into behaviour sequences."""
     args = running.beam_args(context)
-    manifest = build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
+    manifest = build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
     typer.echo(json.dumps(dict(manifest.facts), indent=1))
 
 

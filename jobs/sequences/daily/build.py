@@ -18,7 +18,6 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts, write_parts_apart
 from jobs.engines.spark_session import spark_session
 from jobs.paths import path_option, spark_uri
-from jobs.pipeline import locked
 from jobs.raw.folder import source, table_files
 from jobs.raw.spark_tables import REASON, ROW, events_between, rejected, undated_events
 from jobs.rules.events import TOO_MANY_CLICKS, future_from
@@ -44,6 +43,7 @@ from jobs.sequences.spark.facts import count_distinct, count_events, count_pages
 from jobs.sequences.spark.histories import carry_on, clicks, newest, snapshots
 from jobs.sequences.spark.oversized_requests import judge
 from jobs.sequences.spark.page_views import pages
+from jobs.workspace import locked
 from model import artifact
 from model.artifact import AnyPath, Manifest
 

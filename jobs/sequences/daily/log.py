@@ -12,8 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any, Final
 
+from jobs.raw.identity import Hasher, events_digest
 from jobs.rules.events import DAY as DAY
 from model import artifact
 from model.artifact import AnyPath
@@ -191,6 +193,12 @@ def log_digest(workspace: AnyPath) -> str | None:
     days = {name: {"files": one.files, "facts": one.facts} for name, one in read_days(workspace, mark).items()}
     identity = {"days": days, "config": mark.config, "sampled_negatives": mark.sampled_negatives}
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
+
+
+def sequences_inputs(folder: Path, raw: AnyPath, hasher: Hasher) -> dict[str, str]:
+    """What the sequences of a workspace are made from: its daily log where one was begun, else the raw events."""
+    days = log_digest(folder)
+    return {"events": events_digest(raw, hasher)} if days is None else {"days": days}
 
 
 def read_days(workspace: AnyPath, mark: Watermark) -> dict[str, artifact.Manifest]:

@@ -16,7 +16,8 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts
 from jobs.engines.spark_session import spark_session
 from jobs.paths import path_option
-from jobs.raw.folder import RawTableUnusable, raw_digest, source, table_files
+from jobs.raw.folder import RawTableUnusable, source, table_files
+from jobs.raw.identity import events_digest
 from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
 from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.sequence_tables import PERIOD, TABLES
@@ -39,6 +40,7 @@ from model.artifact import AnyPath, Manifest
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
+NOTES: Final = ("as_of", "left_out")  # of the moment of building, not of what was built
 KIND: Final = "sequences"
 LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
 ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()}  # of the parts of each table
@@ -149,6 +151,7 @@ def write_sequences(
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
             write_parts(frame, draft.path / name, by=by, then=then, placed=name in placed)
+        draft.notes = {name: facts.pop(name) for name in NOTES if name in facts}
         draft.facts = facts | {"unmatched_clicks": facts["clicks"] - attributed, "splits": splits.facts()}
     counts = {name: facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
     log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))
@@ -168,7 +171,7 @@ def sequences(
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
-    build(raw=raw, raw_digest=raw_digest(raw), out=out, config=config, master=master, as_of=as_of)
+    build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, master=master, as_of=as_of)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

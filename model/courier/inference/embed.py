@@ -53,7 +53,7 @@ def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
     usable = _usable_items(images)
     image_ids = pc.unique(usable["image_id"].combine_chunks())
     image_ids = image_ids.take(pc.array_sort_indices(image_ids))
-    inputs = {"pretrain": artifact.digest(pretrain), "images": artifact.digest(images)}
+    inputs = artifact.digests({"pretrain": pretrain, "images/pictures": images})
     with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
         with _vector_file(draft.path / VECTORS, len(image_ids), encoder.module.width) as vectors:
             new = _keep(vectors, image_ids, out.parent, encoder.space_id)
@@ -64,10 +64,9 @@ def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
             "encoder": encoder.name,
             "vectors": len(image_ids),
             "items": usable.num_rows,
-            "embedded": len(new),
-            "images_per_second": round(len(new) / seconds, 1),
         }
-    log.info("images_embedded", **draft.facts)
+        draft.notes |= {"embedded": len(new), "images_per_second": round(len(new) / seconds, 1)}
+    log.info("images_embedded", **draft.facts, **draft.notes)
     return artifact.read(out, kind=KIND)
 
 

@@ -17,6 +17,9 @@ IMAGENET = {
 }
 
 
+SPEEDS = ("images_per_second", "loader_stall")  # of a run and its machine, not of what was trained
+
+
 def card_of(
     config: CourierConfig, views: PageViews, splits: Mapping[str, str], loss: Mapping[str, float], figures: Geometry
 ) -> dict[str, Any]:
@@ -30,7 +33,7 @@ def card_of(
             "clicks": int(views.clicked.sum()),
             "distinct_images": len(views.image_ids),
         },
-        "metrics": {"loss": dict(loss), "collapse": figures.as_facts()},
+        "metrics": {"loss": {name: loss[name] for name in loss if name not in SPEEDS}, "collapse": figures.as_facts()},
         "warm_start": warm_start_of(config.backbone_weights),
     }
 

@@ -75,7 +75,7 @@ def build(
     splits = behaviour.facts["splits"]
     artifact.read(images, kind="images")
     check_history(config.history, behaviour)
-    inputs = {"sequences": artifact.digest(sequences), "images": artifact.digest(images)}
+    inputs = artifact.digests({"sequences": sequences, "images/pictures": images})
     views = read_page_views(sequences, images, history=config.history)
     preprocessing = Preprocessing(size=config.image_size)
     begun = time.perf_counter()
@@ -87,7 +87,7 @@ def build(
             checkpoint.sweep()
             if shared:
                 sweep(shared)
-        seen = {"images": inputs["images"], "image_ids": views.image_ids, "device": processes.device.type}
+        seen = {"images": inputs["images/pictures"], "image_ids": views.image_ids, "device": processes.device.type}
         kept = Kept(shared or checkpoint.folder, digest(**seen), processes)
         pixels = _pixels(images, views, kept)
         trained = train(views, pixels, preprocessing, config, processes, kept, checkpoint)
@@ -99,11 +99,13 @@ def build(
             geometry.refuse_collapse(figures, len(views.image_ids))
             with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
                 draft.facts |= _save(trained, draft.path, preprocessing)
+                draft.notes |= _speeds(trained)
+                # decoding, features and steps, less what lay in `shared`; since the last start of the run
+                draft.notes["wall_seconds"] = round(took, 3)
+                draft.log_files = (CURVE,)
                 draft.facts |= {
                     "encoder": f"{config.method}-{config.backbone}",
                     "steps": config.steps if trained.objective.terms else 0,
-                    # decoding, features and steps, less what lay in `shared`; since the last start of the run
-                    "wall_seconds": round(took, 3),
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
                     "page_views": len(views),
@@ -279,11 +281,14 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve))
     last = trained.curve[-1] if trained.curve else {}
     log.info("encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **last)
-    return facts | {
+    return facts | {"final_loss": last.get("loss")}
+
+
+def _speeds(trained: Trained) -> dict[str, float]:
+    return {
         "seconds": round(trained.seconds, 1),
         "images_per_second": round(trained.images / trained.seconds, 1),
         "loader_stall": round(trained.waited / trained.seconds, 4),
-        "final_loss": last.get("loss"),
     }
 
 

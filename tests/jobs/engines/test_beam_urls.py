@@ -92,10 +92,10 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
     assert manifest.facts["images_ok"] == 4
     called(image_references.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
     again = artifact.read(there, kind="images")
-    assert (again.facts["work"]["opened"], again.facts["work"]["shards_written"]) == (0, 0)
+    assert (again.notes["work"]["opened"], again.notes["work"]["shards_written"]) == (0, 0)
     (bucket / "raw" / "a b" / "2.png").write_bytes(png(7))
     called(image_references.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
-    assert artifact.read(there, kind="images").facts["work"]["opened"] == 1
+    assert artifact.read(there, kind="images").notes["work"]["opened"] == 1
 
 
 def test_the_road_starts_from_a_raw_folder_in_a_bucket_and_remembers_it(bucket, tmp_path, capsys) -> None:
@@ -145,7 +145,7 @@ def test_an_image_job_killed_before_its_manifest_leaves_no_artifact_and_its_stor
     with pytest.raises(artifact.ArtifactMissing):
         artifact.read(bucket / "images", kind="images")
     called(image_references.main, *argv)
-    assert artifact.read(bucket / "images", kind="images").facts["work"]["opened"] == 0
+    assert artifact.read(bucket / "images", kind="images").notes["work"]["opened"] == 0
 
 
 def test_a_relative_reference_starts_from_the_url_of_the_raw_folder_and_cannot_leave_it(bucket) -> None:

@@ -12,7 +12,7 @@ from jobs.evaluation.compare.compare import entrants_of, settings_of
 from jobs.evaluation.compare.figures import Results
 from jobs.evaluation.compare.figures import compare as compare_figures
 from jobs.html import comparison as compare_page
-from jobs.pipeline import StageError
+from jobs.workspace import StageError
 from model import artifact
 from model.ctr.evaluation.encoders import Sample
 from model.errors import CourierError

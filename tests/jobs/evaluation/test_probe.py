@@ -107,7 +107,7 @@ def road(tmp_path):
         "embed",
         {"items.parquet": pa.table(listed)},
         {"encoder": "courier-small", "space_id": "s1"},
-        {"images": artifact.digest(images)},
+        {"images/pictures": artifact.digest(images)},
         np.eye(10, 256, dtype=np.float32),
     )
     return {"sequences": sequences, "images": images, "embed": embed}

@@ -20,7 +20,7 @@ from jobs.evaluation.compare.compare import _summed, gather
 from jobs.evaluation.compare.figures import compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ensure, read_measured, read_scores, run_all
 from jobs.html import comparison as compare_page
-from jobs.pipeline import Road
+from jobs.workspace import Workspace
 from model import artifact
 from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.training.checkpoint import Checkpoint, State
@@ -289,7 +289,7 @@ def step(out, inputs, config, count):
 
 
 def test_a_step_is_built_once_for_the_same_inputs_and_config(tmp_path):
-    one, other = (write(tmp_path / name, "embed", {}) for name in "ab")
+    one, other = (write(tmp_path / name, "embed", {}, facts={"vectors": name}) for name in "ab")
     out, built = tmp_path / "scores", []
     step(out, {"embed": one}, {"seed": 0, "wide": (1, 2)}, built)
     step(out, {"embed": one}, {"seed": 0, "wide": (1, 2)}, built)
@@ -305,9 +305,9 @@ def test_a_step_is_built_once_for_the_same_inputs_and_config(tmp_path):
 
 @pytest.mark.usefixtures("failures")
 def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
-    road = Road(bench.folder.parent, bench.raw, "tiny")
+    workspace = Workspace(folder=bench.folder.parent, raw=bench.raw, preset="tiny", configs={})
     failed = [Failure("random", 0, "Collapsed: at last")]
-    found = _summed(bench, road, [ENTRANTS[0], ENTRANTS[2]], failed, range(1), 30)
+    found = _summed(bench, workspace, [ENTRANTS[0], ENTRANTS[2]], failed, range(1), 30)
     assert [one["label"] for one in found["methods"]] == ["courier"]
     assert found["failures"] == [{"label": "random", "seed": 0, "error": "Collapsed: at last"}]
     assert found["settings"]["random"] == {"method": "random"}
@@ -315,4 +315,4 @@ def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
     assert json.loads((reports / "comparison.json").read_text()) == found
     assert "random, seed 0: Collapsed: at last" in (reports / "comparison.html").read_text()
     with pytest.raises(CourierError, match="every run failed; random, seed 0: Collapsed"):
-        _summed(bench, road, [ENTRANTS[2]], failed, range(1), 30)
+        _summed(bench, workspace, [ENTRANTS[2]], failed, range(1), 30)

@@ -109,7 +109,7 @@ def test_an_outage_keeps_the_pictures_that_were_there_and_counts_them(raw):
     assert [new["c"][key] for key in ("status", "reason", "stale")] == ["missing", "timed_out", None]
     assert during.facts["stale"] == {"timed_out": 3}
     assert during.facts["images_ok"] == 4
-    assert during.facts["work"]["opened"] == 0
+    assert during.notes["work"]["opened"] == 0
     shards = {name: sha256 for name, sha256 in before.files.items() if name.startswith("shards/")}
     assert {name: during.files[name] for name in shards} == shards
 

@@ -63,7 +63,7 @@ def build(raw, name, store="store", config=CONFIG, **options):
 
 def work(manifest):
     """(references, opened, decoded, shards written) of a run, as the job counted them."""
-    return tuple(manifest.facts["work"][name] for name in ("references", "opened", "decoded", "shards_written"))
+    return tuple(manifest.notes["work"][name] for name in ("references", "opened", "decoded", "shards_written"))
 
 
 def shards(raw, store="store"):
@@ -406,7 +406,7 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(tmp_path, files):
     whole = build(raw, "whole", store="another", config=config)
     assert work(resumed)[3] == 64 - len(finished)
     assert {name: stat for name, stat in shards(raw).items() if name in finished} == finished
-    assert resumed.facts["work"]["decoded"] < whole.facts["work"]["decoded"]
+    assert resumed.notes["work"]["decoded"] < whole.notes["work"]["decoded"]
     assert resumed.files == whole.files
     assert not list((raw.parent / "store").glob("*/.references-*"))
     artifact.sweep(tmp_path)

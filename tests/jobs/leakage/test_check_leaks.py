@@ -237,7 +237,7 @@ def asked(monkeypatch):
     from jobs.leakage import check_leaks
 
     def ask(stages: dict[str, Path], *options: str):
-        monkeypatch.setattr(check_leaks, "recall_road", lambda workspace: workspace)
+        monkeypatch.setattr(check_leaks, "open_workspace", lambda workspace: workspace)
         monkeypatch.setattr(check_leaks, "fresh_stages", lambda _road: stages)
         monkeypatch.setattr(check_leaks, "check", lambda stages, users: audit(stages) if users == 7 else [])
         return CliRunner().invoke(check_leaks.app, ["ws", "--sample-users", "7", *options])

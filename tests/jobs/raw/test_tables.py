@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.raw.folder import RawTableMissing, RawTableUnusable, raw_digest, source, table_files
+from jobs.raw.folder import RawTableMissing, RawTableUnusable, source, table_files
+from jobs.raw.identity import items_digest
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue
 
@@ -262,29 +263,9 @@ def test_a_table_that_is_not_there_once_is_refused(tmp_path, names, said) -> Non
 
 
 def test_a_raw_folder_that_is_not_there_is_said(tmp_path) -> None:
-    for ask in (raw_digest, lambda raw: table_files(raw, "events")):
+    for ask in (items_digest, lambda raw: table_files(raw, "events")):
         with pytest.raises(RawTableMissing, match="is not a folder"):
             ask(tmp_path / "nowhere")
-
-
-def test_the_digest_follows_every_file_but_the_truth(tmp_path) -> None:
-    write_csv(tmp_path / "events.csv", [GOOD])
-    before = raw_digest(tmp_path)
-    (tmp_path / "truth_items.parquet").touch()
-    assert raw_digest(tmp_path) == before
-    (tmp_path / "new.png").touch()
-    assert raw_digest(tmp_path) != before
-
-
-def test_the_digest_follows_links_to_folders_and_not_in_circles(tmp_path) -> None:
-    raw, elsewhere = tmp_path / "raw", tmp_path / "elsewhere"
-    raw.mkdir()
-    elsewhere.mkdir()
-    (raw / "events").symlink_to(elsewhere)
-    (elsewhere / "back").symlink_to(raw)
-    before = raw_digest(raw)
-    (elsewhere / "part-1.parquet").touch()
-    assert raw_digest(raw) != before
 
 
 def test_what_a_raw_folder_says_of_itself_is_optional_but_must_be_json(tmp_path) -> None:

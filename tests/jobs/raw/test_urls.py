@@ -15,6 +15,7 @@ from upath import UPath
 from jobs.paths import UrlUnusable, any_path, arrow_source, from_spark, spark_uri
 from jobs.raw import beam_rows as raw_rows
 from jobs.raw import folder as raw
+from jobs.raw import identity
 from jobs.raw import layout as raw_layout
 from model.artifact import AnyPath
 
@@ -104,24 +105,24 @@ def test_what_cannot_be_read_at_a_url_is_refused_in_the_words_for_the_same_folde
 
 def test_the_digest_of_a_url_follows_every_object_but_the_truth(store) -> None:
     lay(store, {"items.csv": CSV, "images/1.png": b"1", "truth.parquet": b"t"})
-    first, truth = raw.raw_digest(store), raw.truth_digest(store)
-    assert raw.raw_digest(any_path(str(store))) == first
+    first, about = identity.items_digest(store), identity.evaluation_inputs(Path(), store)
+    assert identity.items_digest(any_path(str(store))) == first
     lay(store, {"truth.parquet": b"u"})
-    assert raw.raw_digest(store) == first
-    assert raw.truth_digest(store) != truth
+    assert identity.items_digest(store) == first
+    assert identity.evaluation_inputs(Path(), store) != about
     lay(store, {"images/1.png": b"2"})  # as long as before
-    second = raw.raw_digest(store)
+    second = identity.items_digest(store)
     assert second != first
     lay(store, {"images/2.png": b"2"})
-    assert raw.raw_digest(store) not in (first, second)
+    assert identity.items_digest(store) not in (first, second)
 
 
 def test_a_whole_bucket_may_be_a_raw_folder(bucket) -> None:
     lay(bucket, {"items/1.csv": CSV, "truth.parquet": b"t"})
     assert len(all_rows(any_path(str(bucket)))) == 1
-    first = raw.raw_digest(bucket)
+    first = identity.items_digest(bucket)
     lay(bucket, {"truth.parquet": b"u"})
-    assert raw.raw_digest(bucket) == first
+    assert identity.items_digest(bucket) == first
 
 
 def test_what_a_raw_folder_says_of_itself_is_read_at_a_url(store) -> None:
@@ -132,7 +133,7 @@ def test_what_a_raw_folder_says_of_itself_is_read_at_a_url(store) -> None:
 
 
 def test_a_url_that_holds_nothing_or_whose_store_does_not_answer_is_said_in_one_sentence(store, monkeypatch) -> None:
-    for read in (raw.raw_digest, lambda place: raw.table_files(place, "events")):
+    for read in (identity.items_digest, lambda place: raw.table_files(place, "events")):
         with pytest.raises(raw.RawTableMissing, match=r"nowhere is not a folder: give the folder"):
             read(store / "nowhere")
 
@@ -143,7 +144,7 @@ def test_a_url_that_holds_nothing_or_whose_store_does_not_answer_is_said_in_one_
     store.fs.isdir = refuse  # fsspec gives an instance its own
     try:
         with pytest.raises(raw.RawTableMissing, match=r"cannot be looked into \(Access Denied\): check the address"):
-            raw.raw_digest(store)
+            identity.items_digest(store)
     finally:
         del store.fs.isdir
 

@@ -184,7 +184,7 @@ def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, ra
     assert whole.facts["capped_users"]["most_clicks"] >= 30
     assert whole.facts["events_rejected"]["null_event_time"] == 5
     assert whole.facts["events_rejected"]["future_event_time"] == 2
-    assert whole.facts["as_of"] == clock(LAST).isoformat()
+    assert whole.notes["as_of"] == clock(LAST).isoformat()
     [last] = [
         row["event_time"] for row in pq.read_table(tmp_path / "joined" / "clicks").to_pylist() if row["user_id"] == "u8"
     ]

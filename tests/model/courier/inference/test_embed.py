@@ -96,11 +96,11 @@ def test_a_catalogue_without_a_usable_image_is_refused(pretrain: Path, tmp_path:
 def test_a_second_run_embeds_new_images_only_and_gives_what_a_first_would(pretrain: Path, tmp_path: Path) -> None:
     fewer = ITEMS | {"status": ["broken", "ok", "broken", "ok", "broken"]}
     folder = tmp_path / "embed"
-    first = embed.build(pretrain=pretrain, images=images_artifact(tmp_path / "few", fewer), out=folder / "1").facts
+    first = embed.build(pretrain=pretrain, images=images_artifact(tmp_path / "few", fewer), out=folder / "1").notes
     images = images_artifact(tmp_path / "images", ITEMS)
-    second = embed.build(pretrain=pretrain, images=images, out=folder / "2").facts
-    third = embed.build(pretrain=pretrain, images=images, out=folder / "3").facts
-    assert [facts["embedded"] for facts in (first, second, third)] == [1, 2, 0]
+    second = embed.build(pretrain=pretrain, images=images, out=folder / "2").notes
+    third = embed.build(pretrain=pretrain, images=images, out=folder / "3").notes
+    assert [notes["embedded"] for notes in (first, second, third)] == [1, 2, 0]
     embed.build(pretrain=pretrain, images=images, out=tmp_path / "alone" / "1")
     whole, parts = (np.load(path / "vectors.npy") for path in (tmp_path / "alone" / "1", folder / "3"))
     np.testing.assert_allclose(parts, whole, atol=1e-6)
@@ -145,9 +145,9 @@ def test_vectors_of_another_space_are_not_kept(pretrain: Path, tmp_path: Path) -
     with artifact.write(tmp_path / "other", kind="pretrain", inputs={}, config=asdict(CONFIG)) as draft:
         mean = Preprocessing(size=SIZE, mean=100.0)
         draft.facts |= save_encoder(load_encoder(pretrain).module, draft.path, mean) | {"encoder": "courier-small"}
-    facts = embed.build(pretrain=tmp_path / "other", images=images, out=folder / "2").facts
-    assert facts["embedded"] == 3
-    assert facts["space_id"] != artifact.read(pretrain, kind="pretrain").facts["space_id"]
+    made = embed.build(pretrain=tmp_path / "other", images=images, out=folder / "2")
+    assert made.notes["embedded"] == 3
+    assert made.facts["space_id"] != artifact.read(pretrain, kind="pretrain").facts["space_id"]
 
 
 def test_a_part_at_a_time_every_image_comes_once(tmp_path: Path) -> None:

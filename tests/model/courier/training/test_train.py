@@ -181,13 +181,14 @@ def test_training_lowers_every_loss_and_leaves_the_frozen_backbone_alone(
 
 
 def test_the_manifest_says_what_was_trained_on_what(inputs: dict[str, Path], tmp_path: Path) -> None:
-    facts = train.build(**inputs, out=tmp_path / "out", config=TINY).facts
+    manifest = train.build(**inputs, out=tmp_path / "out", config=TINY)
+    facts = manifest.facts
     assert (facts["trained_from"], facts["trained_until"]) == ("2025-01-01T00:00:00+00:00", "2025-01-20T00:00:00+00:00")
     assert (facts["page_views"], facts["distinct_images"], facts["steps"]) == (150, IMAGES, 25)
     assert facts["encoder"] == "courier-small"
     assert set(facts["collapse"]) == {"deviation", "effective_rank", "alignment", "uniformity", "attention_entropy"}
     assert 0 <= facts["collapse"]["attention_entropy"] <= 1
-    assert 0 <= facts["loader_stall"] <= 1
+    assert 0 <= manifest.notes["loader_stall"] <= 1
     assert (tmp_path / "out" / "objective.safetensors").is_file()
 
 

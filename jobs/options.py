@@ -1,0 +1,37 @@
+"""The options that several verbs take, and how a function becomes a verb's command line."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from upath import UPath
+
+from jobs.paths import local_folder, path_argument
+
+Folder = Annotated[
+    Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact")
+]
+Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
+Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
+AllowedHosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
+    ),
+]
+Master = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
+    ),
+]
+RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
+LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
+
+
+def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:
+    """Run a function as the command line NAME. obj: what its context carries."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(function)
+    app(args=list(argv), prog_name=name, standalone_mode=True, obj=obj)

@@ -1,0 +1,97 @@
+"""The table of stages: what builds each, what it is built from, and what else makes it stale."""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage, from its inputs to an artifact.
+
+    Functions are named "module:function" and imported only when they are called.
+
+    build: called with the folder of each input by its stage's name, with each of `options`, and with `out`.
+    inputs: earlier stages; "stage/part" where no more than that part of its artifact is read (model.artifact).
+    options: what else `build` takes: "raw" (the raw folder), "raw_digest" (of `reads`), "workspace" (its folder),
+      "store" (of examined images), "config", and where it runs: "engine", "master", "beam_args".
+    reads: a function (folder, raw, hasher) -> {name: digest} of what the stage reads that no stage has made.
+    stands: a function (folder, artifact, inputs) -> bool: whether what the stage did outside its artifact still stands.
+    reports: files of its artifact that are copied to the workspace's `reports`.
+    revision: raised when the stage makes something else of the same inputs and config; tests/e2e/test_golden.py holds
+      the digests of what each revision makes.
+    """
+
+    name: str
+    build: str
+    inputs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    reads: str | None = None
+    stands: str | None = None
+    reports: tuple[str, ...] = ()
+    revision: int = 1
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The stages among its inputs, without the parts."""
+        return tuple(name.partition("/")[0] for name in self.inputs)
+
+
+STAGES: Final = (
+    Stage(
+        name="sequences",
+        build="jobs.sequences.daily.build:build",
+        options=("raw", "raw_digest", "workspace", "config", "master"),
+        reads="jobs.sequences.daily.log:sequences_inputs",
+    ),
+    Stage(
+        name="images",
+        build="jobs.images.pipeline:build",
+        options=("raw", "raw_digest", "store", "config", "beam_args"),
+        reads="jobs.raw.identity:images_inputs",
+        reports=("coverage.json", "coverage.html"),
+    ),
+    Stage(
+        name="pretrain",
+        build="model.courier.training.train:build",
+        inputs=("sequences", "images/pictures"),
+        options=("config",),
+    ),
+    Stage(name="embed", build="model.courier.inference.embed:build", inputs=("pretrain", "images/pictures")),
+    Stage(name="cluster", build="jobs.embeddings.cluster:build", inputs=("embed", "sequences"), options=("config",)),
+    Stage(
+        name="features",
+        build="jobs.features.offline:build",
+        inputs=("sequences", "images", "embed", "cluster"),
+        options=("master",),
+    ),
+    Stage(
+        name="materialize",
+        build="jobs.features.materialize:build",
+        inputs=("features",),
+        options=("workspace",),
+        stands="jobs.features.materialize:stands",
+    ),
+    Stage(name="index", build="jobs.embeddings.build_index:build", inputs=("embed",), options=("config",)),
+    Stage(
+        name="rows",
+        build="jobs.features.training_rows:build",
+        inputs=("sequences", "features", "materialize"),
+        options=("workspace",),
+    ),
+    Stage(name="ctr", build="model.ctr.train:build", inputs=("rows", "embed"), options=("config",)),
+    Stage(
+        name="evaluate",
+        build="jobs.evaluation.evaluate:build",
+        inputs=("ctr", "rows", "embed", "sequences"),
+        options=("raw", "raw_digest", "config"),
+        reads="jobs.raw.identity:evaluation_inputs",
+        reports=("evaluation.json", "evaluation.html"),
+    ),
+    Stage(
+        name="release",
+        build="jobs.releases.build:build",
+        inputs=("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate"),
+        options=("workspace",),
+        stands="jobs.releases.current:stands",  # made current again by whoever runs its stages again
+    ),
+)

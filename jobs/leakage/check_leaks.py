@@ -1,4 +1,4 @@
-"""Prove that nothing of the future reaches a training row: an audit of the artifacts, and a release of canaries."""
+"""Prove that nothing of the future reaches a training row: an audit of the artifacts, and planted probes."""
 
 import json
 import tempfile
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.leakage.audit import AUDITED, audit
-from jobs.leakage.check_result import Finding, verdict
+from jobs.leakage.check import CheckResult, verdict
 from jobs.paths import local_folder
 from jobs.pipeline import stage_states
 from jobs.workspace import StageError, Workspace, open_workspace
@@ -25,18 +25,16 @@ SAMPLE_USERS: Final = 100
 
 
 class Leak(CourierError):
-    """Something of the future is known too early, or a canary that must be seen is silent; the message says which."""
+    """Something of the future is known too early, or a probe that must be seen is not; the message says which."""
 
 
-def check(stages: Mapping[str, Path], *, users: int) -> Iterator[Finding]:
-    """Every law of the audit and of the canaries. stages: the folder of each stage in AUDITED; they are only read."""
-    from jobs.leakage.planted_probes import (
-        release_canaries,  # Feast and Spark cost seconds, and the audit needs neither
-    )
+def check(stages: Mapping[str, Path], *, users: int) -> Iterator[CheckResult]:
+    """Every check of the audit and of the probes. stages: the folder of each stage in AUDITED; they are only read."""
+    from jobs.leakage.probes import check_probes  # Feast costs seconds, and the audit does without it
 
     yield from audit(stages)
     with tempfile.TemporaryDirectory(prefix="courier-leaks-") as scratch:
-        yield from release_canaries(stages, Path(scratch), users=users)
+        yield from check_probes(stages, Path(scratch), users=users)
 
 
 def fresh_stages(workspace: Workspace) -> dict[str, Path]:
@@ -48,13 +46,13 @@ def fresh_stages(workspace: Workspace) -> dict[str, Path]:
     return {name: cast(Path, stand[name].folder) for name in AUDITED}
 
 
-def as_table(findings: Iterable[Finding]) -> Table:
-    """The findings for the terminal, one line each."""
-    table = Table("check", "law", "rows", "broken", "example", title="leaks")
-    for one in findings:
-        told = one.example or one.note or ""
-        style = None if one.holds else "red"
-        table.add_row(one.check, one.law, f"{one.rows:,}", f"{one.broken:,}", told, style=style)
+def as_table(results: Iterable[CheckResult]) -> Table:
+    """The results for the terminal, one line each."""
+    table = Table("check", "claim", "rows", "violations", "example", title="leaks")
+    for one in results:
+        shown = one.example or one.note or ""
+        style = None if one.passed else "red"
+        table.add_row(one.name, one.claim, f"{one.rows:,}", f"{one.violations:,}", shown, style=style)
     return table
 
 
@@ -64,23 +62,23 @@ def check_leaks(
         Path, typer.Argument(parser=local_folder, metavar="FOLDER", help="The workspace whose artifacts are checked.")
     ] = Path("workspace"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
-    sample_users: Annotated[int, typer.Option(min=1, help="How many users the canaries are planted among.")] = (
+    sample_users: Annotated[int, typer.Option(min=1, help="How many users the probes are planted among.")] = (
         SAMPLE_USERS
     ),
 ) -> None:
-    """Hold every row against what was known at its moment, and walk the road over canaries; exit 1 on a leak."""
+    """Hold every row against what was known at its moment, and run the stages over planted probes; exit 1 on a leak."""
     stages = fresh_stages(open_workspace(workspace))
-    findings = []
+    results = []
     for one in check(stages, users=sample_users):
-        console.print(f"[{'dim' if one.holds else 'red'}]{one.check}: {one.broken:,} of {one.rows:,} rows broken[/]")
-        findings.append(one)
+        console.print(f"[{'dim' if one.passed else 'red'}]{one.name}: {one.violations:,} of {one.rows:,} rows[/]")
+        results.append(one)
     versions = {name: folder.name for name, folder in stages.items()}
-    failed = verdict(findings)
+    failed = verdict(results)
     if as_json:
-        said = [asdict(one) | {"holds": one.holds} for one in findings]
-        typer.echo(json.dumps({"holds": failed is None, "versions": versions, "findings": said}, indent=1))
+        checks = [asdict(one) | {"passed": one.passed} for one in results]
+        typer.echo(json.dumps({"passed": failed is None, "versions": versions, "checks": checks}, indent=1))
     else:
-        Console().print(as_table(findings))
+        Console().print(as_table(results))
         Console().print("of " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     if failed:
         raise Leak(failed)

@@ -1,4 +1,4 @@
-"""The canaries pass on the road, and each sabotaged road or log fails the check that names its leak."""
+"""The probes pass on the pipeline, and each sabotaged stage or log fails the check that names its leak."""
 
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -9,30 +9,31 @@ import pytest
 from jobs.config import SequencesConfig
 from jobs.features.offline import connect
 from jobs.leakage.daily_log import grow_log
-from jobs.leakage.planted_probes import release_canaries
-from jobs.leakage.probe_run import BORROWED, Walked, draw_sample, plant, write_events
+from jobs.leakage.planted_probes import draw_sample, plant
+from jobs.leakage.probe_run import SOURCES, ProbeRun, write_events
+from jobs.leakage.probes import check_probes
 
 USERS = 4
 pytestmark = pytest.mark.usefixtures("spark")  # else the first to need it would start one for short jobs
 
 
 @pytest.fixture(scope="module")
-def lent(shop):
-    """What a workspace lends to the canaries' road; read-only."""
-    return {name: getattr(shop, name) for name in BORROWED}
+def sources(shop):
+    """What the probes' run reads of a workspace; read-only."""
+    return {name: getattr(shop, name) for name in SOURCES}
 
 
-def test_on_the_road_no_canary_is_seen_too_early_and_every_control_sings(lent, tmp_path):
-    findings = list(release_canaries(lent, tmp_path, users=USERS))
-    assert [one for one in findings if not one.holds] == []
+def test_no_probe_is_seen_too_early_and_every_positive_control_is_seen(sources, tmp_path):
+    results = list(check_probes(sources, tmp_path, users=USERS))
+    assert [one for one in results if not one.passed] == []
     assert {
-        *("canary.rows.history", "canary.rows.truncation", "canary.online", "canary.rows.midnight_statistics"),
-        *("canary.daily_log.future", "canary.daily_log.late", "canary.daily_log.late_told"),
-    } <= {one.check for one in findings}
+        *("probe.rows.history", "probe.rows.truncation", "probe.online", "probe.rows.midnight_statistics"),
+        *("probe.daily_log.future", "probe.daily_log.late", "probe.daily_log.late_reported"),
+    } <= {one.name for one in results}
 
 
-def first_broken(lent, scratch):
-    return next(one for one in release_canaries(lent, scratch, users=USERS) if not one.holds)
+def first_failed(sources, scratch):
+    return next(one for one in check_probes(sources, scratch, users=USERS) if not one.passed)
 
 
 def valid_from_its_own_moment(monkeypatch):
@@ -79,14 +80,14 @@ def joined_by_the_latest(monkeypatch):
 @pytest.mark.parametrize(
     ("sabotage", "check"),
     [
-        (valid_from_its_own_moment, "canary.rows.history"),
-        (counted_from_the_morning, "canary.rows.item_statistics"),
-        (joined_by_the_latest, "canary.rows.history"),
+        (valid_from_its_own_moment, "probe.rows.history"),
+        (counted_from_the_morning, "probe.rows.item_statistics"),
+        (joined_by_the_latest, "probe.rows.history"),
     ],
 )
-def test_a_sabotaged_road_fails_the_check_that_names_its_leak(lent, tmp_path, monkeypatch, sabotage, check):
+def test_a_sabotaged_stage_fails_the_check_that_names_its_leak(sources, tmp_path, monkeypatch, sabotage, check):
     sabotage(monkeypatch)
-    assert first_broken(lent, tmp_path).check == check
+    assert first_failed(sources, tmp_path).name == check
 
 
 def reads_a_day_too_far(monkeypatch):
@@ -108,7 +109,7 @@ def takes_in_what_is_late(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(lent, tmp_path_factory):
+def built(sources, tmp_path_factory):
     """The planted events, all and before dusk, each with sequences that were built from them at once."""
     from jobs.sequences.daily.build import build
 
@@ -116,11 +117,11 @@ def built(lent, tmp_path_factory):
         workspace = root / name
         raw, out = write_events(connection, workspace / "raw", cut=cut), workspace / "sequences"
         build(raw=raw, raw_digest="", workspace=workspace, out=out, config=SequencesConfig())
-        return Walked(workspace=workspace, sequences=out, features=out, rows=out)
+        return ProbeRun(workspace=workspace, sequences=out, features=out, rows=out)
 
     root = tmp_path_factory.mktemp("built")
     with closing(connect()) as connection:
-        draw_sample(connection, lent, USERS)
+        draw_sample(connection, sources, USERS)
         plant(connection)
         yield connection, {"whole": sequences_alone("whole", cut=False), "before": sequences_alone("before", cut=True)}
 
@@ -128,10 +129,10 @@ def built(lent, tmp_path_factory):
 @pytest.mark.slow  # two minutes: the log is grown again for each
 @pytest.mark.parametrize(
     ("sabotage", "check"),
-    [(reads_a_day_too_far, "canary.daily_log.future"), (takes_in_what_is_late, "canary.daily_log.late")],
+    [(reads_a_day_too_far, "probe.daily_log.future"), (takes_in_what_is_late, "probe.daily_log.late")],
 )
 def test_a_sabotaged_log_fails_the_check_that_names_its_leak(built, tmp_path, monkeypatch, sabotage, check):
-    connection, walked = built
+    connection, runs = built
     sabotage(monkeypatch)
-    findings = grow_log(connection, tmp_path, **walked, config=SequencesConfig())
-    assert next(one.check for one in findings if not one.holds) == check
+    results = grow_log(connection, tmp_path, **runs, config=SequencesConfig())
+    assert next(one.name for one in results if not one.passed) == check

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from jobs.config import ClusterConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.leakage.audit import AUDITED, audit
-from jobs.leakage.check_result import Finding, verdict
+from jobs.leakage.check import CheckResult, verdict
 from model import artifact
 from model.ctr.inputs.rows import TIME
 from model.errors import CourierError
@@ -105,14 +105,14 @@ def stages(loaded_shop, tmp_path_factory) -> dict[str, Path]:
     return out | {name: getattr(shop, name) for name in ("images", "embed", "features")}
 
 
-def broken(stages) -> set[str]:
-    return {one.check for one in audit(stages) if not one.holds}
+def failed(stages) -> set[str]:
+    return {one.name for one in audit(stages) if not one.passed}
 
 
-def test_honest_artifacts_break_no_law_and_every_law_looks_at_rows(stages) -> None:
-    findings = list(audit(stages))
-    assert [one for one in findings if not one.holds] == []
-    assert [one.check for one in findings if one.rows == 0] == []
+def test_honest_artifacts_pass_every_check_and_every_check_looks_at_rows(stages) -> None:
+    results = list(audit(stages))
+    assert [one for one in results if not one.passed] == []
+    assert [one.name for one in results if one.rows == 0] == []
 
 
 SABOTAGES = {
@@ -176,9 +176,9 @@ SABOTAGES = {
         ("sequences", "conversions", "* REPLACE ('click' AS event_type)", ""),
         {"conversions.kind"},
     ),
-    "a conversion of another user's page stands": (
+    "a conversion of another user's page is kept": (
         ("sequences", "conversions", "* REPLACE ('u-other' AS user_id)", ""),
-        {"conversions.user", "rejected.stands_nowhere"},
+        {"conversions.user", "rejected.nowhere_else"},
     ),
     "a rejected row is lost": (
         ("sequences", "rejected", "*", "WHERE reason <> 'null_user_id'"),
@@ -202,9 +202,9 @@ def test_a_sabotaged_artifact_fails_the_check_that_names_it(stages, tmp_path, na
     (draft / artifact.MANIFEST).unlink()
     facts, config = (getattr(artifact.read(stages[stage], kind=stage), what) for what in ("facts", "config"))
     assert config == {}
-    found = broken(stages | {stage: sealed(draft, stage, tmp_path / stage, **facts)})
+    found = failed(stages | {stage: sealed(draft, stage, tmp_path / stage, **facts)})
     assert expected <= found
-    assert len(found) <= len(expected) + 2  # and the others stand: a check names its own leak
+    assert len(found) <= len(expected) + 2  # and the others pass: a check names its own leak
 
 
 @pytest.mark.parametrize(
@@ -212,28 +212,31 @@ def test_a_sabotaged_artifact_fails_the_check_that_names_it(stages, tmp_path, na
     [("cluster", {"fitted_on": 1_000}), ("pretrain", {"trained_until": "2024-03-12T00:00:00+00:00"})],
 )
 def test_what_is_fitted_on_later_pictures_is_found(stages, tmp_path, stage, facts) -> None:
-    [found] = broken(stages | {stage: sealed(stages[stage], stage, tmp_path / stage, **facts)})
+    [found] = failed(stages | {stage: sealed(stages[stage], stage, tmp_path / stage, **facts)})
     assert found.startswith(f"{stage}.")
 
 
-def finding(check: str, **facts: object) -> Finding:
-    return Finding(**{"check": check, "law": "no row knows its future", "rows": 3, "broken": 0, **facts})
+def result(name: str, **facts: object) -> CheckResult:
+    return CheckResult(**{"name": name, "claim": "no row knows its future", "rows": 3, "violations": 0, **facts})
 
 
-def test_the_verdict_names_the_first_broken_law_with_its_example_and_the_others() -> None:
-    said = verdict([finding("a"), finding("b", broken=2, example="r7"), finding("c", broken=1)])
-    assert said == "the law of b is broken: no row knows its future (2 of 3 rows, r7); and c"
-    assert verdict([finding("a")]) is None
+def test_the_verdict_names_the_first_failed_check_with_its_example_and_the_others() -> None:
+    said = verdict([result("a"), result("b", violations=2, example="r7"), result("c", violations=1)])
+    assert said == "check b failed: no row knows its future (violated by 2 of 3 rows, r7); and c"
+    assert verdict([result("a")]) is None
 
 
-def test_a_canary_that_was_never_heard_proves_nothing() -> None:
-    assert finding("a", rows=0).holds
-    assert not finding("a", rows=0, must_see=True).holds
+def test_a_positive_control_that_sees_no_row_proves_nothing() -> None:
+    assert result("a", rows=0).passed
+    assert not result("a", rows=0, must_see=True).passed
+    assert (
+        verdict([result("a", rows=0, must_see=True)]) == "check a failed: no row knows its future (no row to see it in)"
+    )
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Ask the command about these stages, the canaries left out: tests/e2e/test_leaks.py releases them."""
+    """Ask the command about these stages, the probes left out: tests/e2e/test_leaks.py plants them."""
     from jobs.leakage import check_leaks
 
     def ask(stages: dict[str, Path], *options: str):
@@ -249,9 +252,9 @@ def test_the_answer_tells_every_check_and_the_versions_it_is_about(stages, asked
     result = asked(stages, "--json")
     assert result.exit_code == 0
     answer = json.loads(result.stdout)
-    assert answer["holds"] is True
+    assert answer["passed"] is True
     assert answer["versions"] == {name: folder.name for name, folder in stages.items()}
-    assert {one["check"] for one in answer["findings"] if one["holds"]} == {one.check for one in audit(stages)}
+    assert {one["name"] for one in answer["checks"] if one["passed"]} == {one.name for one in audit(stages)}
 
 
 def test_a_leak_is_exit_status_1_and_one_sentence(stages, asked, tmp_path) -> None:
@@ -259,5 +262,5 @@ def test_a_leak_is_exit_status_1_and_one_sentence(stages, asked, tmp_path) -> No
     result = asked(stages | {"pretrain": later})
     assert result.exit_code == 1
     assert isinstance(result.exception, CourierError)
-    assert str(result.exception).startswith("the law of pretrain.trained_until is broken: ")
+    assert str(result.exception).startswith("check pretrain.trained_until failed: ")
     assert "\n" not in str(result.exception)

@@ -1,0 +1,82 @@
+"""Checks of items and of what is fitted to them: when an item is known, and what codebook and encoder have seen."""
+
+from collections.abc import Iterator, Mapping
+
+from feature_repo.contract import EVENT_TIME, ITEM_CLUSTER, ITEM_EMBEDDING, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, View
+from jobs.leakage.check import REQUEST, Check
+from model.ctr.inputs.rows import DEFAULTS, KIND_DEFAULTS
+
+
+def item_checks(space_id: str, as_of: str) -> Iterator[Check]:
+    """When items are known, and what the rows say of them. as_of: of the features."""
+    for view in (ITEM_PROFILE, ITEM_CLUSTER, ITEM_EMBEDDING):
+        yield Check(
+            name=f"{view.name}.known_since",
+            claim="an item is not known before it was created, or before its first event where that comes earlier",
+            rows=view.name,
+            violations=f"""
+                WITH met AS (
+                    SELECT item_id, min(moment) AS first_event FROM (
+                        SELECT item_id, request_time AS moment FROM impressions
+                        UNION ALL SELECT item_id, event_time FROM clicks
+                    ) GROUP BY item_id
+                )
+                SELECT stored.item_id || ': known since ' || {EVENT_TIME} || ', created ' || items.created_at AS example
+                FROM {view.name} AS stored JOIN items USING (item_id) LEFT JOIN met USING (item_id)
+                WHERE items.created_at IS NOT NULL
+                    AND {EVENT_TIME} < least(items.created_at, first_event, TIMESTAMPTZ '{as_of}')
+            """,
+        )
+    yield _as_of_check(ITEM_PROFILE, "TRUE")
+    yield _as_of_check(ITEM_CLUSTER, f"{SPACE_KEY} = '{space_id}'")
+
+
+def _as_of_check(view: View, which: str) -> Check:
+    # Prices are doubles, and DuckDB holds NaN equal to itself.
+    filled = {
+        f.name: f"coalesce(valid.{f.name}, {_literal(DEFAULTS.get(f.name, KIND_DEFAULTS[f.kind]))})"
+        for f in view.features
+    }
+    differs = " OR ".join(f"stored.{name} IS DISTINCT FROM {expected}" for name, expected in filled.items())
+    return Check(
+        name=f"rows.{view.name}",
+        claim=f"{view.name} in a row is what was valid at its request, joined anew",
+        rows="rows",
+        violations=f"""
+            SELECT {REQUEST} || ': ' || stored.item_id AS example
+            FROM rows AS stored
+            ASOF LEFT JOIN (FROM {view.name} WHERE {which}) AS valid
+            ON valid.{ITEM_KEY} = stored.{ITEM_KEY} AND valid.{EVENT_TIME} <= stored.request_time
+            WHERE {differs}
+        """,
+    )
+
+
+def _literal(default: object) -> str:
+    return f"'{default}'" if isinstance(default, str) else f"{default!r}".replace("nan", "'NaN'::DOUBLE")
+
+
+def codebook_check(fitted_on: int, splits: Mapping[str, str]) -> Check:
+    """fitted_on: the distinct vectors that the codebook was fitted to."""
+    shown = f"SELECT item_id FROM impressions WHERE request_time < TIMESTAMPTZ '{splits['valid_start']}'"
+    vectors = f'(SELECT DISTINCT "row" FROM embedded SEMI JOIN ({shown}) USING (item_id))'
+    return Check(
+        name="cluster.fitted_on",
+        claim="the codebook is fitted on the pictures shown before the validation period",
+        rows=vectors,
+        violations=f"""
+            SELECT 'fitted on {fitted_on} pictures, {splits["valid_start"]} had seen ' || count(*) AS example
+            FROM {vectors} HAVING count(*) <> {fitted_on}
+        """,
+    )
+
+
+def encoder_check(trained_until: str, splits: Mapping[str, str]) -> Check:
+    """trained_until: the end, half open, of the page views that the encoder has seen, ISO 8601."""
+    until, valid = (f"TIMESTAMPTZ '{at}'" for at in (trained_until, splits["valid_start"]))
+    return Check(
+        name="pretrain.trained_until",
+        claim="the encoder is trained on nothing of the validation period or later",
+        rows=f"page_views WHERE request_time < {until}",
+        violations=f"SELECT 'trained until {trained_until}' AS example WHERE {until} > {valid}",
+    )

@@ -23,6 +23,7 @@ VERBS = {
         "jobs.cli:status_main",
         "a workspace's stages: fresh, stale or missing; the current release",
     ),
+    "config": ("jobs.cli:config_main", "every setting that holds, as a courier.toml, and where its value came from"),
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
     "sequences": ("jobs.cli:stage_main", "[stage]  page views, clicks and histories (Spark); --date adds a day"),
     "images": ("jobs.cli:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),

@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.engines.beam_arguments import part
-from jobs.options import AllowedHosts, Folder, LastRaw, Master, Preset, RawFolder, Remembered, call
+from jobs.options import AllowedHosts, ConfigFile, Engine, Folder, Given, LastRaw, Master, Preset, RawFolder, call
 from jobs.pipeline import NAMES, State, explain, run_stages, stage_states
 from jobs.releases.current import current_release
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
+from jobs.settings import as_toml
 from jobs.workspace import StageError, Workspace, locked, open_workspace, remember
 from model import artifact
-from model.settings import parse_settings
 
 log = structlog.get_logger()
 
@@ -29,10 +29,13 @@ def run(
     context: typer.Context,
     raw: RawFolder,
     workspace: Folder = Path("workspace"),
-    preset: Preset = "demo",
+    preset: Preset = None,
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
+    config: ConfigFile = None,
+    given: Given = None,
+    engine: Engine = None,
     master: Master = None,
 ) -> None:
     """All stages, from raw tables to a release. Stages that are up to date are skipped.
@@ -45,8 +48,10 @@ def run(
         raise StageError(f"--from {from_} and --only {only} contradict each other: give one of them")
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
-    opened = open_workspace(workspace, raw, preset, allow_host or ())
-    opened = replace(opened, beam_args=context.obj, master=master)
+    opened = open_workspace(
+        workspace, raw, preset=preset, allowed_hosts=allow_host or (), config_file=config, given=given or ()
+    )
+    opened = _placed(replace(opened, beam_args=context.obj), engine, master)
     held = _held(opened)
     done = run_stages(opened, rebuild=frozenset(rebuild), only=only)
     built = sum(what == "built" for what in done.values())
@@ -71,10 +76,18 @@ def status(
     rows = [_status_row(opened.folder, name, state) for name, state in stage_states(opened).items()]
     current = current_release(opened.folder)
     if as_json:
-        answer = {"raw": str(opened.raw), "preset": opened.preset, "stages": rows, "release": current, "log": held}
+        answer = {
+            "raw": str(opened.raw),
+            "preset": opened.settings.preset,
+            "stages": rows,
+            "release": current,
+            "log": held,
+        }
         print(json.dumps(answer, indent=1))
         return
-    table = Table("stage", "state", "version", "built at (UTC)", "MB", title=f"{opened.folder}, preset {opened.preset}")
+    table = Table(
+        "stage", "state", "version", "built at (UTC)", "MB", title=f"{opened.folder}, preset {opened.settings.preset}"
+    )
     for row in rows:
         table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
@@ -96,7 +109,7 @@ def _held(workspace: Workspace) -> dict[str, Any] | None:
     from jobs.sequences.daily.raw_days import sentence
     from jobs.sequences.daily.raw_days_spark import left_out_now  # Spark, which a workspace without a log need not load
 
-    out = left_out_now(workspace.raw, workspace.folder, mark, workspace.master)
+    out = left_out_now(workspace.raw, workspace.folder, mark, workspace.config.master)
     days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
@@ -134,6 +147,22 @@ def status_main(argv: Sequence[str]) -> None:
     call(status, "courier status", argv)
 
 
+def config(
+    raw: LastRaw = None,
+    workspace: Folder = Path("workspace"),
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    given: Given = None,
+) -> None:
+    """What holds: every setting as a courier.toml, each with where its value came from."""
+    print(as_toml(open_workspace(workspace, raw, preset=preset, config_file=config_file, given=given or ()).settings))
+
+
+def config_main(argv: Sequence[str]) -> None:
+    """`courier config`."""
+    call(config, "courier config", argv)
+
+
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
@@ -145,19 +174,30 @@ def stage_main(argv: Sequence[str]) -> None:
     def one(
         raw: LastRaw = None,
         workspace: Folder = Path("workspace"),
-        preset: Remembered = None,
+        preset: Preset = None,
+        config_file: ConfigFile = None,
+        given: Given = None,
         master: Master = None,
     ) -> None:
-        run_stages(replace(open_workspace(workspace, raw, preset), master=master), only=name)
+        opened = open_workspace(workspace, raw, preset=preset, config_file=config_file, given=given or ())
+        run_stages(_placed(opened, None, master), only=name)
 
     one.__doc__ = f"Bring the stage `{name}` up to date; the stages it needs must be."
     call(one, f"courier {name}", rest)
 
 
+def _placed(workspace: Workspace, engine: str | None, master: str | None) -> Workspace:
+    """The workspace with its work done where a command line says."""
+    where = {name: value for name, value in (("engine", engine), ("master", master)) if value is not None}
+    return workspace.with_config(**where)
+
+
 def sequences(
     raw: LastRaw = None,
     workspace: Folder = Path("workspace"),
-    preset: Remembered = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    given: Given = None,
     day: Annotated[
         datetime | None,
         typer.Option("--date", formats=DAYS, help="add this day of events to the workspace's daily log"),
@@ -168,13 +208,15 @@ def sequences(
     to: Annotated[
         datetime | None, typer.Option("--to", formats=DAYS, help="... to this one, which is included")
     ] = None,
+    engine: Engine = None,
     master: Master = None,
 ) -> None:
     """Bring the stage `sequences` up to date; or add days (UTC) to the daily log, from which it is made from then on.
 
     A day that the log holds already is computed again, and all that follow it.
     """
-    opened = replace(open_workspace(workspace, raw, preset), master=master)
+    opened = open_workspace(workspace, raw, preset=preset, config_file=config_file, given=given or ())
+    opened = _placed(opened, engine, master)
     days = asked_days(day, from_, to)
     if days is None:
         run_stages(opened, only="sequences")
@@ -187,11 +229,12 @@ def sequences(
 
     opened.folder.mkdir(parents=True, exist_ok=True)
     with locked(opened.folder):
+        where = opened.config.master
         if day is not None and read_watermark(opened.folder) is None:
-            refuse_to_leave_out(opened.raw, opened.folder, *days, master=master)
-        config = opened.configs["sequences"]
+            refuse_to_leave_out(opened.raw, opened.folder, *days, master=where)
+        config = opened.config.sequences
         done = add_days(
-            raw=opened.raw, workspace=opened.folder, start=days[0], end=days[1], config=config, master=master
+            raw=opened.raw, workspace=opened.folder, start=days[0], end=days[1], config=config, master=where
         )
         tell_left_out(opened.folder, done)
         remember(opened)
@@ -200,12 +243,11 @@ def sequences(
 def pretrain(
     raw: LastRaw = None,
     workspace: Folder = Path("workspace"),
-    preset: Remembered = None,
+    preset: Preset = None,
+    config_file: ConfigFile = None,
+    given: Given = None,
     method: Annotated[
-        str | None, typer.Option(help="courier (default) or a rival: imagenet, simclr, simsiam, clip, random")
-    ] = None,
-    setting: Annotated[
-        list[str] | None, typer.Option("--set", help="a setting's dotted name=value, as in --set courier.heads=8")
+        str | None, typer.Option(help="courier (default) or a baseline: imagenet, simclr, simsiam, clip, random")
     ] = None,
 ) -> None:
     """Bring the stage `pretrain` up to date; the stages it needs must be.
@@ -213,13 +255,9 @@ def pretrain(
     With another method or other settings the encoder lies beside the pipeline's own, which stays what it was: no later
     stage takes it up.
     """
-    from model.courier.config import for_method
-
-    opened = open_workspace(workspace, raw, preset)
-    given = [*(setting or ()), *([f"method={method}"] if method else ())]
-    chosen = parse_settings(opened.configs["pretrain"], given)
-    config = for_method(opened.configs["pretrain"], chosen)
-    run_stages(opened.with_config("pretrain", config), only="pretrain")
+    asked = [*(given or ()), *([f"pretrain.method={method}"] if method else ())]
+    opened = open_workspace(workspace, raw, preset=preset, config_file=config_file, given=asked)
+    run_stages(opened, only="pretrain")
 
 
 def images_main(argv: Sequence[str]) -> None:
@@ -229,7 +267,9 @@ def images_main(argv: Sequence[str]) -> None:
     def images(
         raw: LastRaw = None,
         workspace: Folder = Path("workspace"),
-        preset: Remembered = None,
+        preset: Preset = None,
+        config_file: ConfigFile = None,
+        given: Given = None,
         retry_failed: Annotated[
             bool, typer.Option("--retry-failed", help="open again what failed and may succeed, and nothing else")
         ] = False,
@@ -240,7 +280,9 @@ def images_main(argv: Sequence[str]) -> None:
         Those behind an address are asked for whether they changed, even where the raw folder stands.
         Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
         """
-        opened = open_workspace(workspace, raw, preset, allow_host or ())
+        opened = open_workspace(
+            workspace, raw, preset=preset, allowed_hosts=allow_host or (), config_file=config_file, given=given or ()
+        )
         opened = replace(opened, beam_args=tuple(beam_args))
         state = stage_states(opened)["images"]
         if not retry_failed:
@@ -258,4 +300,4 @@ def _far_images_changed(workspace: Workspace, state: State) -> bool:
     from jobs.images.recheck import far_images_changed  # with clients that nothing else here needs
 
     built = cast(Path, state.folder)  # as it is fresh
-    return far_images_changed(built, workspace.folder / "image_store", workspace.raw, workspace.configs["images"])
+    return far_images_changed(built, workspace.folder / "image_store", workspace.raw, workspace.config.images)

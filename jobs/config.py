@@ -1,7 +1,7 @@
 """What each stage depends on, saved in the manifest of what it builds; and the presets, a config for every stage."""
 
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 from feature_repo.contract import CTR_HISTORY, PAGE_VIEW_SIZE, PRETRAIN_HISTORY
 from model.courier.config import CourierConfig, CourierMethodConfig
@@ -84,24 +84,35 @@ class EvaluateConfig:
     seed: int = 0
 
 
-# For each preset, every stage's config.
-PRESETS: Final[dict[str, dict[str, Any]]] = {
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineConfig:
+    """Every stage's config by the stage's name, and where its work is done, which is no part of what is built."""
+
+    engine: Literal["duckdb", "spark", "beam"] | None = None  # of the sequences; None: duckdb, or spark with a master
+    master: str | None = None  # where Spark runs, as for spark-submit
+    sequences: SequencesConfig = field(default_factory=SequencesConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    pretrain: CourierConfig = field(default_factory=CourierConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    ctr: CtrConfig = field(default_factory=CtrConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+PRESETS: Final[dict[str, PipelineConfig]] = {
     # For tests and a first look: minutes become seconds, and the figures mean nothing.
-    "tiny": {
-        "sequences": SequencesConfig(),
-        "images": ImagesConfig(size=64, shards=2),
-        "pretrain": CourierConfig(image_size=64, steps=60, batch_rows=64),
-        "cluster": ClusterConfig(clusters=16),
-        "index": IndexConfig(recall_queries=100),
-        "ctr": CtrConfig(boosted=BoostedConfig(trees=60), neural=NeuralConfig(epochs=1), vector_components=8),
-        "evaluate": EvaluateConfig(bootstrap=500),
-    },
+    "tiny": PipelineConfig(
+        images=ImagesConfig(size=64, shards=2),
+        pretrain=CourierConfig(image_size=64, steps=60, batch_rows=64),
+        cluster=ClusterConfig(clusters=16),
+        index=IndexConfig(recall_queries=100),
+        ctr=CtrConfig(boosted=BoostedConfig(trees=60), neural=NeuralConfig(epochs=1), vector_components=8),
+        evaluate=EvaluateConfig(bootstrap=500),
+    ),
     # Two cores and no GPU: frozen ImageNet features, everything after them trained.
-    "demo": {
-        "sequences": SequencesConfig(),
-        "images": ImagesConfig(),
+    "demo": PipelineConfig(
         # The start is the linearised objective's best already; larger steps lead away from it: docs/LOG.md
-        "pretrain": CourierConfig(
+        pretrain=CourierConfig(
             basis="category",
             feature_whitening=0.0,  # the start evens out what pages show: docs/LOG.md
             steps=400,
@@ -109,19 +120,13 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
             courier=CourierMethodConfig(head_start="taste", temperature=0.5),
         ),
         # by validation, docs/LOG.md: what users choose by most has more kinds than what they choose by less
-        "cluster": ClusterConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),
-        "index": IndexConfig(),
-        "ctr": CtrConfig(),
-        "evaluate": EvaluateConfig(),
-    },
+        cluster=ClusterConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),
+    ),
     # A GPU: the whole backbone is trained at the paper's resolution.
-    "full": {
-        "sequences": SequencesConfig(),
-        "images": ImagesConfig(size=224, shards=64),
-        "pretrain": CourierConfig(trainable="all", image_size=224, steps=20_000, batch_rows=512, learning_rate=1e-4),
-        "cluster": ClusterConfig(clusters=1000),
-        "index": IndexConfig(),
-        "ctr": CtrConfig(boosted=BoostedConfig(trees=1000, leaves=63)),
-        "evaluate": EvaluateConfig(),
-    },
+    "full": PipelineConfig(
+        images=ImagesConfig(size=224, shards=64),
+        pretrain=CourierConfig(trainable="all", image_size=224, steps=20_000, batch_rows=512, learning_rate=1e-4),
+        cluster=ClusterConfig(clusters=1000),
+        ctr=CtrConfig(boosted=BoostedConfig(trees=1000, leaves=63)),
+    ),
 }

@@ -12,8 +12,16 @@ from jobs.paths import local_folder, path_argument
 Folder = Annotated[
     Path, typer.Option(parser=local_folder, metavar="FOLDER", help="the folder that holds every artifact")
 ]
-Preset = Annotated[Literal["tiny", "demo", "full"], typer.Option(help="sizes and lengths of training")]
-Remembered = Annotated[Literal["tiny", "demo", "full"] | None, typer.Option(help="default: that of the last run")]
+Preset = Annotated[
+    Literal["tiny", "demo", "full"] | None,
+    typer.Option(help="sizes and lengths of training; default: as before"),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="settings over those of the other courier.toml files")
+]
+Given = Annotated[
+    list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="a setting for this run alone")
+]
 AllowedHosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -25,6 +33,10 @@ Master = Annotated[
     typer.Option(
         envvar="MASTER", help="where Spark runs, as for spark-submit: local[*] (default), spark://HOST:PORT, yarn"
     ),
+]
+Engine = Annotated[
+    Literal["duckdb", "spark", "beam"] | None,
+    typer.Option(help="what makes the sequences: duckdb (default), spark (where a master is named), beam"),
 ]
 RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
 LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]

@@ -79,7 +79,7 @@ def _identity(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -
     return {
         "stage": stage.name,
         "revision": stage.revision,
-        "config": workspace.config(stage.name),
+        "config": workspace.plain_config(stage.name),
         "inputs": artifact.digests(named) | _read(workspace, stage),
     }
 
@@ -244,8 +244,9 @@ def _build(
         "raw_digest": "/".join(read.values()),
         "workspace": workspace.folder,
         "store": workspace.folder / "image_store",
-        "config": workspace.configs.get(stage.name),
-        "master": workspace.master,
+        "config": getattr(workspace.config, stage.name, None),
+        "engine": workspace.config.engine,
+        "master": workspace.config.master,
         "beam_args": workspace.beam_args,
     }
     arguments = {**_folders(stage, states), **{name: offered[name] for name in stage.options}, **options}

@@ -4,14 +4,16 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from filelock import FileLock, Timeout
 
-from jobs.config import PRESETS
+from jobs.config import PipelineConfig
 from jobs.paths import any_path
+from jobs.settings import Layer, Settings, read_layers, resolve
+from jobs.settings import remember as remember_settings
 from model import artifact
 from model.artifact import AnyPath
 from model.errors import CourierError
@@ -25,51 +27,76 @@ class StageError(CourierError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
-    """Where artifacts lie, what they are made from, and the config of each stage that has one."""
+    """Where artifacts lie, what they are made from, and the settings of every stage.
+
+    asked: what a command line said for good, for `remember`.  config_file: a courier.toml other than those two that
+    are always looked for.  beam_args: Beam's own options, for this run alone and no part of what is built.
+    """
 
     folder: Path
     raw: AnyPath
-    preset: str
-    configs: Mapping[str, Any]
-    # Where this run's work is done, and no part of what is built:
-    master: str | None = None  # the Spark master
+    settings: Settings
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    config_file: Path | None = None
     beam_args: tuple[str, ...] = ()
 
-    def config(self, stage: str) -> Mapping[str, Any]:
+    @property
+    def config(self) -> PipelineConfig:
+        """Every stage's config."""
+        return self.settings.config
+
+    def plain_config(self, stage: str) -> Mapping[str, Any]:
         """A stage's config as plain values, as JSON gives them back; empty where it has none."""
-        found = self.configs.get(stage)
+        found = getattr(self.config, stage, None)
         plain: Mapping[str, Any] = {} if found is None else json.loads(json.dumps(asdict(found)))
         return plain
 
-    def with_config(self, stage: str, config: Any) -> "Workspace":
-        """This workspace with another config of one stage."""
-        return replace(self, configs={**self.configs, stage: config})
+    def with_config(self, **changes: Any) -> "Workspace":
+        """This workspace with other fields of its PipelineConfig."""
+        return replace(self, settings=replace(self.settings, config=replace(self.config, **changes)))
 
 
 def open_workspace(
-    folder: Path, raw: AnyPath | None = None, preset: str | None = None, allowed_hosts: Sequence[str] = ()
+    folder: Path,
+    raw: AnyPath | None = None,
+    *,
+    preset: str | None = None,
+    allowed_hosts: Sequence[str] = (),
+    config_file: Path | None = None,
+    given: Sequence[str] = (),
 ) -> Workspace:
-    """A workspace: what is not given is taken from its last run. Raises StageError where there was none."""
+    """A workspace with its settings: raw folder and config file, where not given, are those of its last run.
+
+    given: `stage.field=value`, for this run alone.
+    Raises StageError where there was no run, CourierError where the settings cannot be.
+    """
     last: dict[str, Any] = {}
     if (folder / MEMORY).is_file():
         last = json.loads((folder / MEMORY).read_text())
     if raw is None and "raw" not in last:
         raise StageError(f"{folder} has no run yet: say `courier run RAW --workspace {shlex.quote(str(folder))}`")
-    base = preset or last.get("preset", "demo")
-    hosts = tuple(allowed_hosts or last.get("allowed_hosts", ()))
-    images = replace(PRESETS[base]["images"], allowed_hosts=hosts)
     found = _absolute(raw or any_path(last["raw"]))
     if isinstance(found, Path) and not found.is_dir():
         raise StageError(f"{found} is not a folder with the raw tables `events` and `items`")
-    return Workspace(folder=folder.resolve(), raw=found, preset=base, configs={**PRESETS[base], "images": images})
+    file = config_file or (Path(last["config_file"]) if last.get("config_file") else None)
+    asked: dict[str, Any] = {"preset": preset} if preset else {}
+    asked |= {"images": {"allowed_hosts": list(allowed_hosts)}} if allowed_hosts else {}
+    layers = [*read_layers(found, folder, file), Layer(origin="the command line", settings=asked)]
+    return Workspace(
+        folder=folder.resolve(),
+        raw=found,
+        settings=resolve(layers, given=given),
+        asked=asked,
+        config_file=file.resolve() if file else None,
+    )
 
 
 def remember(workspace: Workspace) -> None:
     """Write down what the workspace's next run takes for granted."""
-    images = workspace.configs.get("images")
-    said = {"raw": str(_absolute(workspace.raw)), "preset": workspace.preset}
-    said |= {"allowed_hosts": images.allowed_hosts} if images else {}
+    said = {"raw": str(_absolute(workspace.raw))}
+    said |= {"config_file": str(workspace.config_file)} if workspace.config_file else {}
     artifact.write_whole(workspace.folder / MEMORY, json.dumps(said, indent=1).encode())
+    remember_settings(workspace.folder, workspace.asked)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from jobs import cli, pipeline
 from jobs.config import PRESETS
 from jobs.pipeline import explain, run_stages, stage_states
+from jobs.settings import Layer, resolve
 from jobs.stages import Stage
 from jobs.workspace import StageError, Workspace, locked, open_workspace
 from model import artifact
@@ -98,7 +99,9 @@ def workspace(tmp_path: Path) -> Workspace:
     raw.mkdir()
     (raw / "events.csv").write_text("user_id\n")
     (raw / "items.csv").write_text("item_id\n")
-    return Workspace(folder=tmp_path / "ws", raw=raw, preset="tiny", configs=PRESETS["tiny"])
+    asked = {"preset": "tiny"}
+    settings = resolve([Layer(origin="a test", settings=asked)])
+    return Workspace(folder=tmp_path / "ws", raw=raw, settings=settings, asked=asked)
 
 
 def versions(workspace: Workspace, stage: str) -> list[Path]:
@@ -168,7 +171,7 @@ def test_why_a_stage_is_stale_is_told_back_to_its_root(workspace: Workspace, mon
 
 def test_why_names_the_setting_that_changed(workspace: Workspace) -> None:
     run_stages(workspace)
-    other = workspace.with_config("images", replace(PRESETS["tiny"]["images"], size=32))
+    other = workspace.with_config(images=replace(workspace.config.images, size=32))
     assert explain(other, "images") == ["images: images.size was 64 and is 32"]
 
 
@@ -206,9 +209,8 @@ def test_a_refused_run_is_not_remembered(workspace: Workspace) -> None:
 
 
 def test_the_hosts_that_images_may_come_from_are_remembered_and_part_of_the_images_key(workspace: Workspace) -> None:
-    asked = open_workspace(workspace.folder, workspace.raw, "tiny", ("cdn.example.com",))
-    run_stages(asked)
-    assert open_workspace(workspace.folder).config("images")["allowed_hosts"] == ["cdn.example.com"]
+    run_stages(open_workspace(workspace.folder, workspace.raw, preset="tiny", allowed_hosts=("cdn.example.com",)))
+    assert open_workspace(workspace.folder).config.images.allowed_hosts == ("cdn.example.com",)
     assert explain(workspace, "images") == ["images: images.allowed_hosts was ['cdn.example.com'] and is []"]
 
 
@@ -247,20 +249,23 @@ def test_an_encoder_of_another_method_lies_beside_the_pipelines_own(
     revised(monkeypatch, "pretrain", options=("config",), build=f"{__name__}:build_pretrain_as_asked")
     run_stages(workspace)
     verb = ["pretrain", "--workspace", str(workspace.folder)]
-    for options in (["--method", "simclr", "--set", "steps=2"], ["--set", "steps=2", "--method", "simclr"], []):
+    other, shorter = ["--method", "simclr"], ["--set", "pretrain.steps=2"]
+    for options in ([*other, *shorter], [*shorter, *other], []):
         with pytest.raises(SystemExit) as stop:
             cli.stage_main([*verb, *options])
         assert stop.value.code == 0
     assert [what for what in BUILT if "steps" in what] == ["courier with 60 steps", "simclr with 2 steps"]
     assert set(run_stages(workspace).values()) == {"skipped"}
-    with pytest.raises(CourierError, match=r"unknown setting 'heads': did you mean courier.heads"):
-        cli.stage_main([*verb, "--set", "heads=2"])
+    with pytest.raises(CourierError, match=r"unknown setting 'pretrain.heads': did you mean pretrain.courier.heads"):
+        cli.stage_main([*verb, "--set", "pretrain.heads=2"])
 
 
 def test_the_last_run_is_remembered(workspace: Workspace) -> None:
     run_stages(workspace)
-    assert json.loads((workspace.folder / "run.json").read_text())["preset"] == "tiny"
-    assert open_workspace(workspace.folder) == replace(workspace, folder=workspace.folder.resolve())
+    assert json.loads((workspace.folder / "run.json").read_text()) == {"raw": str(workspace.raw.resolve())}
+    assert (workspace.folder / "courier.toml").read_text() == 'preset = "tiny"\n'
+    again = open_workspace(workspace.folder)
+    assert (again.raw, again.settings.preset) == (workspace.raw.resolve(), "tiny")
 
 
 def test_an_unknown_workspace_is_refused_with_the_cure(tmp_path: Path) -> None:
@@ -270,7 +275,7 @@ def test_an_unknown_workspace_is_refused_with_the_cure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_encoder_reads_images_at_the_size_they_are_stored(preset: str) -> None:
-    assert PRESETS[preset]["images"].size == PRESETS[preset]["pretrain"].image_size
+    assert PRESETS[preset].images.size == PRESETS[preset].pretrain.image_size
 
 
 def test_failed_images_are_retried_only_where_the_stage_is_up_to_date(workspace: Workspace) -> None:

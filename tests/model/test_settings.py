@@ -43,7 +43,7 @@ class Outer:
             raise CourierError(f"steps is {self.steps}: give at least 1")
 
 
-CONFIGS = [Outer(), *(config for preset in PRESETS.values() for config in preset.values())]
+CONFIGS = [Outer(), *PRESETS.values()]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)

@@ -156,7 +156,6 @@ def bench_of(workspace: Workspace, *, models: Sequence[str], setting: Sequence[s
     """
     stages = stage_states(workspace)
     sequences, images = (fresh(stages, name) for name in ("sequences", "images"))
-    preset = workspace.configs
     base, codebook = settings_of(setting)
     return Bench(
         folder=workspace.folder / "compare",
@@ -164,10 +163,10 @@ def bench_of(workspace: Workspace, *, models: Sequence[str], setting: Sequence[s
         images=images,
         rows=_rows(workspace.folder, sequences),
         raw=workspace.raw,
-        pretrain=preset["pretrain"],
+        pretrain=workspace.config.pretrain,
         base=base,
-        cluster=replace(preset["cluster"], **codebook),
-        ctr=replace(preset["ctr"], models=tuple(models)),
+        cluster=replace(workspace.config.cluster, **codebook),
+        ctr=replace(workspace.config.ctr, models=tuple(models)),
         **asked,
     )
 

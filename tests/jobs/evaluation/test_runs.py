@@ -20,6 +20,7 @@ from jobs.evaluation.compare.compare import _summed, gather
 from jobs.evaluation.compare.figures import compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ensure, read_measured, read_scores, run_all
 from jobs.html import comparison as compare_page
+from jobs.settings import resolve
 from jobs.workspace import Workspace
 from model import artifact
 from model.courier.config import CourierConfig, CourierMethodConfig
@@ -305,7 +306,7 @@ def test_a_step_is_built_once_for_the_same_inputs_and_config(tmp_path):
 
 @pytest.mark.usefixtures("failures")
 def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
-    workspace = Workspace(folder=bench.folder.parent, raw=bench.raw, preset="tiny", configs={})
+    workspace = Workspace(folder=bench.folder.parent, raw=bench.raw, settings=resolve([]))
     failed = [Failure("random", 0, "Collapsed: at last")]
     found = _summed(bench, workspace, [ENTRANTS[0], ENTRANTS[2]], failed, range(1), 30)
     assert [one["label"] for one in found["methods"]] == ["courier"]

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test engines check package bench-sequences lock clean preflight
+.PHONY: setup demo test test-all engines check package bench-sequences lock clean preflight
 
 setup: .venv/.ready
 
@@ -21,6 +21,10 @@ demo: setup
 # Two processes; tests/conftest.py says which tests run together (those of a file, those of Spark) and which first.
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The slow tests too, other examples and another order each time, and as on other machines: tests/matrix.py. Hours.
+test-all: setup
+	$(BIN)/python tests/matrix.py
 
 # Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
 engines: setup

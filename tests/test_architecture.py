@@ -5,7 +5,6 @@ import builtins
 import re
 import subprocess
 import sys
-import time
 import tomllib
 import types
 from collections.abc import Callable
@@ -74,20 +73,11 @@ def test_every_verb_of_the_front_door_exists() -> None:
         assert what
 
 
-def test_help_answers_at_once_because_nothing_heavy_is_imported() -> None:
-    took = []
-    for _ in range(3):
-        begun = time.monotonic()
-        done = subprocess.run([sys.executable, ROOT / "courier.py", "--help"], capture_output=True, text=True)
-        took.append(time.monotonic() - begun)
-        assert done.returncode == 0
-        assert "search" in done.stdout
-    assert min(took) < 0.5
-    imported = subprocess.run(
-        [sys.executable, "-X", "importtime", ROOT / "courier.py", "--help"], capture_output=True, text=True
-    ).stderr
-    for heavy in ("torch", "feast", "pyspark", "apache_beam", "typer", "pyarrow", "numpy"):
-        assert f" {heavy}\n" not in imported
+def test_help_answers_at_once_because_it_needs_nothing_but_the_standard_library() -> None:
+    without_packages = [sys.executable, "-S", ROOT / "courier.py", "--help"]
+    done = subprocess.run(without_packages, capture_output=True, text=True, env={})
+    assert done.returncode == 0, done.stderr
+    assert "search" in done.stdout
 
 
 def test_an_error_that_the_user_can_cure_is_one_sentence() -> None:

@@ -50,8 +50,10 @@ def test_no_task_gets_all_events_of_a_crowded_request(spark, write_events, tmp_p
         Event(user_id=f"u{n % 7}", item_id=f"i{n % 50}", event_time=START + n * SECOND, **constant) for n in range(2000)
     ]
     read = read_events(spark, write_events(tmp_path, events), NOW)
-    before = spark.conf.get("spark.sql.adaptive.coalescePartitions.enabled")
-    spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", "false")
+    eight_tasks = {"spark.sql.adaptive.coalescePartitions.enabled": "false", "spark.sql.shuffle.partitions": "8"}
+    before = {name: spark.conf.get(name) for name in eight_tasks}
+    for name, value in eight_tasks.items():
+        spark.conf.set(name, value)
     try:
         judged = {crowd: judge(read, crowd=crowd) for crowd in (1000, 2000)}
         task, once = F.spark_partition_id(), F.count_if(~F.col("repeat")).alias("events")
@@ -60,7 +62,8 @@ def test_no_task_gets_all_events_of_a_crowded_request(spark, write_events, tmp_p
             for crowd, frame in judged.items()
         }
     finally:
-        spark.conf.set("spark.sql.adaptive.coalescePartitions.enabled", before)
+        for name, value in before.items():
+            spark.conf.set(name, value)
     assert most[2000] == 2000  # judged with all others, they are one task's
     assert most[1000] < 500  # else each of eight tasks has about 250
 

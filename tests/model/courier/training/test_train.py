@@ -195,7 +195,7 @@ def test_the_card_names_data_metrics_and_the_licence_of_the_warm_start(inputs: d
     card = train.build(**inputs, out=tmp_path / "out", config=TINY).facts["card"]
     assert card["data"]["page_views"] == 150
     assert card["data"]["clicks"] > 150
-    assert card["metrics"]["loss"] == json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert card["metrics"]["loss"] == curve(tmp_path / "out")[-1]
     assert card["warm_start"]["licence"] is None
     assert warm_start_of("imagenet")["licence"] == "Apache-2.0"
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all engines check package bench-sequences lock clean preflight
+.PHONY: setup demo golden test test-all engines check package bench-sequences lock clean preflight
 
 setup: .venv/.ready
 
@@ -29,6 +29,10 @@ test-all: setup
 # Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
 engines: setup
 	$(BIN)/python -m pytest -q -s -m slow --timeout 3000 tests/jobs/sequences/test_engines.py
+
+# The digests of what each stage makes, after a revision in jobs/stages.py was raised.
+golden: setup
+	COURIER_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/e2e/test_golden.py
 
 check: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from jobs.engines import beam_progress as progress
 from jobs.engines.beam_arguments import APART, part
 from jobs.paths import UrlUnusable
-from jobs.raw.folder import RawTableUnusable
 from model.artifact import AnyPath
 from model.errors import CourierError
 
@@ -120,15 +119,15 @@ def stream(chosen: PipelineOptions) -> PipelineOptions:
 
 
 def wait(pipeline: Any) -> Any:
-    """Run the pipeline to its end; returns its result. Raises RawTableUnusable as a transform raised it.
+    """Run the pipeline to its end; returns its result. Raises a CourierError as a transform raised it.
 
     The runner of this process does all its work at once; how far another one is, is logged.
     """
     try:
         with quiet():
             result = pipeline.run()
-    except RawTableUnusable as error:  # Beam adds the transform's name to what a user is to read
-        raise RawTableUnusable(str(error).partition(" [while running")[0]) from None
+    except CourierError as error:  # Beam adds the transform's name to what a user is to read
+        raise type(error)(str(error).partition(" [while running")[0]) from None
     with progress.report(result):
         result.wait_until_finish()
     return result

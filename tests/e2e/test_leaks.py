@@ -77,6 +77,7 @@ def joined_by_the_latest(monkeypatch):
     monkeypatch.setattr(training_rows, "features_as_of", latest)
 
 
+@pytest.mark.slow  # the stages run anew for each; tests/jobs/leakage sabotages their artifacts instead
 @pytest.mark.parametrize(
     ("sabotage", "check"),
     [

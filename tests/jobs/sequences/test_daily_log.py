@@ -159,10 +159,10 @@ def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: A
 
 @pytest.fixture(scope="module")
 def grown(raw, tmp_path_factory) -> Path:
-    """A workspace whose days were added three at once, and then one after another."""
+    """A workspace whose days were added four at once, and then one after another."""
     workspace = tmp_path_factory.mktemp("grown")
-    add(raw, workspace, DAYS[0], DAYS[2])
-    for day in DAYS[3:6]:
+    add(raw, workspace, DAYS[0], DAYS[3])
+    for day in DAYS[4:6]:
         add(raw, workspace, day, day)
     return workspace
 
@@ -193,17 +193,28 @@ def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, ra
     assert [row["clicked"] for row in shown if row["request_id"] == "r90"] == [1]
 
 
-def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
-    grown, raw, tmp_path, monkeypatch
-) -> None:
+@pytest.fixture
+def cut_short(grown, tmp_path) -> Path:
+    """A log whose last day's adding was killed before it wrote the watermark."""
     workspace = tmp_path / "ws"
     shutil.copytree(grown, workspace)
     older = Watermark(**{**asdict(read_watermark(grown)), "last": DAYS[4]})
     daily_log.write_watermark(workspace, older)  # as the last day's adding found it
-    shutil.rmtree(workspace / "days" / "states" / "2024-03-03")  # what can be computed of the days is no loss
     (workspace / "days" / f".left-behind{artifact.PARTIAL}").mkdir()
-    with pytest.raises(DailyLogError, match="was cut short: say `courier sequences --from 2024-03-04 --to 2024-03-05`"):
-        assembled(workspace, tmp_path / "out")
+    return workspace
+
+
+def test_a_run_killed_before_the_watermark_is_noticed(cut_short, tmp_path) -> None:
+    cure = "was cut short: say `courier sequences --from 2024-03-04 --to 2024-03-05`"
+    for refused in (lambda: daily_log.log_digest(cut_short), lambda: assembled(cut_short, tmp_path / "out")):
+        with pytest.raises(DailyLogError, match=cure):
+            refused()
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_the_watermark_is_repeated_without_harm(cut_short, grown, raw, monkeypatch) -> None:
+    workspace, older = cut_short, read_watermark(cut_short)
+    shutil.rmtree(workspace / "days" / "states" / "2024-03-03")  # what can be computed of the days is no loss
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -219,6 +230,7 @@ def test_a_run_killed_before_the_watermark_is_noticed_and_repeated_without_harm(
     assert not list((workspace / "days").glob(f".*{artifact.PARTIAL}"))
 
 
+@pytest.mark.slow
 def test_a_back_fill_killed_midway_is_neither_read_nor_gone_on_from_until_it_is_repeated(
     grown, raw, tmp_path, monkeypatch
 ) -> None:

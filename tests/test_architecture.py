@@ -179,6 +179,28 @@ def test_the_lock_pins_every_dependency() -> None:
     assert sorted(name for name in names if name.replace("_", "-") not in pinned) == []
 
 
+def slow_and_fast_tests() -> tuple[set[str], set[str]]:
+    """Every test by its id, parameters left out: with the mark `slow`, on itself or on its module, and without."""
+    found: tuple[set[str], set[str]] = set(), set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        marks = [ast.unparse(node) for node in tree.body if ast.unparse(node).startswith("pytestmark = ")]
+        whole = any("pytest.mark.slow" in mark for mark in marks)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marked = whole or "pytest.mark.slow" in map(ast.unparse, node.decorator_list)
+                found[not marked].add(f"{path.relative_to(ROOT)}::{node.name}")
+    return found
+
+
+def test_a_law_that_a_slow_test_holds_is_held_by_a_fast_one_too() -> None:
+    slow, fast = slow_and_fast_tests()
+    rows = re.findall(r"^\| (`tests/.+) \| (.+) \|$", _decision("0008"), flags=re.M)
+    named = [[set(re.findall(r"`(tests/[^`]+::[^`]+)`", cell)) for cell in row] for row in rows]
+    assert {name for left, _ in named for name in left} == slow
+    assert all(right and right <= fast for _, right in named), [right - fast for _, right in named if right - fast]
+
+
 def test_the_applied_registry_holds_the_contracts_views_and_no_others(loaded_shop: Any) -> None:
     from feature_repo.definitions import FEAST_TYPES, open_store
 
@@ -216,3 +238,8 @@ def _literal(message: ast.expr) -> str:
     if isinstance(message, ast.JoinedStr):
         return "".join(_literal(part) if isinstance(part, ast.Constant) else "{}" for part in message.values)
     return str(message.value) if isinstance(message, ast.Constant) else ""
+
+
+def _decision(number: str) -> str:
+    [path] = (ROOT / "docs" / "decisions").glob(f"{number}-*.md")
+    return path.read_text()

@@ -77,6 +77,14 @@ def test_the_archive_holds_every_module_and_all_that_they_read(dist) -> None:
     assert not [name for name in held if name.startswith("tests")]
 
 
+def test_a_spark_job_is_imported_from_the_archive_alone(dist, stranger, tmp_path) -> None:
+    code = "import jobs.sequences.spark.behavior_sequences as job; print(job.__file__)"
+    alone = stranger | {"PYTHONPATH": f"{dist['.zip']}:{SITE}"}
+    done = subprocess.run([stranger["PYTHON"], "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{dist['.zip']}/jobs/sequences/spark/behavior_sequences.py", done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("java")
 def test_a_job_submitted_from_the_archive_needs_no_repository(dist, stranger, drawn_events, write_events, tmp_path):
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(150)))

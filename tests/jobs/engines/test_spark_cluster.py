@@ -22,6 +22,7 @@ import pytest
 
 from jobs.config import SequencesConfig
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 SPARK = Path(pyspark.__file__).parent
 HERE = "127.0.0.1"
@@ -245,7 +246,6 @@ def application_names(cluster: Cluster) -> list[str]:
     return sorted(one["name"] for one in answer(cluster.page)["completedapps"])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("production_spark")
 def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
     cluster: Cluster, drawn_events: Any, write_events: Any, tmp_path: Path

@@ -36,8 +36,9 @@ from jobs.sequences.daily.log import (
 )
 from jobs.sequences.daily.raw_days import UNDATED, known_left_out, rows_a_day, sentence
 from jobs.sequences.daily.raw_days_spark import files_of, indexed
+from jobs.sequences.facts import longest
 from jobs.sequences.spark import behavior_sequences
-from jobs.sequences.spark.behavior_sequences import ORDER, longest, session_for, tables, write_sequences
+from jobs.sequences.spark.behavior_sequences import ORDER, session_for, tables, write_sequences
 from jobs.sequences.spark.event_validation import DAY, cap, crowds, day_of, standing
 from jobs.sequences.spark.facts import count_distinct, count_events, count_pages
 from jobs.sequences.spark.histories import carry_on, clicks, newest, snapshots

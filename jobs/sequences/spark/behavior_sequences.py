@@ -6,7 +6,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-import structlog
 import typer
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -16,11 +15,12 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts
 from jobs.engines.spark_session import spark_session
 from jobs.paths import path_option
-from jobs.raw.folder import RawTableUnusable, source, table_files
+from jobs.raw.folder import source, table_files
 from jobs.raw.identity import events_digest
 from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
 from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.sequence_tables import PERIOD, TABLES
+from jobs.sequences.facts import longest, notes, of_artifact, require_page_views, require_some, tell_written
 from jobs.sequences.options import AS_OF, with_config
 from jobs.sequences.spark.event_validation import cap, crowds, in_place, is_a, openings, standing
 from jobs.sequences.spark.facts import (
@@ -37,10 +37,8 @@ from jobs.sequences.spark.page_views import impressions, page_views, pages, peri
 from model import artifact
 from model.artifact import AnyPath, Manifest
 
-log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-NOTES: Final = ("as_of", "left_out")  # of the moment of building, not of what was built
 KIND: Final = "sequences"
 LARGE_BYTES: Final = 16 * 2**20  # of a table of events: several hundred thousand of them as parquet
 ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()}  # of the parts of each table
@@ -97,19 +95,6 @@ def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
     return spark_session("courier sequences", master, large=size > LARGE_BYTES)
 
 
-def require_some(counted: Mapping[str, Any], raw: AnyPath) -> None:
-    """Raises RawTableUnusable where no event is accepted."""
-    if not counted["events_accepted"]:
-        refused = counted["events_rejected"]
-        worst = max(refused, key=lambda reason: refused[reason], default="the table is empty")
-        raise RawTableUnusable(f"{raw}: no event is accepted (most often: {worst}): see `courier check {raw}`")
-
-
-def longest(config: SequencesConfig) -> int:
-    """How many clicks of a user must be known at any moment."""
-    return max(config.ctr_history, config.pretrain_history)
-
-
 def tables(judged: DataFrame, shown: DataFrame, kept: DataFrame, config: SequencesConfig) -> dict[str, DataFrame]:
     """Every table of ORDER, still without periods. shown: pages.  kept: snapshots of at least `longest` clicks."""
     events = standing(judged)
@@ -140,21 +125,15 @@ def write_sequences(
     Raises RawTableUnusable where there is no page view.
     """
     began = time.monotonic()
-    if not counted.get("requests"):
-        raise RawTableUnusable(
-            "no impression is accepted, so there are no page views: check the raw events' event_type"
-        )
-    facts = dict(counted)
-    first, last, attributed = (facts.pop(name) for name in ("first", "last", "attributed"))
-    splits = time_splits(shown, facts["requests"], first, last, config.train_fraction, config.valid_fraction)
+    require_page_views(counted)
+    ends = counted["first"], counted["last"]
+    splits = time_splits(shown, counted["requests"], *ends, config.train_fraction, config.valid_fraction)
     with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]
             write_parts(frame, draft.path / name, by=by, then=then, placed=name in placed)
-        draft.notes = {name: facts.pop(name) for name in NOTES if name in facts}
-        draft.facts = facts | {"unmatched_clicks": facts["clicks"] - attributed, "splits": splits.facts()}
-    counts = {name: facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
-    log.info("sequences_written", **counts, seconds=round(time.monotonic() - began, 1))
+        draft.facts, draft.notes = of_artifact(counted, splits), notes(counted)
+    tell_written(draft.facts, began)
     return artifact.read(out, kind=KIND)
 
 

@@ -1,9 +1,5 @@
 """Make page views of judged events: what was shown from the top down, with labels, and the period of each."""
 
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
-
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
@@ -11,8 +7,7 @@ from jobs.engines.parquet_parts import by_hash
 from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.page_views import TEST, TRAIN, VALID, cut
 from jobs.sequences.spark.event_validation import PAGE_DAY, is_a
-
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+from jobs.sequences.splits import Splits
 
 
 def pages(events: DataFrame) -> DataFrame:
@@ -91,20 +86,6 @@ def _picked(size: int) -> Column:
 
 
 # --- periods --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """Where the periods begin and end, in microseconds since 1970; each is half open."""
-
-    start: int
-    valid_start: int
-    test_start: int
-    end: int
-
-    def facts(self) -> dict[str, str]:
-        """The same as ISO moments."""
-        return {name: (EPOCH + timedelta(microseconds=at)).isoformat() for name, at in asdict(self).items()}
 
 
 def time_splits(

@@ -1,26 +1,22 @@
-"""One meaning, four ways: plain Python, Spark, Beam over a batch and Beam over a stream give exactly the same tables.
+"""One meaning, four ways: plain Python, DuckDB, Spark and Beam give exactly the same tables.
 
 `make engines` runs it on thousands of histories and prints what was compared; the suite runs a smaller form of it.
 """
 
-import datetime as datetime_module
+import functools
 import json
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing import test_stream
-from apache_beam.transforms.window import TimestampedValue
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -36,15 +32,14 @@ from jobs.rules.statistics import changes, midnight_after, smoothed_ctr
 from jobs.sequences.beam import behavior_sequences as on_beam
 from jobs.sequences.beam import item_statistics as statistics_on_beam
 from jobs.sequences.beam.tables import SCHEMAS
-from jobs.sequences.beam.transforms import BuildSequences, tables
+from jobs.sequences.duckdb import behavior_sequences as on_duckdb
+from jobs.sequences.duckdb import item_statistics as statistics_on_duckdb
 
 CONFIG = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4, max_clicks_per_day=6)
 FIRST_DAY = datetime(2024, 2, 27, tzinfo=UTC)  # a leap day lies ahead
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 DAYS = 9
 DAY, HOUR, MICRO = timedelta(days=1), timedelta(hours=1), timedelta(microseconds=1)
-MILLI = 1000 * MICRO  # a watermark's grain
-LATENESS = 5 * HOUR
 NOW = FIRST_DAY + DAYS * DAY + 2 * HOUR  # some of what is drawn lies ahead of it
 NAMES = ("user_id", "item_id", "event_time", "event_type", "request_id", "position")
 STATISTICS = ("item_statistics", "user_statistics")
@@ -161,8 +156,8 @@ def draw_groups(seed: int, users: int, group: int) -> list[list[Raw]]:
 # --- plain Python ---------------------------------------------------------------------------------------------------
 
 
-def plain(raw: Sequence[Raw], config: SequencesConfig = CONFIG) -> tuple[Tables, TimeSplit, datetime]:
-    """The tables by the oracle, the split, and the end of the log."""
+def plain(raw: Sequence[Raw], config: SequencesConfig = CONFIG) -> Tables:
+    """The tables by the oracle."""
     reasons = [logic.reject_reason(row, NOW) for row in raw]
     acceptable = [logic.event(row, NOW) for row, reason in zip(raw, reasons, strict=True) if reason is None]
     pages, fates = logic.page_keys(acceptable), logic.rejections(acceptable, config.max_clicks_per_day)
@@ -208,7 +203,7 @@ def plain(raw: Sequence[Raw], config: SequencesConfig = CONFIG) -> tuple[Tables,
         + [{"table": "events", "row": as_json(one), "reason": fates[one]} for one in acceptable if one in fates],
     }
     end = max(one.event_time for one in events) + MICRO
-    return made | plain_statistics(made, end), split, end
+    return made | plain_statistics(made, end)
 
 
 def plain_page_view(view: Any, clicks: list[Event], split: TimeSplit, config: SequencesConfig) -> dict[str, Any]:
@@ -266,7 +261,8 @@ def plain_features(prefix: str, counts: dict[tuple[str, int], int]) -> dict[str,
 
 def write_raw(raw: Iterable[Raw], folder: Path) -> Path:
     folder.mkdir(parents=True)
-    (folder / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in raw))
+    schema = pa.schema([(name, pa.string()) for name in NAMES])
+    pq.write_table(pa.Table.from_pylist(list(raw), schema=schema), folder / "events.parquet")
     return folder
 
 
@@ -274,98 +270,32 @@ def read(folder: Path, names: Iterable[str]) -> Tables:
     return {name: pq.read_table(folder / name).to_pylist() for name in names}
 
 
+def by_duckdb(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
+    facts = on_duckdb.build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
+    statistics_on_duckdb.write_statistics(out, statistics_of(out))
+    return read(out, SCHEMAS) | read(statistics_of(out), STATISTICS), dict(facts)
+
+
 def by_spark(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
     from jobs.sequences.spark.behavior_sequences import build
     from jobs.sequences.spark.item_statistics import write_statistics
 
     facts = build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
-    write_statistics(out, out.with_name("spark_statistics"))
-    return read(out, SCHEMAS) | read(out.with_name("spark_statistics"), STATISTICS), dict(facts)
+    write_statistics(out, statistics_of(out))
+    return read(out, SCHEMAS) | read(statistics_of(out), STATISTICS), dict(facts)
 
 
 def by_beam(raw: Path, out: Path) -> tuple[Tables, dict[str, Any]]:
     facts = on_beam.build(raw=raw, raw_digest="a digest", out=out, config=CONFIG, as_of=NOW).facts
-    statistics_on_beam.build(sequences=out, out=out.with_name("beam_statistics"))
-    return read(out, SCHEMAS) | read(out.with_name("beam_statistics"), STATISTICS), dict(facts)
+    statistics_on_beam.build(sequences=out, out=statistics_of(out))
+    return read(out, SCHEMAS) | read(statistics_of(out), STATISTICS), dict(facts)
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """A raw event and when it comes to be known."""
-
-    at: datetime
-    raw: Raw
+ENGINES = {"DuckDB": by_duckdb, "Spark": by_spark, "Beam": by_beam}
 
 
-def arrivals(raw: Sequence[Raw], rng: random.Random, delay: timedelta) -> list[Arrival]:
-    """Each event some time after it happened, up to `delay`: so they come out of order. Broken ones come anywhen."""
-    found = []
-    for row in raw:
-        usable = logic.reject_reason(row, NOW) is None
-        happened = logic.event(row, NOW).event_time if usable else FIRST_DAY + rng.random() * DAYS * DAY
-        found.append(Arrival(happened + rng.random() * delay, row))
-    return sorted(found, key=lambda one: one.at)
-
-
-def advances(rng: random.Random) -> list[datetime]:
-    """Where the watermark stops: at the edges of what is settled, a millisecond beside them, and anywhere."""
-    edges = [FIRST_DAY + day * DAY + LATENESS + millis * MILLI for day in range(DAYS + 4) for millis in (-1, 0, 1)]
-    return sorted({*rng.sample(edges, 9), *(FIRST_DAY + rng.randrange(DAYS * 24) * HOUR for _ in range(4))})
-
-
-def stream(coming: Sequence[Arrival], stops: Sequence[datetime]) -> tuple[test_stream.TestStream, list[Arrival]]:
-    """A stream of the arrivals, the watermark following each stop; and which of them come too late."""
-    watermark, left, late = FIRST_DAY - 40 * DAY, list(coming), []
-    events = test_stream.TestStream().advance_watermark_to(watermark.timestamp())
-    for stop in [*stops, None]:
-        now = [one for one in left if stop is None or one.at < stop]
-        left = left[len(now) :]
-        if now:
-            events = events.add_elements([TimestampedValue(one.raw, watermark.timestamp()) for one in now])
-        late += [one for one in now if acceptable([one]) and watermark >= read_at(acceptable([one])[0].day)]
-        if stop is not None:
-            events, watermark = events.advance_watermark_to(stop.timestamp()), stop
-    return events.advance_watermark_to_infinity(), late
-
-
-def acceptable(some: Iterable[Arrival]) -> list[Event]:
-    return [logic.event(one.raw, NOW) for one in some if logic.reject_reason(one.raw, NOW) is None]
-
-
-def read_at(day: date) -> datetime:
-    """From when on an event of that day is late."""
-    return datetime(day.year, day.month, day.day, tzinfo=UTC) + DAY + LATENESS
-
-
-class Keep(beam.DoFn):
-    """Append each row, as Python writes it, to a file: what a stream has said, in the order in which it said it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    def process(self, row: Any) -> None:
-        with self.path.open("a") as file:
-            file.write(f"{row!r}\n")
-
-
-def by_stream(events: test_stream.TestStream, split: TimeSplit, folder: Path) -> tuple[Tables, list[Event]]:
-    """The tables of a stream, and what was set aside as late."""
-    folder.mkdir(parents=True, exist_ok=True)
-    options = PipelineOptions(["--runner=BundleBasedDirectRunner", "--streaming"])
-    pipeline = beam.Pipeline(options=options)
-    made = pipeline | events | "BuildSequences" >> BuildSequences(CONFIG, as_of=NOW, allowed_lateness=LATENESS)
-    for name, rows in tables(made, CONFIG, split).items():
-        rows | f"Keep_{name}" >> beam.ParDo(Keep(folder / name))
-    made.late | "Keep_late" >> beam.ParDo(Keep(folder / "late"))
-    pipeline.run().wait_until_finish()
-    return {name: kept(folder / name) for name in SCHEMAS}, kept(folder / "late")
-
-
-def kept(path: Path) -> list[Any]:
-    known = {"datetime": datetime_module, "Event": Event}
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [eval(line, known) for line in lines]  # our own repr of plain values
+def statistics_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}_statistics")
 
 
 # --- equal? ---------------------------------------------------------------------------------------------------------
@@ -393,9 +323,9 @@ class Comparison:
     rows: list[tuple[str, ...]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def compare(self, engine: str, found: Tables, seconds: float, expected: Tables | None = None) -> None:
+    def compare(self, engine: str, found: Tables, seconds: float) -> None:
         for name, rows in found.items():
-            told = differences((expected or self.expected)[name], rows)
+            told = differences(self.expected[name], rows)
             self.wrong += [f"{engine}, {name}: {line}" for line in told]
             self.rows.append((engine, name, f"{len(rows):,}", "no" if told else "yes", f"{seconds:.1f}"))
 
@@ -413,49 +343,33 @@ def timed(deed: Callable[[], Any]) -> tuple[Any, float]:
     return deed(), time.monotonic() - began
 
 
-def by_streams(groups: Sequence[Sequence[Raw]], split: TimeSplit, rng: random.Random, folder: Path) -> Tables:
-    """All groups' tables, each by a stream of its own: out of order, but in time."""
-    together: Tables = {name: [] for name in SCHEMAS}
-    for number, raw in enumerate(groups):
-        events, late = stream(arrivals(raw, rng, LATENESS), advances(rng))
-        found, aside = by_stream(events, split, folder / str(number))
-        assert late == aside == []
-        for name, rows in found.items():
-            together[name] += rows
-    return together
-
-
-def compare(seed: int, users: int, group: int, folder: Path) -> Comparison:
-    """Every engine against plain Python on the log of that many users."""
-    groups = draw_groups(seed, users, group)
-    raw = [row for rows in groups for row in rows]
-    (expected, split, _), took = timed(lambda: plain(raw))
+def compare(seed: int, users: int, group: int, folder: Path, engines: Sequence[str]) -> Comparison:
+    """Engines against plain Python, and the later ones against the first, on the log of that many users."""
+    raw = [row for rows in draw_groups(seed, users, group) for row in rows]
+    expected, took = timed(lambda: plain(raw))
     sizes = {"histories": users, "page views": len(expected["page_views"]), "events": len(raw)}
     title = ", ".join(f"{count:,} {what}" for what, count in sizes.items()) + f", seed {seed}"
     found = Comparison(expected, title)
     found.compare("plain Python", expected, took)
-    folder_of_raw = write_raw(raw, folder / "raw")
-    (spark, spark_facts), took = timed(lambda: by_spark(folder_of_raw, folder / "spark"))
-    found.compare("Spark", spark, took)
-    (batch, batch_facts), took = timed(lambda: by_beam(folder_of_raw, folder / "beam"))
-    found.compare("Beam, batch", batch, took)
-    if spark_facts != batch_facts:
-        found.wrong.append(f"Beam, batch, facts: {batch_facts} where Spark says {spark_facts}")
-    found.wrong += wrong_types(folder)
-    streamed, took = timed(lambda: by_streams(groups, split, random.Random(seed), folder / "stream"))
-    found.compare("Beam, stream", streamed, took)
+    folder_of_raw, facts = write_raw(raw, folder / "raw"), {}
+    for name in engines:
+        (tables, facts[name]), took = timed(functools.partial(ENGINES[name], folder_of_raw, folder / name))
+        found.compare(name, tables, took)
+        if facts[name] != facts[engines[0]]:
+            found.wrong.append(f"{name}, facts: {facts[name]} where {engines[0]} says {facts[engines[0]]}")
+        found.wrong += wrong_types(folder / engines[0], folder / name)
     return found
 
 
-def wrong_types(folder: Path) -> list[str]:
-    """Where a table of Beam has other columns or types than Spark's; whether a null may stand there is not asked."""
+def wrong_types(one: Path, other: Path) -> list[str]:
+    """Where the tables of one engine have other columns or types than the other's; nulls are not asked about."""
     wrong = []
-    folders = [(name, folder / "spark" / name, folder / "beam" / name) for name in SCHEMAS]
-    folders += [(name, folder / "spark_statistics" / name, folder / "beam_statistics" / name) for name in STATISTICS]
+    folders = [(name, one / name, other / name) for name in SCHEMAS]
+    folders += [(name, statistics_of(one) / name, statistics_of(other) / name) for name in STATISTICS]
     for name, *both in folders:
-        spark, batch = ([(one.name, plain_type(one.type)) for one in pq.read_table(path).schema] for path in both)
-        if spark != batch:
-            wrong.append(f"Beam, batch, {name}: columns {batch} where Spark has {spark}")
+        ours, theirs = ([(one.name, plain_type(one.type)) for one in pq.read_table(path).schema] for path in both)
+        if ours != theirs:
+            wrong.append(f"{other.name}, {name}: columns {theirs} where {one.name} has {ours}")
     return wrong
 
 
@@ -476,8 +390,8 @@ def assert_traps_are_sprung(expected: Tables) -> None:
     assert {row["event_type"] for row in expected["conversions"]} == {"cart", "purchase"}
 
 
-def agree_on(seed: int, users: int, group: int, folder: Path) -> None:
-    found = compare(seed, users, group, folder)
+def agree_on(seed: int, users: int, group: int, folder: Path, engines: Sequence[str] = tuple(ENGINES)) -> None:
+    found = compare(seed, users, group, folder, engines)
     found.show()
     assert not found.wrong
     assert_traps_are_sprung(found.expected)
@@ -494,10 +408,17 @@ def require_chance(seed: int) -> None:
     assume(seed > 1000)
 
 
+@settings(ONCE, max_examples=6)
+@given(SEEDS)
+def test_plain_python_and_duckdb_give_the_same_tables(tmp_path_factory, seed) -> None:
+    require_chance(seed)
+    agree_on(seed, users=40, group=20, folder=tmp_path_factory.mktemp("engines"), engines=["DuckDB"])
+
+
 @pytest.mark.usefixtures("spark")
 @ONCE
 @given(SEEDS)
-def test_plain_python_spark_and_beam_give_the_same_tables(tmp_path_factory, seed) -> None:
+def test_plain_python_duckdb_spark_and_beam_give_the_same_tables(tmp_path_factory, seed) -> None:
     require_chance(seed)
     agree_on(seed, users=60, group=60, folder=tmp_path_factory.mktemp("engines"))
 
@@ -509,19 +430,3 @@ def test_plain_python_spark_and_beam_give_the_same_tables(tmp_path_factory, seed
 def test_they_do_so_on_two_thousand_histories(tmp_path_factory, seed) -> None:
     require_chance(seed)
     agree_on(seed, users=2000, group=500, folder=tmp_path_factory.mktemp("engines"))
-
-
-@ONCE
-@given(SEEDS)
-def test_what_comes_too_late_is_kept_aside_and_changes_nothing(tmp_path_factory, seed) -> None:
-    require_chance(seed)
-    rng = random.Random(seed)
-    [raw] = draw_groups(seed, users=30, group=30)
-    coming = arrivals(raw, rng, 4 * DAY)
-    events, late = stream(coming, advances(rng))
-    in_time = [one.raw for one in coming if not any(one is other for other in late)]
-    expected, split, _ = plain(in_time)
-    found, aside = by_stream(events, split, tmp_path_factory.mktemp("late"))
-    assert late
-    assert sorted(aside) == sorted(acceptable(late))
-    assert {name: differences(expected[name], rows) for name, rows in found.items()} == {name: [] for name in found}

@@ -1,0 +1,1 @@
+"""DuckDB's translation of the logic, in its own SQL: what one machine runs."""

@@ -26,7 +26,7 @@ test: setup
 test-all: setup
 	$(BIN)/python tests/matrix.py
 
-# Plain Python, Spark, Beam over a batch and over a stream: the same tables on 2,000 generated histories?
+# Plain Python, DuckDB, Spark, Beam: the same tables on 2,000 generated histories?
 engines: setup
 	$(BIN)/python -m pytest -q -s -m slow --timeout 3000 tests/jobs/sequences/test_engines.py
 

@@ -1,4 +1,4 @@
-"""Turn raw events into behaviour sequences with Beam: the tables of the Spark job, by transforms that also stream.
+"""Turn raw events into behaviour sequences with Beam: the tables of the Spark job.
 
 Run it as `python -m jobs.sequences.beam.behavior_sequences --raw RAW --out DIR`, with any Beam option after it. On a
 runner with several machines, RAW and DIR lie on a file system that all of them see.

@@ -1,11 +1,11 @@
 """Histories in Beam: walk through each user's clicks and page views in time order, a settled day at a time.
 
 A user's events are kept apart by day until their day is settled, and each is then read once: what waits for the walk is
-settled already, so all that waits can be walked through together, however many days a stream lets go at a time.
+settled already, so all that waits can be walked through together, however many days are let go at a time.
 """
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import groupby
 from typing import Any, Final
 
@@ -33,10 +33,10 @@ class JoinHistories(beam.PTransform):  # type: ignore[misc]  # Beam ships no typ
     A history is ((item_id, clicked at), ...), newest first, equal times by item_id, at most `length`.
     """
 
-    def __init__(self, length: int, allowed_lateness: timedelta) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.day_is_settled = Settling(SETTLED_AFTER_DAYS, allowed_lateness)
-        self.walk = WalkInTime(length, int(allowed_lateness.total_seconds()))
+        self.day_is_settled = Settling(SETTLED_AFTER_DAYS)
+        self.walk = WalkInTime(length)
 
     def expand(self, clicks_and_views: Any) -> Any:
         """(PCollection of distinct clicks, PCollection of PageView) -> outputs as above."""
@@ -64,9 +64,9 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
     OF_PENDING, OF_LAST = beam.DoFn.StateParam(PENDING), beam.DoFn.StateParam(LAST)
     OF_NEWEST, OF_SETTLED = beam.DoFn.StateParam(NEWEST), beam.DoFn.TimerParam(SETTLED)
 
-    def __init__(self, length: int, lateness_seconds: int) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__()
-        self.length, self.lateness = length, lateness_seconds
+        self.length = length
 
     def process(
         self,
@@ -109,7 +109,7 @@ class WalkInTime(beam.DoFn):  # type: ignore[misc]
         newest.write(history)
 
     def _settled_at(self, day: int) -> Timestamp:
-        return start_of(day + SETTLED_AFTER_DAYS) + self.lateness
+        return start_of(day + SETTLED_AFTER_DAYS)
 
 
 def _of_user_and_day(one: Event | PageView) -> tuple[tuple[str, int], Event | PageView]:

@@ -1,15 +1,15 @@
 """Page views in Beam: which page view an event belongs to, what contradicts it, the bot cap, duplicates and labels.
 
 jobs.rules.events and jobs.rules.page_views say what each transform means. Every group is keyed by a day and is let go
-when that day is settled (jobs.sequences.beam.settling), so a stream and a batch give the same rows. Between the
-transforms an accepted event travels with the day of its page view's request, or None: (Event, day).
+when that day is settled (jobs.sequences.beam.settling). Between the transforms an accepted event travels with the day
+of its page view's request, or None: (Event, day).
 """
 
 import heapq
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Final
 
 import apache_beam as beam
@@ -40,9 +40,9 @@ JUDGED_BY_OPENING: Final = (-1, 0, 1, 2)
 class AttributeToPageViews(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Find each event's page view; (Event, reason) at `rejected` where the event contradicts it."""
 
-    def __init__(self, allowed_lateness: timedelta) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.day_is_read, self.day_is_settled = Settling(1, allowed_lateness), Settling(2, allowed_lateness)
+        self.day_is_read, self.day_is_settled = Settling(1), Settling(2)
 
     def expand(self, events: Any) -> Any:
         """PCollection of Event -> outputs `accepted` of Placed and `rejected` of (Event, reason)."""
@@ -138,9 +138,9 @@ def _opening_of(request_day: int, openings: Openings) -> tuple[datetime, str] | 
 class CapClicks(beam.PTransform):  # type: ignore[misc]
     """Let a user's first clicks of a day stand; (Event, reason) at `rejected` for those beyond."""
 
-    def __init__(self, max_clicks_per_day: int, allowed_lateness: timedelta) -> None:
+    def __init__(self, max_clicks_per_day: int) -> None:
         super().__init__()
-        self.most, self.day_is_settled = max_clicks_per_day, Settling(2, allowed_lateness)
+        self.most, self.day_is_settled = max_clicks_per_day, Settling(2)
 
     def expand(self, placed: Any) -> Any:
         """PCollection of Placed -> (PCollection of Placed, PCollection of (Event, reason))."""
@@ -208,9 +208,9 @@ def _cap(told: Told) -> Iterator[Any]:
 class Deduplicate(beam.PTransform):  # type: ignore[misc]
     """Each event once; of one event at several positions the topmost stands."""
 
-    def __init__(self, allowed_lateness: timedelta) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.day_is_settled = Settling(2, allowed_lateness)
+        self.day_is_settled = Settling(2)
 
     def expand(self, placed: Any) -> Any:
         """PCollection of Placed -> PCollection of Placed."""
@@ -256,9 +256,9 @@ class BuildPageViews(beam.PTransform):  # type: ignore[misc]
     Outputs `views` of PageView, and `unmatched` of int: how many clicks name an item that their page view lacks.
     """
 
-    def __init__(self, allowed_lateness: timedelta) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.page_is_settled = Settling(3, allowed_lateness)  # its clicks may come on the day after its own
+        self.page_is_settled = Settling(3)  # its clicks may come on the day after its own
 
     def expand(self, placed: Any) -> Any:
         """PCollection of Placed -> outputs of PageView and int."""

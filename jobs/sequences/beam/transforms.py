@@ -1,8 +1,8 @@
-"""From raw events to sequences in Beam: all transforms in their order, for a batch and for a stream alike."""
+"""From raw events to sequences in Beam: all transforms in their order."""
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 
@@ -12,9 +12,7 @@ from jobs.rules.events import CLICK, CONVERSIONS
 from jobs.sequences.beam import tables as sequence_tables
 from jobs.sequences.beam.histories import JoinHistories
 from jobs.sequences.beam.page_views import AttributeToPageViews, BuildPageViews, CapClicks, Deduplicate
-from jobs.sequences.beam.settling import SetLateAside, forever
-
-NO_LATENESS: Final = timedelta(0)
+from jobs.sequences.beam.settling import forever
 
 
 class Sequences(NamedTuple):
@@ -25,35 +23,27 @@ class Sequences(NamedTuple):
     joined: Any  # (PageView, history)
     snapshots: Any  # Snapshot
     rejected: Any  # (Raw or Event, reason)
-    late: Any  # Event that came after its day had been read
     unmatched: Any  # int: clicks that label nothing
 
 
 class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Raw events -> Sequences, the same for a batch and for a stream.
+    """Raw events -> Sequences.  as_of: the clock that says which events lie in the future."""
 
-    as_of: the clock that says which events lie in the future; None, for a stream: the clock when each row is read.
-    allowed_lateness: how long after the end of its UTC day an event of a stream may still come.
-    """
-
-    def __init__(
-        self, config: SequencesConfig, *, as_of: datetime | None, allowed_lateness: timedelta = NO_LATENESS
-    ) -> None:
+    def __init__(self, config: SequencesConfig, *, as_of: datetime) -> None:
         super().__init__()
-        self.config, self.as_of, self.lateness = config, as_of, allowed_lateness
+        self.config, self.as_of = config, as_of
 
     def expand(self, rows: Any) -> Any:
         """PCollection of Raw -> Sequences."""
         judged = rows | "JudgeEvents" >> JudgeEvents(self.as_of)
-        told = judged.events | "SetLateAside" >> SetLateAside(self.lateness)
-        placed = told.in_time | "AttributeToPageViews" >> AttributeToPageViews(self.lateness)
-        capped, surplus = placed.accepted | "CapClicks" >> CapClicks(self.config.max_clicks_per_day, self.lateness)
-        distinct = capped | "Deduplicate" >> Deduplicate(self.lateness)
-        pages = distinct | "BuildPageViews" >> BuildPageViews(self.lateness)
+        placed = judged.events | "AttributeToPageViews" >> AttributeToPageViews()
+        capped, surplus = placed.accepted | "CapClicks" >> CapClicks(self.config.max_clicks_per_day)
+        distinct = capped | "Deduplicate" >> Deduplicate()
+        pages = distinct | "BuildPageViews" >> BuildPageViews()
         events = distinct | "Events" >> beam.Keys()
         clicks = events | "Clicks" >> beam.Filter(lambda one: one.event_type == CLICK)
         longest = max(self.config.ctr_history, self.config.pretrain_history)
-        walked = (clicks, pages.views) | "JoinHistories" >> JoinHistories(longest, self.lateness)
+        walked = (clicks, pages.views) | "JoinHistories" >> JoinHistories(longest)
         refused = [
             part | f"Refused{number}" >> forever()
             for number, part in enumerate((judged.rejected, placed.rejected, surplus))
@@ -64,7 +54,6 @@ class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no ty
             joined=walked.views,
             snapshots=walked.snapshots,
             rejected=refused | "Rejected" >> beam.Flatten(),
-            late=told.late | "LateForever" >> forever(),
             unmatched=pages.unmatched | "UnmatchedForever" >> forever(),
         )
 

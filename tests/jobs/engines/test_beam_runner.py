@@ -14,7 +14,6 @@ from jobs.engines.beam_runner import UnknownOption
 from jobs.features.click_stream import program as click_stream
 from jobs.images import pipeline as image_references
 from jobs.sequences.beam import behavior_sequences, item_statistics
-from jobs.sequences.beam import stream as sequence_stream
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,6 @@ PROGRAMS = {
     item_statistics: ["--sequences", "s", "--out", "o"],
     image_references: ["--raw", "r", "--out", "o"],
     click_stream: ["workspace", "--from", "s"],
-    sequence_stream: ["--from", "s", "--out", "o"],
 }
 
 

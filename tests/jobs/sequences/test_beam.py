@@ -39,7 +39,6 @@ from model import artifact
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 MIDNIGHT = datetime(2024, 3, 2, tzinfo=UTC)
 DAY, SECOND, MICRO = timedelta(days=1), timedelta(seconds=1), timedelta(microseconds=1)
-NOT_LATE = timedelta(0)
 HEADER = "user_id,item_id,event_time,event_type,request_id,position"
 
 
@@ -90,22 +89,22 @@ def test_each_transform_says_what_plain_python_says(drawn_events, codes) -> None
     def placed(some: list[Event]) -> list[tuple[Event, int | None]]:
         return [(one, pages[one][1].toordinal() if one in pages else None) for one in some]
 
-    attributed = law.of(events) | AttributeToPageViews(NOT_LATE)
+    attributed = law.of(events) | AttributeToPageViews()
     law.says(attributed.accepted, placed([one for one in events if one not in misplaced]))
     law.says(attributed.rejected, [(one, misplaced[one]) for one in events if one in misplaced])
-    standing, refused = attributed.accepted | CapClicks(most, NOT_LATE)
+    standing, refused = attributed.accepted | CapClicks(most)
     law.says(refused, [(one, surplus[one]) for one in events if one in surplus])
-    once = standing | Deduplicate(NOT_LATE)
+    once = standing | Deduplicate()
     law.says(once, placed(distinct))
-    law.says((once | BuildPageViews(NOT_LATE)).views, page_views(distinct, pages))
+    law.says((once | BuildPageViews()).views, page_views(distinct, pages))
     law.holds()
 
 
 def test_a_page_shown_across_midnight_is_one_page_view_with_its_clicks_of_the_next_day(law: Law) -> None:
     opened, more = shown(MIDNIGHT - MICRO, item_id="a"), shown(MIDNIGHT, item_id="b", position=1)
     soon, too_far = event(MIDNIGHT + DAY - MICRO, item_id="b"), event(MIDNIGHT + DAY, item_id="a")
-    placed = law.of([opened, more, soon, too_far]) | AttributeToPageViews(NOT_LATE)
-    found = placed.accepted | BuildPageViews(NOT_LATE)
+    placed = law.of([opened, more, soon, too_far]) | AttributeToPageViews()
+    found = placed.accepted | BuildPageViews()
     items = (Shown(0, "a", False, opened.event_time), Shown(1, "b", True, more.event_time))
     view = PageView("r", opened.day, "u", opened.event_time, items)
 
@@ -118,7 +117,7 @@ def test_a_page_shown_across_midnight_is_one_page_view_with_its_clicks_of_the_ne
 def test_a_history_is_strictly_before_its_page_view_and_an_item_stands_once_at_one_moment(law: Law) -> None:
     clicks = [event(AT - SECOND, item_id="b"), event(AT, item_id="a"), event(AT, item_id="a", request_id="q")]
     views = [PageView("p", AT.date(), "u", AT + micros * MICRO, ()) for micros in (-1, 0, 1)]
-    walked = (law.of(clicks), law.of(views)) | JoinHistories(2, NOT_LATE)
+    walked = (law.of(clicks), law.of(views)) | JoinHistories(2)
     before = (("b", AT - SECOND),)
     law.says(walked.views, [(views[0], before), (views[1], before), (views[2], (("a", AT), *before))])
     law.says(walked.snapshots, snapshots(clicks, 2))
@@ -129,7 +128,7 @@ def test_a_history_is_strictly_before_its_page_view_and_an_item_stands_once_at_o
 def test_a_history_goes_on_over_days_that_settle_one_by_one_and_forgets_what_is_too_old(law: Law) -> None:
     clicks = [event(AT + day * DAY, item_id=f"i{day:02}") for day in range(12)]
     view = PageView("p", (AT + 30 * DAY).date(), "u", AT + 30 * DAY, ())
-    walked = (law.of(clicks), law.of([view])) | JoinHistories(5, NOT_LATE)
+    walked = (law.of(clicks), law.of([view])) | JoinHistories(5)
     law.says(walked.views, [(view, tuple(history_before(clicks, view.request_time, 5)))])
     law.says(walked.snapshots, snapshots(clicks, 5))
     law.holds()
@@ -171,7 +170,7 @@ def looks_at_events(days: int, monkeypatch: pytest.MonkeyPatch) -> int:
         counting.setattr(histories.WalkInTime, "_settled_at", lambda *of: looks.append(of) or settled_at(*of))
         law = Law()
         clicks = [event(AT + day * DAY, item_id=f"i{day}") for day in range(days)]
-        walked = (law.of(clicks), law.of([])) | JoinHistories(5, NOT_LATE)
+        walked = (law.of(clicks), law.of([])) | JoinHistories(5)
         law.says(walked.snapshots, snapshots(clicks, 5))
         law.holds()
     return len(looks)

@@ -408,11 +408,11 @@ def require_chance(seed: int) -> None:
     assume(seed > 1000)
 
 
-@settings(ONCE, max_examples=6)
+@settings(ONCE, max_examples=4)
 @given(SEEDS)
 def test_plain_python_and_duckdb_give_the_same_tables(tmp_path_factory, seed) -> None:
     require_chance(seed)
-    agree_on(seed, users=40, group=20, folder=tmp_path_factory.mktemp("engines"), engines=["DuckDB"])
+    agree_on(seed, users=30, group=15, folder=tmp_path_factory.mktemp("engines"), engines=["DuckDB"])
 
 
 @pytest.mark.usefixtures("spark")

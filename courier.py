@@ -27,7 +27,7 @@ VERBS = {
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
     "sequences": ("jobs.cli:stage_main", "[stage]  page views, clicks and histories (Spark); --date adds a day"),
     "images": ("jobs.cli:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
-    "pretrain": ("jobs.cli:stage_main", "[stage]  train the image encoder (torch); --method trains a rival"),
+    "pretrain": ("jobs.cli:stage_main", "[stage]  train the image encoder (torch); --method trains a baseline"),
     "embed": ("jobs.cli:stage_main", "[stage]  a unit vector for every distinct image"),
     "cluster": ("jobs.cli:stage_main", "[stage]  the k-means codebook and a cluster ID per item (FAISS)"),
     "features": ("jobs.cli:stage_main", "[stage]  the feature store's offline tables"),
@@ -42,7 +42,7 @@ VERBS = {
     ),
     "compare": (
         "jobs.evaluation.compare.compare:main",
-        "WORKSPACE  courier, its rivals and ablations through probe and CTR models, into one table",
+        "WORKSPACE  courier, its baselines and ablations through probe and CTR models, into one table",
     ),
     "release": ("jobs.cli:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
     "releases": ("jobs.releases.commands:releases_main", "every release, newest first, and the one that answers"),

@@ -69,8 +69,8 @@ def _refuse(_: Request, error: Exception) -> JSONResponse:
 
 def _refuse_form(_: Request, error: Exception) -> JSONResponse:
     problems: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else ()
-    told = "; ".join(f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in problems)
-    return JSONResponse({"detail": told}, 422)
+    problem = "; ".join(f"{'.'.join(str(part) for part in one['loc'][1:]) or 'body'}: {one['msg']}" for one in problems)
+    return JSONResponse({"detail": problem}, 422)
 
 
 class BodyLimit:

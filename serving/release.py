@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-from model import artifact
-from model import releases as catalogue
+from model import artifact, releases
 from model.artifact import ArtifactMismatch
 from model.courier.data.images import resize
 from model.releases import NoRelease, Release
@@ -45,7 +44,7 @@ def open_release(workspace: Path) -> OpenRelease:
     Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
     rebuilt since, or is of another space.
     """
-    release = catalogue.current(workspace)
+    release = releases.current(workspace)
     if release is None:
         raise NoRelease(f"{workspace} has no current release: `courier run RAW --workspace {workspace}` makes one")
     folders = {stage: workspace / where["path"] for stage, where in release.artifacts.items()}

@@ -23,7 +23,7 @@ from hypothesis import settings
 from upath import UPath
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
-from jobs.features import offline as features
+from jobs.features import offline
 from jobs.rules.events import Event
 from model import artifact
 
@@ -176,7 +176,7 @@ def write_sequences(
         rows = [{**row, "period": period(row["request_time"])} for row in impressions]
         save(rows, pa.schema([*keys, *shown]), draft.path / "impressions" / "part-0.parquet")
         save(clicks, pa.schema([*keys, ("event_time", TIME)]), draft.path / "clicks" / "part-0.parquet")
-        schema = features.source_schema(features.USER_HISTORY)
+        schema = offline.source_schema(offline.USER_HISTORY)
         save(histories(clicks), schema, draft.path / "histories" / "part-0.parquet")
         draft.facts = {"splits": {name: at.isoformat() for name, at in splits.items()}}
 
@@ -206,13 +206,13 @@ def write_space(embed: Path, cluster: Path, vectors: dict[str, np.ndarray], clus
 
 def write_features(shop_paths: dict[str, Path], out: Path, stats: dict[View, list[dict[str, Any]]]) -> None:
     """A features artifact whose statistics come from the plain counting above, everything else from the real job."""
-    start, as_of = features.period(shop_paths["sequences"])
+    start, as_of = offline.period(shop_paths["sequences"])
     with artifact.write(out, kind="features", inputs={}, config={}) as draft:
         for view, rows in stats.items():
-            save(rows, features.source_schema(view), draft.path / view.name / "part-0.parquet")
-        features.write_histories(shop_paths["sequences"], draft.path)
-        features.write_item_facts(**shop_paths, out=draft.path, space_id=SPACE)
-        rows_of = {view.name: features.checked_rows(draft.path, view) for view in features.VIEWS}
+            save(rows, offline.source_schema(view), draft.path / view.name / "part-0.parquet")
+        offline.write_histories(shop_paths["sequences"], draft.path)
+        offline.write_item_facts(**shop_paths, out=draft.path, space_id=SPACE)
+        rows_of = {view.name: offline.checked_rows(draft.path, view) for view in offline.VIEWS}
         draft.facts = {
             "rows": rows_of,
             "start": start.isoformat(),
@@ -244,7 +244,7 @@ def make_shop(root: Path, *, users: int = 12, items: int = 40, requests: int = 3
     write_sequences(paths["sequences"], impressions, clicks, **split)
     write_images(paths["images"], catalogue)
     write_space(paths["embed"], paths["cluster"], vectors, cluster_ids)
-    as_of = features.period(paths["sequences"])[1]
+    as_of = offline.period(paths["sequences"])[1]
     stats = {view: statistics(view, impressions, clicks, as_of) for view in (USER_STATISTICS, ITEM_STATISTICS)}
     write_features(paths, root / "features" / "k", stats)
     return Shop(

@@ -3,20 +3,20 @@
 from alembic import context
 from sqlalchemy import Connection
 
-from model import releases as catalogue
+from model import releases
 
 
 def migrate(connection: Connection) -> None:
     """Run the migrations in one transaction."""
     # SQLite cannot alter a table in place: batch mode copies it.
-    context.configure(connection=connection, target_metadata=catalogue.Base.metadata, render_as_batch=True)
+    context.configure(connection=connection, target_metadata=releases.Base.metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
 def migrate_url(url: str) -> None:
     """Run the migrations over a database of one's own choosing."""
-    engine = catalogue.connect(url)
+    engine = releases.connect(url)
     with engine.connect() as connection:
         migrate(connection)
     engine.dispose()

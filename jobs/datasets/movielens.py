@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from feature_repo.contract import PAGE_VIEW_SIZE
-from jobs.datasets import writer as raw_folder
+from jobs.datasets import writer
 from model.errors import CourierError
 
 log = structlog.get_logger()
@@ -92,10 +92,10 @@ def convert(src: Path, out: Path, *, seed: int) -> None:
             console=Console(stderr=True),
         )
     )
-    with raw_folder.write(out) as folder:
-        raw_folder.write_events(folder, _event_columns(clicks, pages, users, item_ids))
-        raw_folder.write_items(folder, _item_columns(items))
-        raw_folder.write_source(
+    with writer.write(out) as folder:
+        writer.write_events(folder, _event_columns(clicks, pages, users, item_ids))
+        writer.write_items(folder, _item_columns(items))
+        writer.write_source(
             folder,
             name="movielens-posters",
             sampled_negatives=True,
@@ -174,8 +174,8 @@ def _draw_exactly(past: Ints, refused: Set[int], chosen: list[int], size: int, r
     missing = min(size - len(chosen), len(items))
     if not missing:
         return chosen
-    drawn: list[int] = rng.choice(items, size=missing, replace=False, p=entries / entries.sum()).tolist()
-    return chosen + drawn
+    sampled: list[int] = rng.choice(items, size=missing, replace=False, p=entries / entries.sum()).tolist()
+    return chosen + sampled
 
 
 def _rated(user: Ints, item: Ints, users: int) -> list[set[int]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from jobs.datasets import writer as raw_folder
+from jobs.datasets import writer
 from jobs.datasets.shop_behavior import DAY, SECOND, Catalogue, Habits, PageViews, simulate
 from jobs.datasets.shop_images import CATEGORIES, ORNAMENTS, PALETTES, TEXTURES, draw, encode, placeholder
 from model.errors import CourierError
@@ -59,12 +59,12 @@ def generate(out: Path, *, items: int, users: int, requests: int, seed: int, hab
     if items < LEAST_ITEMS or users < 1 or requests < 1:
         raise CourierError(f"a shop needs at least {LEAST_ITEMS} items, 1 user and 1 request: raise what is less")
     habits = habits or Habits()
-    with raw_folder.write(out) as folder, _progress() as progress:
+    with writer.write(out) as folder, _progress() as progress:
         defects = _defects(items, np.random.default_rng([seed, 2]))
         catalogue = _catalogue(items, habits, defects, np.random.default_rng([seed, 3]))
         _write_images(folder / "images", catalogue, defects, seed, progress)
         task = progress.add_task("page views", total=requests)
-        views = simulate(
+        page_views = simulate(
             catalogue,
             users=users,
             requests=requests,
@@ -74,18 +74,18 @@ def generate(out: Path, *, items: int, users: int, requests: int, seed: int, hab
             seed=seed,
             advance=partial(progress.advance, task),
         )
-        raw_folder.write_items(folder, _item_columns(catalogue, np.random.default_rng([seed, 4])))
-        raw_folder.write_events(folder, _event_columns(views, habits, np.random.default_rng([seed, 5])))
-        _write_truth(folder, catalogue, views)
-        raw_folder.write_source(
+        writer.write_items(folder, _item_columns(catalogue, np.random.default_rng([seed, 4])))
+        writer.write_events(folder, _event_columns(page_views, habits, np.random.default_rng([seed, 5])))
+        _write_truth(folder, catalogue, page_views)
+        writer.write_source(
             folder,
             name="generated shop",
             sampled_negatives=False,
             description=f"Drawn products and simulated users, {items} items, {users} users, {requests} page views, "
             f"seed {seed}; described in docs/decisions/0002-the-generated-shop.md.",
         )
-    shown = views.items >= 0
-    log.info("world_written", out=str(out), impressions=int(shown.sum()), clicks=int(views.clicked.sum()))
+    shown = page_views.items >= 0
+    log.info("world_written", out=str(out), impressions=int(shown.sum()), clicks=int(page_views.clicked.sum()))
 
 
 # --- the catalogue --------------------------------------------------------------------------------------------------
@@ -190,11 +190,11 @@ def _request_ids(count: int) -> NDArray[np.object_]:
     return np.array([f"r{index:0{width}d}" for index in range(count)], object)
 
 
-def _event_columns(views: PageViews, habits: Habits, rng: np.random.Generator) -> dict[str, Any]:
+def _event_columns(page_views: PageViews, habits: Habits, rng: np.random.Generator) -> dict[str, Any]:
     """The raw events table in time order: impressions, then what followed each click."""
-    request, position = np.nonzero(views.items >= 0)
-    click = views.clicked[request, position]
-    at = views.time[request]
+    request, position = np.nonzero(page_views.items >= 0)
+    click = page_views.clicked[request, position]
+    at = page_views.time[request]
     clicked_at = at + ((1.5 + 1.5 * position + rng.uniform(0, 3, len(at))) * SECOND).astype(np.int64)
     cart = click & (rng.random(len(at)) < habits.cart)
     cart_at = clicked_at + (rng.uniform(5, 120, len(at)) * SECOND).astype(np.int64)
@@ -212,11 +212,11 @@ def _event_columns(views: PageViews, habits: Habits, rng: np.random.Generator) -
     order = np.lexsort((position[row], request[row], kind, time))
     row, time, kind = row[order], time[order], kind[order]
     return {
-        "user_id": _labels("u", views.user[request[row]]),
-        "item_id": _labels("i", views.items[request[row], position[row]]),
+        "user_id": _labels("u", page_views.user[request[row]]),
+        "item_id": _labels("i", page_views.items[request[row], position[row]]),
         "event_time": _timestamps(time),
         "event_type": np.array([name for name, _, _ in kinds], object)[kind],
-        "request_id": _request_ids(len(views.time))[request[row]],
+        "request_id": _request_ids(len(page_views.time))[request[row]],
         "position": position[row].astype(np.int32),
     }
 
@@ -225,12 +225,12 @@ def _labels(prefix: str, indexes: NDArray[np.int64]) -> NDArray[np.object_]:
     return np.array([f"{prefix}{index:05d}" for index in range(int(indexes.max()) + 1)], object)[indexes]
 
 
-def _write_truth(folder: Path, catalogue: Catalogue, views: PageViews) -> None:
-    request, position = np.nonzero(views.items >= 0)
+def _write_truth(folder: Path, catalogue: Catalogue, page_views: PageViews) -> None:
+    request, position = np.nonzero(page_views.items >= 0)
     clicks = {
-        "request_id": pa.array(_request_ids(len(views.time))[request], pa.string()),
-        "item_id": pa.array(_labels("i", views.items[request, position]), pa.string()),
-        "p_click": pa.array(views.p_click[request, position], pa.float64()),
+        "request_id": pa.array(_request_ids(len(page_views.time))[request], pa.string()),
+        "item_id": pa.array(_labels("i", page_views.items[request, position]), pa.string()),
+        "p_click": pa.array(page_views.p_click[request, position], pa.float64()),
     }
     pq.write_table(pa.table(clicks), folder / "truth.parquet")
     labels = {

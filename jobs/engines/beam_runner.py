@@ -14,7 +14,7 @@ import typer
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
 
-from jobs.engines import beam_progress as progress
+from jobs.engines import beam_progress
 from jobs.engines.beam_arguments import APART, part
 from jobs.paths import UrlUnusable
 from model.artifact import AnyPath
@@ -128,7 +128,7 @@ def wait(pipeline: Any) -> Any:
             result = pipeline.run()
     except CourierError as error:  # Beam adds the transform's name to what a user is to read
         raise type(error)(str(error).partition(" [while running")[0]) from None
-    with progress.report(result):
+    with beam_progress.report(result):
         result.wait_until_finish()
     return result
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from feature_repo.contract import PERIODS
 from jobs.config import EvaluateConfig
-from jobs.html import evaluation as report
+from jobs.html.evaluation import headline, render, table_lines
 from jobs.paths import arrow_source
 from jobs.raw.folder import source
 from model import artifact
@@ -77,8 +77,8 @@ def build(
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
         (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False))
-        (draft.path / FILES[1]).write_text(report.render(evaluation))
-        draft.facts |= {"space_id": manifest.facts["space_id"], "headline": report.headline(evaluation)}
+        (draft.path / FILES[1]).write_text(render(evaluation))
+        draft.facts |= {"space_id": manifest.facts["space_id"], "headline": headline(evaluation)}
     print_table(evaluation)
     return artifact.read(out, kind=KIND)
 
@@ -91,7 +91,7 @@ def print_table(evaluation: Mapping[str, Any]) -> None:
         table.add_column(name)
     for name in ("AUC", "GAUC", "NDCG", "log loss", "gain", "95 % CI", "p", "cold gain", "cold 95 % CI"):
         table.add_column(name, justify="right", no_wrap=True)
-    for line in report.table_lines(evaluation):
+    for line in table_lines(evaluation):
         table.add_row(*line)
     Console(width=None if Console().is_terminal else 160).print(table)
 

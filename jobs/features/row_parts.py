@@ -14,7 +14,7 @@ _COMPRESSED: Final = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class RowParts:
-    """Rows with a number and a part: kept in `folder`, a file a part; memory holds the parts asked for last.
+    """Rows with a number and a part: stored in `folder`, a file a part; memory holds the parts asked for last.
 
     ready: what is done to a part when it is read.
     """

@@ -57,18 +57,18 @@ def _models(found: Found) -> list[str]:
 
 
 def headline(found: Found) -> str:
-    """Over how many rivals the reference stands, with SimScore and with cluster IDs, in one sentence."""
-    rivals, reference = found["against"], found["reference"]
+    """Over how many baselines the reference stands, with SimScore and with cluster IDs, in one sentence."""
+    baselines, reference = found["against"], found["reference"]
     if reference not in [one["label"] for one in found["methods"]]:
         return f"No run of {reference} got to its end: it is held against nothing."
-    if not rivals:
+    if not baselines:
         return "There is nothing that the runs could be held against."
     told = []
     for model in _models(found):
         for images in KINDS:
-            figures = [rival["ctr"].get(f"{model}/{images}/all") for rival in rivals]
+            figures = [baseline["ctr"].get(f"{model}/{images}/all") for baseline in baselines]
             above = sum(1 for one in figures if one and _is_sure(one) and one["value"] > 0)
-            told.append(f"{above} of {len(rivals)} with {IMAGES[images]} ({MODELS[model]})")
+            told.append(f"{above} of {len(baselines)} with {IMAGES[images]} ({MODELS[model]})")
     return f"{reference} is above {', '.join(told)}, p < {SMALL}."
 
 
@@ -135,9 +135,9 @@ def _warmth_sheet(found: Found, model: str) -> Sheet:
 
 def _against_sheet(found: Found, model: str, part: str) -> Sheet:
     lines = []
-    for rival in found["against"]:
-        figures = [rival["ctr"].get(f"{model}/{images}/{part}") for images in GAINS]
-        lines.append((rival["rival"], *(cell for one in figures for cell in (_difference(one), _p(one)))))
+    for baseline in found["against"]:
+        figures = [baseline["ctr"].get(f"{model}/{images}/{part}") for images in GAINS]
+        lines.append((baseline["baseline"], *(cell for one in figures for cell in (_difference(one), _p(one)))))
     columns = ["less", *(name for images in GAINS for name in (IMAGES[images], "p"))]
     title = f"{found['reference']} against the others, with {MODELS.get(model, model)}{WARMTH[part]}"
     return Sheet(title, f"differences of AUCs in points, 95 % CI: {PAIRED}", tuple(columns), lines)
@@ -145,11 +145,13 @@ def _against_sheet(found: Found, model: str, part: str) -> Sheet:
 
 def _against_probe_sheet(found: Found) -> Sheet:
     asked = [(kind, part) for kind in NEGATIVES for part in ("warm", "cold")]
-    asked = [(k, part) for k, part in asked if any(f"{k}/auc/{part}" in rival["probe"] for rival in found["against"])]
+    asked = [
+        (k, part) for k, part in asked if any(f"{k}/auc/{part}" in baseline["probe"] for baseline in found["against"])
+    ]
     lines = []
-    for rival in found["against"]:
-        figures = [rival["probe"].get(f"{kind}/auc/{part}") for kind, part in asked]
-        lines.append((rival["rival"], *(_difference_p(one) for one in figures)))
+    for baseline in found["against"]:
+        figures = [baseline["probe"].get(f"{kind}/auc/{part}") for kind, part in asked]
+        lines.append((baseline["baseline"], *(_difference_p(one) for one in figures)))
     columns = ["less", *(f"{NEGATIVES[kind]}, {part}" for kind, part in asked)]
     title = f"{found['reference']} against the others, by the probe"
     return Sheet(title, f"differences of AUCs in points: {PAIRED}", tuple(columns), lines)

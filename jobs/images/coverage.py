@@ -22,7 +22,7 @@ from PIL import Image
 from jobs.html import page
 from jobs.html.coverage import TEMPLATE
 from jobs.paths import arrow_source
-from jobs.rules import items as catalogue
+from jobs.rules.items import OK, SENTENCES, STATUS_OF, STATUSES
 from model import artifact
 from model.artifact import AnyPath
 from model.errors import CourierError
@@ -70,7 +70,7 @@ def coverage(folder: AnyPath) -> dict[str, Any]:
     shown = _first_items(folder)
     return {
         "rows": _rows(folder, len(items), len(rejected)),
-        "by_status": dict.fromkeys(catalogue.STATUSES, 0) | _counts(items, "status"),
+        "by_status": dict.fromkeys(STATUSES, 0) | _counts(items, "status"),
         "by_reason": _counts(failed, "reason"),
         "stale_by_reason": _stale(items),
         "rejected_by_reason": _counts(rejected, "reason"),
@@ -93,10 +93,10 @@ def render(found: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
     return page.render(
         TEMPLATE,
         **found,
-        statuses=catalogue.STATUSES,
-        status_of=catalogue.STATUS_OF,
-        sentences=catalogue.SENTENCES,
-        usable=f"{100 * statuses[catalogue.OK] / total:.1f}" if total else None,
+        statuses=STATUSES,
+        status_of=STATUS_OF,
+        sentences=SENTENCES,
+        usable=f"{100 * statuses[OK] / total:.1f}" if total else None,
         most=max(found["by_reason"].values(), default=1),
         thumbnails=thumbnails,
         tables={"Category": found["by_category"], "Source": found["by_source"]},
@@ -141,8 +141,8 @@ def _lines(items: pa.Table, name: str, cell: str = "status") -> dict[str, Any]:
     keyed = pa.table({"key": items[name], "cell": items[cell]})
     totals = keyed.group_by("key").aggregate([([], "count_all")])
     totals = totals.sort_by([("count_all", "descending"), ("key", "ascending")]).slice(0, LINES)
-    kept = keyed.filter(pc.is_in(keyed["key"], value_set=totals["key"].combine_chunks()))
-    cells = kept.group_by(["key", "cell"]).aggregate([([], "count_all")]).to_pylist()
+    common = keyed.filter(pc.is_in(keyed["key"], value_set=totals["key"].combine_chunks()))
+    cells = common.group_by(["key", "cell"]).aggregate([([], "count_all")]).to_pylist()
     lines = {row["key"]: {"name": row["key"], "items": row["count_all"]} for row in totals.to_pylist()}
     for row in cells:
         lines[row["key"]][row["cell"]] = row["count_all"]

@@ -1,4 +1,4 @@
-"""Processes that open image files, one a core: for Python's own part of it one process has one core."""
+"""A pool of processes that open image files, one a core: for Python's own part of it one process has one core."""
 
 import os
 import threading
@@ -20,11 +20,11 @@ IDLE_SECONDS: Final = 20.0  # without work, after which a process ends; where th
 KEPT_MEMORY: Final = {"MALLOC_TRIM_THRESHOLD_": str(2**28), "MALLOC_MMAP_THRESHOLD_": str(2**26)}
 
 
-class Processes:
+class DecodePool:
     """One process a core that opens files, for any number of threads of this process.
 
-    They are neither forked, while Beam's threads hold locks, nor do they run the main module again. One that dies at
-    its work ends the job, for the image that broke it would break the next one too; what was done before stands.
+    The processes are neither forked, while Beam's threads hold locks, nor do they run the main module again. One that
+    dies at its work ends the job, for the image that broke it would break the next one too; what is done stands.
     """
 
     def __init__(self, folder: AnyPath, config: ImagesConfig, retry_failed: bool) -> None:
@@ -43,8 +43,8 @@ class Processes:
                 self._first = self._pool.submit(open_files, ())
                 self._first.add_done_callback(_warn)
 
-    def when_they_pay(self, more: int) -> "Processes | None":
-        """Themselves, once they are up; they start when files enough were opened. more: files that are to be opened."""
+    def once_worthwhile(self, more: int) -> "DecodePool | None":
+        """The pool once its processes are up; they start when files enough were opened. more: files to be opened."""
         with self._lock:
             self._opened += more
             many = self._opened > MANY

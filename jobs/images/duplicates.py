@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.config import ImagesConfig
-from jobs.rules import items as catalogue
+from jobs.rules import items
 
 
 def uses(examined: pa.Table, config: ImagesConfig) -> pa.Table:
@@ -46,8 +46,8 @@ def settle(examined: pa.Table, config: ImagesConfig) -> pa.Table:
     is_first = pc.fill_null(pc.equal(first, rows["item_id"]), True)
     none = pa.scalar(None, pa.string())
     settled = {
-        "status": pc.if_else(is_placeholder, catalogue.PLACEHOLDER, rows["status"]),
-        "reason": pc.if_else(is_placeholder, catalogue.SHARED_BY_MANY, rows["reason"]),
+        "status": pc.if_else(is_placeholder, items.PLACEHOLDER, rows["status"]),
+        "reason": pc.if_else(is_placeholder, items.SHARED_BY_MANY, rows["reason"]),
         "image_id": pc.if_else(is_placeholder, none, rows["image_id"]),
         "duplicate_of": pc.if_else(pc.or_(is_placeholder, is_first), none, first),
     }
@@ -55,5 +55,5 @@ def settle(examined: pa.Table, config: ImagesConfig) -> pa.Table:
 
 
 def _with_columns(table: pa.Table, columns: dict[str, Any]) -> pa.Table:
-    kept = {name: table[name] for name in table.column_names}
-    return pa.table(kept | columns)
+    before = {name: table[name] for name in table.column_names}
+    return pa.table(before | columns)

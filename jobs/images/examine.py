@@ -15,15 +15,14 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
 from jobs.config import ImagesConfig
-from jobs.engines import beam_progress as progress
-from jobs.images.decode_pool import Processes
+from jobs.engines import beam_progress
+from jobs.images.decode_pool import DecodePool
 from jobs.images.fetch.hosts import Hosts
 from jobs.images.fetch.references import Fetcher, HttpsConfig
 from jobs.images.look import CORES, Look, Looker, Reference
 from jobs.images.outcome import Outcome
 from jobs.images.store import ImageStore, absolute
-from jobs.rules import items as catalogue
-from jobs.rules.items import Item
+from jobs.rules.items import OK, STATUS_OF, Item
 from model.artifact import AnyPath
 
 KIND: Final = "images"
@@ -61,23 +60,23 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     """Bring the shards of the store up to date with the references of their items; each reference is opened once.
 
     While one shard is written the next is looked at already, so that no core waits for the last image of each.
-    processes: the handle of this process's `Processes`, where files are opened in these when they are many.
+    pool: the handle of this process's DecodePool, where files are opened in it when they are many.
     """
 
     def __init__(
-        self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool, processes: Shared | None
+        self, store: ImageStore, folder: AnyPath, config: ImagesConfig, retry_failed: bool, pool: Shared | None
     ) -> None:
         super().__init__()
         self.store, self.folder, self.config, self.retry_failed = store, folder, config, retry_failed
-        self.shared_processes = processes
+        self.shared_pool = pool
         self.hosts = Shared()  # by every copy of this in a process
         self.took = Metrics.distribution(KIND, "open_microseconds")
 
     def setup(self) -> None:
         """Start the threads and what fetches for them."""
         self.threads = ThreadPoolExecutor(max(WAITING, CORES))
-        start = partial(Processes, self.folder, self.config, self.retry_failed)
-        self.processes: Processes | None = self.shared_processes and self.shared_processes.acquire(start)
+        start = partial(DecodePool, self.folder, self.config, self.retry_failed)
+        self.pool: DecodePool | None = self.shared_pool and self.shared_pool.acquire(start)
         https = HttpsConfig(allowed_hosts=self.config.allowed_hosts)
         hosts = self.hosts.acquire(lambda: Hosts(https.per_host, https.down_after))
         self.begun: deque[Begun] = deque()
@@ -109,7 +108,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
     def _begin(self, number: int, items: list[Item]) -> Begun:
         known = self.store.known(number)
         uses = Counter(item.image_uri for item in items if item.image_uri is not None)
-        progress.TALLY.add(done=len(items) - uses.total())
+        beam_progress.TALLY.add(done=len(items) - uses.total())
         references = [Reference(one, uri, known.get(uri)) for one in uses for uri in [absolute(one, self.folder)]]
         looking = [self.threads.submit(self._look, chunk, uses) for chunk in self._chunks(references)]
         return Begun(number, items, known, looking)
@@ -126,14 +125,14 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         looks = {one.words: look for one, look in glances if look is not None}
         unknown = [one for one, look in glances if look is None]
         looks |= {one.words: look for one, look in zip(unknown, self._open(unknown), strict=True)}
-        progress.TALLY.add(done=sum(uses[one] for one in looks))
+        beam_progress.TALLY.add(done=sum(uses[one] for one in looks))
         return looks
 
     def _open(self, references: Sequence[Reference]) -> Iterable[Look]:
         if references and self.fetcher.is_near(references[0].words):
-            processes = self.processes and self.processes.when_they_pay(len(references))
-            if processes is not None:
-                return processes.open(references)
+            pool = self.pool and self.pool.once_worthwhile(len(references))
+            if pool is not None:
+                return pool.open(references)
         return map(self.looker.open, references)
 
     def _finish(self, begun: Begun) -> pa.Table:
@@ -154,7 +153,7 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
         opened = [look for look in looks if look.opened]
         for look in opened:
             self.took.update(look.microseconds)
-        for reason, times in Counter(look.outcome.reason or catalogue.OK for look in looks).items():
+        for reason, times in Counter(look.outcome.reason or OK for look in looks).items():
             Metrics.counter(KIND, reason).inc(times)
         Metrics.counter(KIND, "references").inc(len(looks))
         Metrics.counter(KIND, "opened").inc(len(opened))
@@ -162,5 +161,5 @@ class ExamineShards(beam.DoFn):  # type: ignore[misc]  # Beam ships no types
 
 
 def examined(item: Item, outcome: Outcome) -> dict[str, Any]:
-    """A row of EXAMINED: the item's as far as its own image tells; `pictures.settle` has the last word."""
-    return {**vars(outcome), **vars(item), "status": catalogue.STATUS_OF[outcome.reason]}
+    """A row of EXAMINED: the item's as far as its own image tells; `duplicates.settle` has the last word."""
+    return {**vars(outcome), **vars(item), "status": STATUS_OF[outcome.reason]}

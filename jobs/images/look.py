@@ -15,7 +15,7 @@ from typing import Final
 from jobs.config import ImagesConfig
 from jobs.images.fetch.references import Fetcher, NotFetched
 from jobs.images.outcome import Outcome
-from jobs.rules import items as catalogue
+from jobs.rules import items
 from model.artifact import AnyPath
 from model.courier.data import images
 from model.courier.data.images import ImageRefused
@@ -62,7 +62,7 @@ class Looker:
         before = reference.before
         if before is None:
             return None
-        if self.retry_failed and before.reason not in catalogue.RETRYABLE and not before.stale:
+        if self.retry_failed and before.reason not in items.RETRYABLE and not before.stale:
             return Look(before)
         if before.fingerprint and self.fetcher.is_near(reference.words):
             try:
@@ -119,7 +119,7 @@ class Looker:
 def _nothing(reference: Reference, reason: str) -> Look:
     """The look at what gives no bytes: a picture that was there stays, where no answer says that it is gone."""
     before = reference.before
-    if before is not None and before.image_id is not None and reason in catalogue.OUTAGES:
+    if before is not None and before.image_id is not None and reason in items.OUTAGES:
         return Look(replace(before, stale=reason))
     return Look(Outcome(uri=reference.uri, reason=reason))
 

@@ -22,17 +22,14 @@ from apache_beam.utils.shared import Shared
 from upath import UPath
 
 from jobs.config import ImagesConfig
-from jobs.engines import beam_progress as progress
-from jobs.engines import beam_runner as running
-from jobs.images import coverage
-from jobs.images import store as image_store
-from jobs.images import write as image_files
-from jobs.images.decode_pool import Processes
+from jobs.engines import beam_progress, beam_runner
+from jobs.images import coverage, write
+from jobs.images.decode_pool import DecodePool
 from jobs.images.examine import KIND
-from jobs.images.store import ImageStore
+from jobs.images.store import ImageStore, alone, open_store
 from jobs.images.transforms import ExamineReferences, FindPictures, KeepItems, ReadItems, WriteShards, WriteTable
 from jobs.paths import path_option
-from jobs.raw import layout as raw_layout
+from jobs.raw import layout
 from jobs.raw.folder import TableFiles, table_files
 from jobs.raw.identity import items_digest
 from model import artifact
@@ -55,7 +52,7 @@ class Job:
     out: AnyPath
     config: ImagesConfig
     retry_failed: bool = False
-    processes: Shared | None = None  # the handle of `Processes`, where the runner has no more than this process
+    pool: Shared | None = None  # the handle of a DecodePool, where the runner has no more than this process
 
 
 def wire(pipeline: Any, job: Job) -> None:
@@ -63,17 +60,17 @@ def wire(pipeline: Any, job: Job) -> None:
     config, out = job.config, job.out
     read = pipeline | "ReadItems" >> ReadItems(job.table)
     items, rejected = read | "KeepItems" >> KeepItems(config.shards)
-    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.processes)
+    examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.pool)
     examined = items | "ExamineReferences" >> examine
     pictures = examined | "FindPictures" >> FindPictures(config)
 
-    write_items = partial(image_files.write_items, config=config)
-    write_placeholders = partial(image_files.write_placeholders, store=job.store)
+    write_items = partial(write.write_items, config=config)
+    write_placeholders = partial(write.write_placeholders, store=job.store)
     pictures.images | "WriteShards" >> WriteShards(out / "shards", config.shards, job.store)
     pictures.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
     examined | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
-    rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", image_files.write_rejected)
-    read | "Lengths" >> beam.Map(len) | "WriteCount" >> WriteTable(out / image_files.READ, image_files.write_count)
+    rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", write.write_rejected)
+    read | "Lengths" >> beam.Map(len) | "WriteCount" >> WriteTable(out / write.READ, write.write_count)
 
 
 def build(
@@ -95,11 +92,11 @@ def build(
     """
     table = table_files(raw, "items")
     for file in table.files:
-        raw_layout.check_file("items", table.format, file)
-    options = running.options(beam_args)
-    opened = image_store.open_store(store, config)
+        layout.check_file("items", table.format, file)
+    options = beam_runner.options(beam_args)
+    opened = open_store(store, config)
     with (
-        image_store.alone(opened),
+        alone(opened),
         artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft,
     ):
         opened.sweep()
@@ -112,13 +109,13 @@ def build(
             out=folder,
             config=config,
             retry_failed=retry_failed,
-            processes=Shared() if running.in_one_process(options) else None,
+            pool=Shared() if beam_runner.in_one_process(options) else None,
         )
         with _processes(job), _without_full_collections():
             work = _run(options, job)
         took = time.monotonic() - started
-        draft.facts.update(image_files.facts(draft.path))
-        draft.parts["pictures"] = image_files.pictures_digest(draft.path, config.size)
+        draft.facts.update(write.facts(draft.path))
+        draft.parts["pictures"] = write.pictures_digest(draft.path, config.size)
         draft.notes.update(work={name: work.get(name, 0) for name in WORK}, seconds=round(took, 2))
         draft.notes["images_per_second"] = round(draft.facts["items_accepted"] / took, 1)
         coverage.write_coverage(draft.path)
@@ -134,21 +131,21 @@ def _flat_facts(manifest: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def _processes(job: Job) -> Iterator[None]:
-    """Have the processes of this job until the block ends.
+    """Have the DecodePool of this job until the block ends.
 
     For files that no store knows yet they start at once, while Beam still builds the pipeline.
     """
-    if job.processes is None:
+    if job.pool is None:
         yield
         return
-    processes = job.processes.acquire(partial(Processes, job.folder, job.config, job.retry_failed))
+    pool = job.pool.acquire(partial(DecodePool, job.folder, job.config, job.retry_failed))
     try:
         near = isinstance(job.folder, Path) and job.store.is_empty()
         if near and sum(file.stat().st_size for file in job.table.files) > LARGE:
-            processes.start()
+            pool.start()
         yield
     finally:
-        processes.close()
+        pool.close()
 
 
 @contextmanager
@@ -167,15 +164,15 @@ def _without_full_collections() -> Iterator[None]:
 def _run(options: PipelineOptions, job: Job) -> dict[str, int]:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, job)
-    bar = progress.bar("images", progress.TALLY) if running.in_one_process(options) else nullcontext()
+    bar = beam_progress.bar("images", beam_progress.TALLY) if beam_runner.in_one_process(options) else nullcontext()
     with bar:
-        return progress.counters(running.wait(pipeline))
+        return beam_progress.counters(beam_runner.wait(pipeline))
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(**running.COMMAND)
+@app.command(**beam_runner.COMMAND)
 def image_references(
     context: typer.Context,
     raw: Annotated[UPath, path_option("The raw folder: holds the items table; image paths start here.")],
@@ -193,7 +190,7 @@ def image_references(
     shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
 ) -> None:
     """Open, verify, hash and resize every image of the items table."""
-    args = running.beam_args(context)
+    args = beam_runner.beam_args(context)
     config = ImagesConfig(size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
@@ -209,7 +206,7 @@ def image_references(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log on stderr."""
-    running.main(app, argv)
+    beam_runner.main(app, argv)
 
 
 if __name__ == "__main__":

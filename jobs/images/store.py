@@ -85,8 +85,8 @@ class ImageStore:
     def save(self, number: int, outcomes: Mapping[str, Outcome], pngs: Mapping[str, bytes]) -> None:
         """Replace the shard by these outcomes. pngs: uri -> PNG where it was made anew; the others keep theirs."""
         usable = [uri for uri, one in outcomes.items() if not one.reason]
-        kept = self._pngs(number) if any(uri not in pngs for uri in usable) else {}
-        held = {uri: pngs[uri] if uri in pngs else kept[uri] for uri in usable}
+        stored = self._pngs(number) if any(uri not in pngs for uri in usable) else {}
+        held = {uri: pngs[uri] if uri in pngs else stored[uri] for uri in usable}
         rows = [vars(one) | {"png": held.get(uri)} for uri, one in sorted(outcomes.items())]
         stats = {
             "references": len(rows),

@@ -17,17 +17,16 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 
 from jobs.config import ImagesConfig
-from jobs.engines import beam_progress as progress
-from jobs.images import duplicates as pictures
-from jobs.images import write as image_files
+from jobs.engines import beam_progress
+from jobs.images import duplicates
 from jobs.images.examine import KIND, ExamineShards
 from jobs.images.store import ImageStore, Location
+from jobs.images.write import write_shard
 from jobs.paths import any_path
-from jobs.raw import beam_rows as raw_rows
+from jobs.raw import beam_rows
 from jobs.raw.beam_rows import Place, Raw
 from jobs.raw.folder import TableFiles
-from jobs.rules import items as catalogue
-from jobs.rules.items import Item
+from jobs.rules.items import BAD_ROW, DUPLICATE_ITEM_ID, Item, described, precedence, reject_reason
 from model.artifact import AnyPath
 
 # Rows travel in lists: to pickle and to carry one costs more than to read it.
@@ -70,13 +69,13 @@ class KeepItems(beam.PTransform):  # type: ignore[misc]
         """PCollection of Placed -> (PCollection of lists of Item, PCollection of (Place, Raw, reason))."""
         check = beam.FlatMap(_check_rows, groups=self.groups)
         tried = rows | "Check" >> check.with_outputs("rejected", main="rows")
-        kept = (
+        unique = (
             tried.rows
             | "ByItem" >> beam.GroupByKey()
             | "First" >> beam.FlatMap(_keep_first).with_outputs("rejected", main="items")
         )
-        rejected = (tried.rejected, kept.rejected) | "Rejected" >> beam.Flatten()
-        return kept.items, rejected
+        rejected = (tried.rejected, unique.rejected) | "Rejected" >> beam.Flatten()
+        return unique.items, rejected
 
 
 class ExamineReferences(beam.PTransform):  # type: ignore[misc]
@@ -88,11 +87,11 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
         folder: AnyPath,
         config: ImagesConfig,
         retry_failed: bool,
-        processes: Shared | None = None,
+        pool: Shared | None = None,
     ) -> None:
         super().__init__()
         self.store = store
-        self.work = ExamineShards(store, folder, config, retry_failed, processes)
+        self.work = ExamineShards(store, folder, config, retry_failed, pool)
 
     def expand(self, items: Any) -> Any:
         """PCollection of lists of Item -> PCollection of tables, EXAMINED. No pixels travel: they stay in the store."""
@@ -128,7 +127,7 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
     def __init__(self, folder: AnyPath, shards: int, store: ImageStore) -> None:
         super().__init__()
         self.shards, self.store = shards, store
-        self.write = partial(image_files.write_shard, folder=folder, shards=shards, store=store)
+        self.write = partial(write_shard, folder=folder, shards=shards, store=store)
 
     def expand(self, images: Any) -> Any:
         """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
@@ -189,17 +188,17 @@ class TwoAtOnce(beam.DoFn):  # type: ignore[misc]
 
 def _read_rows(file: tuple[int, str], form: str) -> Iterator[Placed]:
     number, path = file
-    placed = (((number, n), row) for n, row in enumerate(raw_rows.rows(form, any_path(path))))
+    placed = (((number, n), row) for n, row in enumerate(beam_rows.rows(form, any_path(path))))
     while rows := list(islice(placed, ROWS)):
         ITEMS_READ.inc(len(rows))
-        progress.TALLY.add(read=len(rows))
+        beam_progress.TALLY.add(read=len(rows))
         yield rows
 
 
 def _check_rows(rows: Placed, groups: int) -> Iterator[Any]:
     found: defaultdict[int, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
     for place, row in rows:
-        reason = catalogue.BAD_ROW if isinstance(row, str) else catalogue.reject_reason(row)
+        reason = BAD_ROW if isinstance(row, str) else reject_reason(row)
         if isinstance(row, str) or reason:
             yield _reject(place, row, str(reason))
         else:
@@ -212,16 +211,16 @@ def _keep_first(group: tuple[int, Iterable[list[tuple[Place, dict[str, Any]]]]])
     for rows in group[1]:
         for place, row in rows:
             rows_of[str(row["item_id"])].append((place, row))
-    kept = []
+    unique = []
     for rows in rows_of.values():
-        described = [(catalogue.described(row), place, row) for place, row in rows]
-        if len(described) > 1:
-            described.sort(key=lambda one: (catalogue.precedence(one[0]), one[1]))
-        (first, _, _), *others = described
-        kept.append(first)
+        rows_of_item = [(described(row), place, row) for place, row in rows]
+        if len(rows_of_item) > 1:
+            rows_of_item.sort(key=lambda one: (precedence(one[0]), one[1]))
+        (first, _, _), *others = rows_of_item
+        unique.append(first)
         for _, place, row in others:
-            yield _reject(place, row, catalogue.DUPLICATE_ITEM_ID)
-    yield kept
+            yield _reject(place, row, DUPLICATE_ITEM_ID)
+    yield unique
 
 
 def _place(items: list[Item], store: ImageStore) -> Iterator[tuple[int, list[Item]]]:
@@ -233,7 +232,7 @@ def _place(items: list[Item], store: ImageStore) -> Iterator[tuple[int, list[Ite
 
 def _reject(place: Place, row: Raw, reason: str) -> Any:
     Metrics.counter(KIND, reason).inc()
-    progress.TALLY.add(done=1)
+    beam_progress.TALLY.add(done=1)
     return TaggedOutput("rejected", (place, row, reason))
 
 
@@ -247,7 +246,7 @@ def _uses(examined: pa.Table, groups: int) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _divide(group: tuple[int, Iterable[pa.Table]], config: ImagesConfig) -> Iterator[Any]:
-    used = pictures.uses(pa.concat_tables(group[1]), config)
+    used = duplicates.uses(pa.concat_tables(group[1]), config)
     for shared in used.filter(used["is_placeholder"]).to_pylist():
         yield TaggedOutput("placeholders", shared)
     images = used.filter(pc.invert(used["is_placeholder"]))

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 
 from jobs.config import ImagesConfig
 from jobs.engines.whole_files import aside, write_pictures
-from jobs.images import duplicates as pictures
+from jobs.images import duplicates
 from jobs.images.examine import EXAMINED
 from jobs.images.store import ImageStore, Location
 from jobs.paths import arrow_source
 from jobs.raw.beam_rows import Place, Raw
-from jobs.rules import items as catalogue
 from jobs.rules import near_duplicates
+from jobs.rules.items import OK, STATUSES
 from model import artifact
 from model.artifact import AnyPath
 
@@ -83,7 +83,7 @@ def write_items(shards: list[pa.Table], path: AnyPath, config: ImagesConfig) -> 
 
     shards: rows of EXAMINED.
     """
-    settled = pictures.settle(pa.concat_tables([EXAMINED.empty_table(), *shards]), config)
+    settled = duplicates.settle(pa.concat_tables([EXAMINED.empty_table(), *shards]), config)
     near, not_compared = near_duplicates_of(settled, config.near_distance)
     _write_json({"not_compared": not_compared}, path.with_name(NEAR))
     _write(settled.append_column("near_duplicate_of", near).select(ITEMS_SCHEMA.names).cast(ITEMS_SCHEMA), path)
@@ -154,13 +154,13 @@ def facts(folder: AnyPath) -> dict[str, Any]:
         **json.loads((folder / READ).read_text()),
         "items_accepted": len(items),
         "items_rejected": dict(sorted(rejected.items())),
-        "images_ok": statuses[catalogue.OK],
+        "images_ok": statuses[OK],
         "distinct_images": len(items["image_id"].drop_null().unique()),
         "duplicates": len(items["duplicate_of"].drop_null()),
         "near_duplicates": len(near),
         "near_duplicate_groups": len(near.unique()),
         "placeholder_pictures": pq.read_metadata(f"{where}/placeholders.parquet", filesystem=files).num_rows,
-        **{status: statuses[status] for status in catalogue.STATUSES if status != catalogue.OK},
+        **{status: statuses[status] for status in STATUSES if status != OK},
         "stale": dict(sorted(Counter(items["stale"].drop_null().to_pylist()).items())),
         **json.loads((folder / NEAR).read_text()),
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
@@ -216,7 +216,7 @@ def pictures_digest(folder: AnyPath, size: int) -> str:
     where, files = arrow_source(folder)
     columns = ["item_id", "image_id", "category", "title"]
     rows = pq.read_table(f"{where}/items.parquet", columns=[*columns, "status"], filesystem=files)
-    usable = rows.filter(pc.equal(rows["status"], catalogue.OK)).select(columns).sort_by("item_id")
+    usable = rows.filter(pc.equal(rows["status"], OK)).select(columns).sort_by("item_id")
     sink = _Sha256Sink()
     pa_csv.write_csv(usable, pa.PythonFile(sink, mode="w"))
     sink.digest.update(f"{size}".encode())

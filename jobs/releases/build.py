@@ -14,8 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.orm import Session
 
-from model import artifact
-from model import releases as catalogue
+from model import artifact, releases
 from model.artifact import ArtifactMismatch, Manifest
 from model.releases import Release
 
@@ -71,7 +70,7 @@ def build(
         metrics=_metrics(manifests, evaluate),
     )
     with artifact.write(out, kind=KIND, inputs=digests, config={}) as draft:
-        recorded = record_and_promote(catalogue.url_in(workspace), release)
+        recorded = record_and_promote(releases.url_in(workspace), release)
         (draft.path / RELEASE_FILE).write_text(json.dumps(document(recorded), indent=1, sort_keys=True))
         draft.facts |= {
             "release_id": recorded.release_id,
@@ -104,11 +103,11 @@ def record_and_promote(url: str, release: Release) -> Release:
 
     Returns the release as it was first recorded.
     """
-    engine = catalogue.connect(url)
+    engine = releases.connect(url)
     migrate(engine)
     with Session(engine) as session, session.begin():
-        recorded = catalogue.record(session, release)
-        catalogue.promote(session, recorded.release_id, now=datetime.now(UTC))
+        recorded = releases.record(session, release)
+        releases.promote(session, recorded.release_id, now=datetime.now(UTC))
     engine.dispose()
     return recorded
 
@@ -127,8 +126,8 @@ def _the_one_space(manifests: Mapping[str, Manifest]) -> str:
     spaces = {stage: manifest.facts.get("space_id") for stage, manifest in manifests.items()}
     named = {stage: space for stage, space in spaces.items() if stage in IN_A_SPACE or space is not None}
     if len(set(named.values())) != 1 or None in named.values():
-        told = ", ".join(f"{stage} {space or 'none'}" for stage, space in named.items())
-        raise ArtifactMismatch(f"a release is of one space, but these are of several ({told}): run the road again")
+        listed = ", ".join(f"{stage} {space or 'none'}" for stage, space in named.items())
+        raise ArtifactMismatch(f"a release is of one space, but these are of several ({listed}): run the road again")
     return str(named["pretrain"])
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from jobs.options import call
 from jobs.releases.build import document
-from model import releases as catalogue
+from model import releases
 from model.releases import NoRelease, Release
 
 Workspace = Annotated[Path, typer.Option(help="the workspace whose catalogue is asked")]
@@ -23,9 +23,9 @@ Workspace = Annotated[Path, typer.Option(help="the workspace whose catalogue is 
 @contextmanager
 def opened(workspace: Path) -> Iterator[Session]:
     """A transaction on the workspace's catalogue. Raises NoRelease where it has none, CatalogueUnreadable."""
-    if catalogue.current(workspace) is None:
+    if releases.current(workspace) is None:
         raise NoRelease(f"{workspace} has no release: `courier run RAW --workspace {workspace}` makes one")
-    engine = catalogue.connect(catalogue.url_in(workspace))
+    engine = releases.connect(releases.url_in(workspace))
     try:
         with Session(engine) as session, session.begin():
             yield session
@@ -33,13 +33,13 @@ def opened(workspace: Path) -> Iterator[Session]:
         engine.dispose()
 
 
-def releases(
+def list_releases(
     workspace: Workspace = Path("workspace"),
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Every release, newest first, and which one answers."""
     with opened(workspace) as session:
-        known, now = catalogue.history(session), catalogue.answering(session)
+        known, now = releases.history(session), releases.answering(session)
     if as_json:
         print(json.dumps({"current": now and now.release_id, "releases": [document(one) for one in known]}, indent=1))
         return
@@ -50,35 +50,35 @@ def releases(
     Console().print(table)
 
 
-def promote(
-    release: Annotated[str, typer.Argument(help="the release's id, as `courier releases` tells it")],
+def promote_release(
+    release: Annotated[str, typer.Argument(help="the release's id, as `courier releases` prints it")],
     workspace: Workspace = Path("workspace"),
 ) -> None:
     """Let this release answer, until another one is promoted or `courier run` comes to its own."""
     with opened(workspace) as session:
-        _told(catalogue.promote(session, release, now=datetime.now(UTC)))
+        _print_current(releases.promote(session, release, now=datetime.now(UTC)))
 
 
-def rollback(workspace: Workspace = Path("workspace")) -> None:
+def roll_back(workspace: Workspace = Path("workspace")) -> None:
     """Let the release that answered before the current one answer again."""
     with opened(workspace) as session:
-        _told(catalogue.roll_back(session, now=datetime.now(UTC)))
+        _print_current(releases.roll_back(session, now=datetime.now(UTC)))
 
 
-def _told(now: Release) -> None:
+def _print_current(now: Release) -> None:
     print(json.dumps({"release": now.release_id, "space_id": now.space_id, "ctr_model": now.ctr_model}))
 
 
 def releases_main(argv: Sequence[str]) -> None:
     """`courier releases`."""
-    call(releases, "courier releases", argv)
+    call(list_releases, "courier releases", argv)
 
 
 def promote_main(argv: Sequence[str]) -> None:
     """`courier promote`."""
-    call(promote, "courier promote", argv)
+    call(promote_release, "courier promote", argv)
 
 
 def rollback_main(argv: Sequence[str]) -> None:
     """`courier rollback`."""
-    call(rollback, "courier rollback", argv)
+    call(roll_back, "courier rollback", argv)

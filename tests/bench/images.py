@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.config import ImagesConfig
-from jobs.images import pipeline as image_references
+from jobs.images import pipeline
 from model.courier.data import images
 
 CORES = os.cpu_count() or 1
@@ -107,15 +107,13 @@ def bare(paths: Iterable[Path], deed: Callable[[Path], bytes]) -> None:
 def job(raw: Path, folder: Path) -> dict[str, Any]:
     """One cold run of the whole job: from the raw table to the finished artifact; its facts."""
     new = Path(tempfile.mkdtemp(dir=folder))
-    manifest = image_references.build(
-        raw=raw, raw_digest="bench", store=new / "store", out=new / "images", config=CONFIG
-    )
+    manifest = pipeline.build(raw=raw, raw_digest="bench", store=new / "store", out=new / "images", config=CONFIG)
     return dict(manifest.facts)
 
 
 def again(raw: Path, folder: Path, store: Path) -> None:
     """A run over a store that knows every file."""
-    image_references.build(
+    pipeline.build(
         raw=raw, raw_digest="bench", store=store, out=Path(tempfile.mkdtemp(dir=folder)) / "images", config=CONFIG
     )
 

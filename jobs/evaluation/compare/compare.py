@@ -1,4 +1,4 @@
-"""Compare encoders: courier, its rivals and its ablations through the probe and the CTR models, into one table."""
+"""Compare encoders: courier, its baselines and its ablations through the probe and the CTR models, into one table."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from jobs.evaluation import probe
 from jobs.evaluation.compare.figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
 from jobs.evaluation.probe import Attributes, Match, Period, fresh
-from jobs.html import comparison as compare_page
+from jobs.html import comparison
 from jobs.options import call
 from jobs.paths import local_folder
 from jobs.pipeline import stage_states
@@ -53,7 +53,7 @@ def gather(bench: Bench, runs: Sequence[tuple[str, int]], *, bootstrap: int, see
     """
     rows = TestRows.of(bench.tables["test"])
     draws = UserBootstrap(rows.users, replicates=bootstrap, seed=seed)
-    kept = {"all": np.ones(len(rows.clicked), dtype=bool), "warm": ~rows.cold, "cold": rows.cold}
+    masks = {"all": np.ones(len(rows.clicked), dtype=bool), "warm": ~rows.cold, "cold": rows.cold}
     outside = OUTSIDE if bench.styles is not None else OUTSIDE[:1]
     wanted = [(label, k) for label in outside for k in sorted({k for _, k in runs})] + list(runs)
     found: dict[str, Results] = {}
@@ -64,7 +64,7 @@ def gather(bench: Bench, runs: Sequence[tuple[str, int]], *, bootstrap: int, see
             folder = bench.run_folder(label, k)
             result = found.setdefault(label, Results(label))
             for name, scores in read_scores(folder / "scores").items():
-                samples = {(*name.split("/"), part): auc_sample(rows, scores, kept[part], draws) for part in PARTS}
+                samples = {(*name.split("/"), part): auc_sample(rows, scores, masks[part], draws) for part in PARTS}
                 _put(result.ctr, k, samples)
             if label not in OUTSIDE:
                 questions = questions or ask(bench, folder / "embed")
@@ -256,7 +256,7 @@ def _summed(
     reports = workspace.folder / "reports"
     reports.mkdir(exist_ok=True)
     artifact.write_whole(reports / "comparison.json", json.dumps(found, indent=1, allow_nan=False).encode())
-    artifact.write_whole(reports / "comparison.html", compare_page.render(found).encode())
+    artifact.write_whole(reports / "comparison.html", comparison.render(found).encode())
     log.info("compared", reports=str(reports), failed=len(failures))
     return found
 
@@ -264,7 +264,7 @@ def _summed(
 def print_tables(found: Mapping[str, Any]) -> None:
     """The comparison's tables on stdout."""
     console = Console()
-    for sheet in compare_page.sheets(found):
+    for sheet in comparison.sheets(found):
         table = Table(title=sheet.title, caption=sheet.caption)
         for number, name in enumerate(sheet.columns):
             table.add_column(name.replace(", ", ",\n"), justify="left" if number == 0 else "right", no_wrap=True)

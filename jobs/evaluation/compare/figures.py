@@ -48,7 +48,7 @@ def compare(results: Sequence[Results], *, reference: str, bootstrap: int, seed:
     methods: for each label its probe figures and CTR gains over no images, all means over seeds (encoders.mean_ci and
     encoders.difference_ci); share: of the gain that the true labels give.  order: whether Vector < SimScore <
     Cluster-ID.
-    against: what the reference has over each rival.  prediction: how the probe's figures and the gains are ranked
+    against: what the reference has over each baseline.  prediction: how the probe's figures and the gains are ranked
     alike over all runs.
     """
     known = {result.label: result for result in results}
@@ -62,7 +62,9 @@ def compare(results: Sequence[Results], *, reference: str, bootstrap: int, seed:
         "true_style": _told(true),
         "methods": [_method(result, gains[result.label], true) for result in entrants],
         "against": [
-            _against(known[reference], rival) for rival in entrants if reference in known and rival.label != reference
+            _against(known[reference], baseline)
+            for baseline in entrants
+            if reference in known and baseline.label != reference
         ],
         "prediction": _prediction(entrants, gains, bootstrap, seed),
     }
@@ -123,8 +125,8 @@ def _order(result: Results, model: str) -> dict[str, Any]:
 
 
 def _against(ours: Results, theirs: Results) -> dict[str, Any]:
-    """The reference less a rival, for every seed that both have."""
-    found: dict[str, Any] = {"rival": theirs.label}
+    """The reference less a baseline, for every seed that both have."""
+    found: dict[str, Any] = {"baseline": theirs.label}
     for what in ("ctr", "probe"):
         mine, other = getattr(ours, what), getattr(theirs, what)
         pairs = {key: common(mine[key], other[key]) for key in mine if key in other}

@@ -262,10 +262,10 @@ def fit_baselines(bench: Bench, seed: int) -> None:
         lambda out: _write_scores(out, inputs, plain, _fit(bench.tables, NO_VECTORS, plain)),
     )
     if bench.styles is not None:
-        told = replace(bench.ctr, seed=seed, images=(TRUE_STYLE,))
+        config = replace(bench.ctr, seed=seed, images=(TRUE_STYLE,))
         folder = bench.run_folder(TRUE_STYLE, seed)
         artifact.sweep(folder)
-        ensure(folder / SCORES, inputs, asdict(told), lambda out: _score_true_style(bench, out, inputs, told))
+        ensure(folder / SCORES, inputs, asdict(config), lambda out: _score_true_style(bench, out, inputs, config))
 
 
 def _score_true_style(bench: Bench, out: Path, inputs: Mapping[str, Path], config: CtrConfig) -> None:

@@ -24,9 +24,8 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from jobs.engines import beam_progress as progress
-from jobs.engines import beam_runner as running
-from jobs.features.click_stream import sources as click_sources
+from jobs.engines import beam_progress, beam_runner
+from jobs.features.click_stream import sources
 from jobs.features.click_stream.sources import ReadFiles, ReadGrowingFolder, Stamp
 from jobs.features.click_stream.transforms import (
     REFUSED_FILES,
@@ -68,8 +67,8 @@ def run_once(files: Sequence[Path], settings: Settings, options: PipelineOptions
     """Bring the clicks of these files into the online store, in this process; what was counted."""
     pipeline = beam.Pipeline(options=options)
     wire(pipeline | "ReadFiles" >> ReadFiles(files), settings, STORE, datetime.now(UTC))
-    with running.quiet():
-        return Counter(progress.counters(pipeline.run()))
+    with beam_runner.quiet():
+        return Counter(beam_progress.counters(pipeline.run()))
 
 
 def follow(folder: Path, settings: Settings, options: PipelineOptions, stop: Stop, *, every: float) -> Counter[str]:
@@ -97,7 +96,7 @@ def _new_files(folder: Path, seen: Seen, counted: Counter[str]) -> list[Path]:
     They are noted in `seen`; so is, and counted, what is gone again before it could be looked at.
     """
     found: list[Path] = []
-    for file, stamp in click_sources.stamps(folder).items():
+    for file, stamp in sources.stamps(folder).items():
         if stamp is None:
             _note_gone(file, seen, counted)
         elif seen.get(file) != stamp and len(found) < FILES_IN_A_PASS:
@@ -115,7 +114,7 @@ def _note_gone(file: Path, seen: Seen, counted: Counter[str]) -> None:
 
 def _is_usable(file: Path, seen: Seen, counted: Counter[str]) -> bool:
     try:
-        click_sources.check([file])
+        sources.check([file])
     except (FileNotFoundError, RawTableUnusable) as refusal:  # one bad file must not end a stream
         if file.exists():
             log.warning("file_refused", why=str(refusal))
@@ -132,9 +131,9 @@ def run_elsewhere(source: Any, settings: Settings, options: PipelineOptions) -> 
     rows = pipeline | "Read" >> source
     wire(rows, settings, STORE, datetime.now(UTC) if rows.is_bounded else None)
     result = pipeline.run()
-    with progress.report(result):
+    with beam_progress.report(result):
         result.wait_until_finish()
-    return Counter(progress.counters(result))
+    return Counter(beam_progress.counters(result))
 
 
 @contextmanager
@@ -173,19 +172,19 @@ def stream(
 
     Raises RawTableMissing, RawTableUnusable, KafkaUnavailable, StoreNotReady.
     """
-    local = running.is_local(options)
-    files = click_sources.event_files(Path(address))
+    local = beam_runner.is_local(options)
+    files = sources.event_files(Path(address))
     if following and not Path(address).is_dir():
         raise RawTableMissing(f"{address} is not a folder: only a folder or Kafka can be followed")
     if not following:
-        click_sources.check(files)
+        sources.check(files)
         if not files:
             raise RawTableMissing(f"{address} holds no file of events: put some there, or wait for them by --follow")
     open_once(STORE, settings.workspace)
     if not local:
         if following:
             return run_elsewhere(
-                ReadGrowingFolder(Path(address), every, MAX_TIMESTAMP), settings, running.stream(options)
+                ReadGrowingFolder(Path(address), every, MAX_TIMESTAMP), settings, beam_runner.stream(options)
             )
         return run_elsewhere(ReadFiles(files), settings, options)
     with _progress():
@@ -196,13 +195,13 @@ def stream(
         return follow(Path(address), settings, options, stop, every=every)
 
 
-def stream_kafka(topic: click_sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
+def stream_kafka(topic: sources.KafkaTopic, settings: Settings, options: PipelineOptions) -> Counter[str]:
     """Bring in a Kafka topic until the job is cancelled. Raises KafkaUnavailable."""
-    source = click_sources.kafka_source(topic, local=running.is_local(options))
-    return run_elsewhere(source, settings, running.stream(options))
+    source = sources.kafka_source(topic, local=beam_runner.is_local(options))
+    return run_elsewhere(source, settings, beam_runner.stream(options))
 
 
-@app.command(**running.COMMAND)
+@app.command(**beam_runner.COMMAND)
 def click_stream(
     context: typer.Context,
     workspace: Annotated[
@@ -222,9 +221,9 @@ def click_stream(
         workspace=str(workspace.absolute()),
         rejected=str((rejected or workspace / "feast" / "rejected_clicks").absolute()),
     )
-    options, started = running.options(running.beam_args(context)), time.monotonic()
+    options, started = beam_runner.options(beam_runner.beam_args(context)), time.monotonic()
     if source.startswith("kafka:"):
-        topic = click_sources.kafka_topic(source, group, expansion_service)
+        topic = sources.kafka_topic(source, group, expansion_service)
         counted = stream_kafka(topic, settings, options)
     else:
         counted = stream(source, settings, options, following=following, every=every)
@@ -233,7 +232,7 @@ def click_stream(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log and progress on stderr."""
-    running.main(app, argv, "courier click-stream")
+    beam_runner.main(app, argv, "courier click-stream")
 
 
 if __name__ == "__main__":

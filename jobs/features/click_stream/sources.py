@@ -10,8 +10,7 @@ import apache_beam as beam
 from apache_beam.io import fileio
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
-from jobs.raw import beam_events as event_rows
-from jobs.raw import layout as raw_layout
+from jobs.raw import beam_events, layout
 from jobs.raw.beam_rows import Raw
 from jobs.raw.folder import EXPECTED, RawTableMissing, RawTableUnusable, format_of
 from model.errors import CourierError
@@ -133,14 +132,14 @@ class _ReadPaths(beam.PTransform):  # type: ignore[misc]
 
 def _rows(path: str) -> Iterator[ReadRow]:
     try:
-        for row in event_rows.rows(path, _form(Path(path))):
+        for row in beam_events.rows(path, _form(Path(path))):
             yield row, None
     except (RawTableUnusable, OSError) as error:  # a file that is gone again, or damaged in its middle
         yield str(error), UNREADABLE_FILE
 
 
 def _record_row(record: tuple[bytes, bytes]) -> ReadRow:
-    return event_rows.json_row((record[1] or b"").decode(errors="replace")), None
+    return beam_events.json_row((record[1] or b"").decode(errors="replace")), None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -179,7 +178,7 @@ def _stamp(file: Path) -> Stamp | None:
 def check(files: Sequence[Path]) -> None:
     """Raises RawTableUnusable for a file that lacks a column of the events table, or cannot be opened as one."""
     for file in files:
-        raw_layout.check_file("events", _form(file), file)
+        layout.check_file("events", _form(file), file)
 
 
 def _is_of_events(path: str) -> bool:

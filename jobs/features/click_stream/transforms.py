@@ -29,7 +29,7 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows
 from apache_beam.utils.shared import Shared
 
 from feature_repo.contract import CTR_HISTORY
-from jobs.engines import beam_progress as progress
+from jobs.engines import beam_progress
 from jobs.features.click_stream.sources import ReadRow
 from jobs.features.history_store import HistoryStore
 from jobs.raw.beam_rows import Raw
@@ -46,7 +46,7 @@ GATHER_SECONDS: Final = 1  # that a stream gathers a user's clicks before it loo
 REJECTED_FILE_SECONDS: Final = 60  # a stream begins another file of rejected rows this often
 DEDUP_HOURS: Final = 48  # that a stream remembers a click; the store itself knows older ones
 COMPACT_AT: Final = 4  # histories in one accumulator before it is cut back to one
-TALLY: Final = progress.Tally()  # rows read and users settled; one per process, as DoFns are copied
+TALLY: Final = beam_progress.Tally()  # rows read and users settled; one per process, as DoFns are copied
 
 UserClick = tuple[str, str, int, str]  # user_id, item_id, microseconds since 1970, request_id: a click's identity
 
@@ -177,22 +177,22 @@ class NewestClicks(beam.CombineFn):  # type: ignore[misc]
         """Clicks in any order, at most a few histories long."""
         return []
 
-    def add_input(self, kept: list[Click], one: Click) -> list[Click]:
+    def add_input(self, clicks: list[Click], one: Click) -> list[Click]:
         """One click more."""
-        kept.append(one)
-        return self.compact(kept) if len(kept) > COMPACT_AT * self.length else kept
+        clicks.append(one)
+        return self.compact(clicks) if len(clicks) > COMPACT_AT * self.length else clicks
 
     def merge_accumulators(self, accumulators: Iterable[list[Click]]) -> list[Click]:
         """All of them in one."""
-        return list(merge((), (one for kept in accumulators for one in kept), self.length))
+        return list(merge((), (one for clicks in accumulators for one in clicks), self.length))
 
-    def compact(self, kept: list[Click]) -> list[Click]:
+    def compact(self, clicks: list[Click]) -> list[Click]:
         """Cut back to one history."""
-        return list(merge((), kept, self.length))
+        return list(merge((), clicks, self.length))
 
-    def extract_output(self, kept: list[Click]) -> History:
+    def extract_output(self, clicks: list[Click]) -> History:
         """The newest clicks as a history."""
-        return merge((), kept, self.length)
+        return merge((), clicks, self.length)
 
 
 class _Update(beam.DoFn):  # type: ignore[misc]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contract import EVENTS, ITEMS, PAGE_VIEW_SIZE
-from jobs.datasets import writer as raw_folder
+from jobs.datasets import writer
 from jobs.datasets.movielens import EXPLORED, NEGATIVES, convert, draw, in_time_order, known_films, main, page_views
 from model.errors import CourierError
 
@@ -67,8 +67,8 @@ def events(raw: Path) -> pd.DataFrame:
 
 
 def test_the_tables_are_the_contracts(raw: Path) -> None:
-    assert pq.read_schema(raw / "events.parquet") == raw_folder.schema(EVENTS)
-    assert pq.read_schema(raw / "items.parquet") == raw_folder.schema(ITEMS)
+    assert pq.read_schema(raw / "events.parquet") == writer.schema(EVENTS)
+    assert pq.read_schema(raw / "items.parquet") == writer.schema(ITEMS)
 
 
 def test_a_rating_of_four_is_a_click_and_less_is_not(events: pd.DataFrame) -> None:

@@ -13,9 +13,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from feature_repo.contract import EVENT_TYPES, PAGE_VIEW_SIZE
-from jobs.datasets import shop as world
-from jobs.datasets import writer as raw_folder
-from jobs.datasets.shop import START, generate, main
+from jobs.datasets import writer
+from jobs.datasets.shop import START, _write_image, generate, main
 from jobs.datasets.shop_behavior import DAY, Catalogue, Habits, simulate
 from jobs.datasets.shop_images import CATEGORIES, ORNAMENTS, PALETTES, SIZE, TEXTURES, draw, placeholder
 from model.errors import CourierError
@@ -103,7 +102,7 @@ def test_the_command_writes_the_smallest_shop(tmp_path: Path) -> None:
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), raw_folder.write(tmp_path / "raw") as folder:
+    with pytest.raises(FileNotFoundError), writer.write(tmp_path / "raw") as folder:
         (folder / "absent" / "file").write_text("")
     assert list(tmp_path.iterdir()) == []
 
@@ -112,8 +111,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_the_tables_are_the_contracts_and_their_times_are_microseconds_utc(shop: Path) -> None:
-    assert pq.read_schema(shop / "events.parquet") == raw_folder.schema(raw_folder.EVENTS)
-    assert pq.read_schema(shop / "items.parquet") == raw_folder.schema(raw_folder.ITEMS)
+    assert pq.read_schema(shop / "events.parquet") == writer.schema(writer.EVENTS)
+    assert pq.read_schema(shop / "items.parquet") == writer.schema(writer.ITEMS)
     assert str(pq.read_schema(shop / "events.parquet").field("event_time").type) == "timestamp[us, tz=UTC]"
     assert json.loads((shop / "SOURCE.json").read_text())["sampled_negatives"] is False
 
@@ -286,6 +285,6 @@ def test_a_picture_depends_on_its_item_alone_not_on_the_order_of_drawing(tmp_pat
     for folder, order in (("one", (0, 1, 2, 3)), ("two", (3, 1, 0, 2))):
         (tmp_path / folder).mkdir()
         for index in order:
-            world._write_image(tmp_path / folder, catalogue, 7, index)
+            _write_image(tmp_path / folder, catalogue, 7, index)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert Image.open(tmp_path / "one" / "i00000.jpg").format == "JPEG"

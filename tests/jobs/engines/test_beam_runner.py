@@ -9,10 +9,10 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from jobs.engines import beam_runner as running
+from jobs.engines import beam_runner
 from jobs.engines.beam_runner import UnknownOption
 from jobs.features.click_stream import program as click_stream
-from jobs.images import pipeline as image_references
+from jobs.images import pipeline
 from jobs.sequences.beam import behavior_sequences, item_statistics
 
 
@@ -30,12 +30,12 @@ from jobs.sequences.beam import behavior_sequences, item_statistics
 )
 def test_an_option_that_nobody_knows_is_refused_with_the_nearest_one(given, told) -> None:
     with pytest.raises(UnknownOption, match=told):
-        running.options(given)
+        beam_runner.options(given)
 
 
 def test_every_option_of_every_runner_that_beam_knows_is_taken() -> None:
     given = ["--runner=FlinkRunner", "--flink_master", "host:8081", "--parallelism=4", "--no_use_public_ips"]
-    chosen = running.options([*given, "--project=p", "--experiments=a", "--experiments=b"])
+    chosen = beam_runner.options([*given, "--project=p", "--experiments=a", "--experiments=b"])
     assert chosen.view_as(StandardOptions).runner == "FlinkRunner"
     assert chosen.view_as(FlinkRunnerOptions).flink_master == "host:8081"
     assert chosen.view_as(GoogleCloudOptions).project == "p"
@@ -43,35 +43,35 @@ def test_every_option_of_every_runner_that_beam_knows_is_taken() -> None:
 
 
 def test_what_stands_behind_two_dashes_is_passed_on_unread() -> None:
-    chosen = running.options(["--runner=FlinkRunner", "--", "--checkpointing_interval=60000"])
+    chosen = beam_runner.options(["--runner=FlinkRunner", "--", "--checkpointing_interval=60000"])
     assert chosen.get_all_options(retain_unknown_options=True)["checkpointing_interval"] == "60000"
-    assert not running.is_local(chosen)
+    assert not beam_runner.is_local(chosen)
 
 
 def test_without_a_runner_the_pipeline_runs_in_this_process() -> None:
-    assert running.is_local(running.options([]))
-    assert not running.is_local(running.options(["--", "--runner=FlinkRunner"]))
-    assert running.in_one_process(running.options([]))
-    assert not running.in_one_process(running.options(["--direct_running_mode=multi_processing"]))
+    assert beam_runner.is_local(beam_runner.options([]))
+    assert not beam_runner.is_local(beam_runner.options(["--", "--runner=FlinkRunner"]))
+    assert beam_runner.in_one_process(beam_runner.options([]))
+    assert not beam_runner.in_one_process(beam_runner.options(["--direct_running_mode=multi_processing"]))
 
 
 PROGRAMS = {
     behavior_sequences: ["--raw", "r", "--out", "o"],
     item_statistics: ["--sequences", "s", "--out", "o"],
-    image_references: ["--raw", "r", "--out", "o"],
+    pipeline: ["--raw", "r", "--out", "o"],
     click_stream: ["workspace", "--from", "s"],
 }
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
 def test_every_program_hands_beams_options_on_and_what_is_unread_behind_them(program, monkeypatch) -> None:
-    heard, told = [], running.beam_args
+    heard, told = [], beam_runner.beam_args
 
     def hear(context):
         heard.extend(told(context))
         raise typer.Exit
 
-    monkeypatch.setattr(running, "beam_args", hear)
+    monkeypatch.setattr(beam_runner, "beam_args", hear)
     with pytest.raises(SystemExit):
         program.main([*PROGRAMS[program], "--runner=FlinkRunner", "--", "--checkpointing_interval=1"])
     assert heard == ["--runner=FlinkRunner", "--", "--checkpointing_interval=1"]

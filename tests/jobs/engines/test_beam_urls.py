@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import courier
-from jobs.images import pipeline as image_references
+from jobs.images import pipeline
 from jobs.images.fetch.references import Fetcher, NotFetched
 from jobs.paths import UrlUnusable, any_path
 from jobs.sequences.beam import behavior_sequences, item_statistics
@@ -82,19 +82,19 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
     named = ["a b/0.png", "./a b/1.png", "a b/2.png", "a b/1.png", "broken.png", "none.png", "../raw/broken.png", "/x"]
     (raw / "items.csv").write_text(HEAD + "".join(f"i{n},{uri},c,t,1,\n" for n, uri in enumerate(named)))
     here, there = tmp_path / "out" / "images", bucket / "out" / "images"
-    called(image_references.main, "--raw", raw, "--out", here, "--shards", 2)
-    called(image_references.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", raw, "--out", here, "--shards", 2)
+    called(pipeline.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shards", 2)
     first, manifest = (artifact.read(place, kind="images") for place in (here, there))
     assert {n: f for n, f in manifest.files.items() if "placeholders" not in n and n != "coverage.html"} == {
         n: f for n, f in first.files.items() if "placeholders" not in n and n != "coverage.html"
     }
     assert manifest.facts["by_reason"] == {"not_found": 1, "outside_folder": 1, "truncated": 2}
     assert manifest.facts["images_ok"] == 4
-    called(image_references.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
     again = artifact.read(there, kind="images")
     assert (again.notes["work"]["opened"], again.notes["work"]["shards_written"]) == (0, 0)
     (bucket / "raw" / "a b" / "2.png").write_bytes(png(7))
-    called(image_references.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
     assert artifact.read(there, kind="images").notes["work"]["opened"] == 1
 
 
@@ -144,7 +144,7 @@ def test_an_image_job_killed_before_its_manifest_leaves_no_artifact_and_its_stor
     assert (bucket / "images" / "items.parquet").exists()
     with pytest.raises(artifact.ArtifactMissing):
         artifact.read(bucket / "images", kind="images")
-    called(image_references.main, *argv)
+    called(pipeline.main, *argv)
     assert artifact.read(bucket / "images", kind="images").notes["work"]["opened"] == 0
 
 

@@ -11,7 +11,7 @@ from jobs.evaluation.compare import compare
 from jobs.evaluation.compare.compare import entrants_of, settings_of
 from jobs.evaluation.compare.figures import Results
 from jobs.evaluation.compare.figures import compare as compare_figures
-from jobs.html import comparison as compare_page
+from jobs.html import comparison
 from jobs.workspace import StageError
 from model import artifact
 from model.ctr.evaluation.encoders import Sample
@@ -88,9 +88,9 @@ def test_gains_are_against_the_same_model_without_images_by_the_same_seed(found)
     assert len(random["gains"]["lightgbm/vector/all"]["by_seed"]) == 1  # there is no baseline of seed 2
 
 
-def test_the_reference_is_held_against_each_rival_seed_by_seed(found):
+def test_the_reference_is_held_against_each_baseline_seed_by_seed(found):
     assert found["reference"] == "courier"
-    against = by_name(found["against"], "rival")
+    against = by_name(found["against"], "baseline")
     assert list(against) == ["imagenet", "clip", "random"]
     assert against["imagenet"]["ctr"]["lightgbm/simscore/all"]["value"] == pytest.approx(0.03)
     assert against["imagenet"]["probe"]["popular/auc/warm"]["value"] == pytest.approx(0.08)
@@ -136,7 +136,7 @@ def test_what_is_left_of_an_effect_is_of_the_clicks_that_have_the_attribute(resu
     assert left["clip"]["cold"]["value"] == pytest.approx(0.5)
     for one, value in (("matched", 1.25), ("popular", 12.0)):
         found["methods"][0]["probe"][f"{one}/distance/warm"] = {"value": value}
-    sheet = compare_page.sheets(found | {"asked": {"period": "test", "match": "year"}})[0]
+    sheet = comparison.sheets(found | {"asked": {"period": "test", "match": "year"}})[0]
     assert "alike in year, which differs by 1.2 (by popularity 12.0) for warm clicks, differs by - (by" in sheet.caption
     assert sheet.lines[0][-2:] == ("25% (25% to 25%)",) * 2
 
@@ -146,18 +146,18 @@ def test_where_no_run_of_the_first_got_to_its_end_no_other_takes_its_place(resul
         [one for one in results if one.label != "courier"], reference="courier", bootstrap=50, seed=0
     )
     assert (rest["reference"], rest["against"]) == ("courier", [])
-    assert compare_page.headline(rest) == "No run of courier got to its end: it is held against nothing."
+    assert comparison.headline(rest) == "No run of courier got to its end: it is held against nothing."
 
 
-def test_a_comparison_without_truth_or_rivals_is_no_crash(results, found):
+def test_a_comparison_without_truth_or_baselines_is_no_crash(results, found):
     alone = compare_figures([results[0], results[2]], reference="courier", bootstrap=50, seed=0)
     assert alone["against"] == []
     assert alone["true_style"] == {}
     assert "share" not in alone["methods"][0]["gains"]["lightgbm/vector/all"]
-    assert compare_page.headline(alone) == "There is nothing that the runs could be held against."
+    assert comparison.headline(alone) == "There is nothing that the runs could be held against."
     json.dumps(alone, allow_nan=False)
     more = {name: found[name] for name in ("dataset", "settings", "bootstrap", "asked", "failures")}
-    assert "<svg" in compare_page.render(alone | more)
+    assert "<svg" in comparison.render(alone | more)
 
 
 def test_a_figure_that_is_not_known_is_null_and_a_dash(results, found):
@@ -167,7 +167,7 @@ def test_a_figure_that_is_not_known_is_null_and_a_dash(results, found):
                 one.ctr[key] = dict.fromkeys(one.ctr[key], Sample(math.nan, np.full(41, math.nan)))
     unknown = compare_figures(results, reference="courier", bootstrap=50, seed=0)
     json.dumps(unknown, allow_nan=False)
-    sheet = next(s for s in compare_page.sheets(found | unknown) if "for new ones" in s.title)
+    sheet = next(s for s in comparison.sheets(found | unknown) if "for new ones" in s.title)
     assert sheet.lines[0][sheet.columns.index("SimScore, cold")] == "-"
 
 
@@ -199,7 +199,7 @@ def test_a_table_with_a_matched_attribute_is_told_uncut_on_a_narrow_terminal(res
 
 
 def test_the_reference_is_held_against_the_others_on_warm_and_on_new_items_too(found):
-    sheets = [sheet for sheet in compare_page.sheets(found) if "against the others, with" in sheet.title]
+    sheets = [sheet for sheet in comparison.sheets(found) if "against the others, with" in sheet.title]
     assert [sheet.title.partition("LightGBM")[2] for sheet in sheets] == [
         "",
         ", on items clicked before",
@@ -210,17 +210,17 @@ def test_the_reference_is_held_against_the_others_on_warm_and_on_new_items_too(f
 
 
 def test_every_line_is_as_wide_as_its_table(found):
-    for sheet in compare_page.sheets(found):
+    for sheet in comparison.sheets(found):
         assert {len(line) for line in sheet.lines} == {len(sheet.columns)}, sheet.title
 
 
-def test_the_headline_counts_the_rivals_that_are_surely_below(found):
-    told = compare_page.headline(found)
+def test_the_headline_counts_the_baselines_that_are_surely_below(found):
+    told = comparison.headline(found)
     assert told == "courier is above 0 of 3 with SimScore (LightGBM), 0 of 3 with cluster ID (LightGBM), p < 0.01."
-    for rival in found["against"]:
-        rival["ctr"]["lightgbm/cluster_id/all"]["p_value"] = 0.001
+    for baseline in found["against"]:
+        baseline["ctr"]["lightgbm/cluster_id/all"]["p_value"] = 0.001
     found["against"][0]["ctr"]["lightgbm/cluster_id/all"]["value"] = -0.1
-    assert "2 of 3 with cluster ID" in compare_page.headline(found)
+    assert "2 of 3 with cluster ID" in comparison.headline(found)
 
 
 class _Tags(HTMLParser):
@@ -237,15 +237,15 @@ class _Tags(HTMLParser):
 
 
 def test_the_page_loads_nothing_is_well_formed_and_the_same_each_time(found):
-    tags, page = _Tags(), compare_page.render(found)
+    tags, page = _Tags(), comparison.render(found)
     tags.feed(page)
     assert not tags.open
     assert all(source.startswith("#") for source in tags.sources)
     assert "a shop &lt;b&gt;" in page
     assert "Negatives are sampled" not in page
-    assert page == compare_page.render(found)
+    assert page == comparison.render(found)
     found["dataset"]["sampled_negatives"] = True
-    assert "Negatives are sampled" in compare_page.render(found)
+    assert "Negatives are sampled" in comparison.render(found)
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

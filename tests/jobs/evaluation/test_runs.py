@@ -15,11 +15,11 @@ from PIL import Image
 
 from feature_repo.contract import PERIODS
 from jobs.config import ClusterConfig
-from jobs.evaluation.compare import runs as compare_runs
+from jobs.evaluation.compare import runs
 from jobs.evaluation.compare.compare import _summed, gather
 from jobs.evaluation.compare.figures import compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ensure, read_measured, read_scores, run_all
-from jobs.html import comparison as compare_page
+from jobs.html import comparison
 from jobs.settings import resolve
 from jobs.workspace import Workspace
 from model import artifact
@@ -185,13 +185,13 @@ def test_a_run_that_fails_is_told_and_takes_no_other_with_it(bench, failures):
     assert [(one.label, one.seed) for one in failures] == [("broken", 0)]
     assert "nobody" in failures[0].error
     for label in ("courier", "random"):
-        for step in compare_runs.STEPS:
+        for step in runs.STEPS:
             artifact.read(bench.run_folder(label, 0) / step, kind=step)
 
 
 def test_what_stands_is_not_built_again(bench, failures):
     before = manifests(bench)
-    assert len(before) == 2 * len(compare_runs.STEPS) + 2
+    assert len(before) == 2 * len(runs.STEPS) + 2
     assert run_all(bench, ENTRANTS, [0]) == failures
     assert manifests(bench) == before
 
@@ -200,21 +200,21 @@ def test_what_stands_is_not_built_again(bench, failures):
 def test_another_setting_builds_what_depends_on_it_and_nothing_else(bench):
     before = manifests(bench)
     others = replace(bench, ctr=replace(CTR, boosted=replace(TREES, trees=4)))
-    compare_runs.run(others, ENTRANTS[2], 0)
+    runs.run(others, ENTRANTS[2], 0)
     changed = [path.parent.name for path, old in before.items() if path.read_bytes() != old]
     assert changed == ["scores"]
-    compare_runs.run(bench, ENTRANTS[2], 0)
+    runs.run(bench, ENTRANTS[2], 0)
 
 
 @pytest.mark.usefixtures("failures")
 def test_a_variants_own_codebook_builds_clusters_and_what_depends_on_them(bench):
     before = manifests(bench)
-    compare_runs.run(bench, replace(ENTRANTS[2], codebook={"clusters": 3}), 0)
+    runs.run(bench, replace(ENTRANTS[2], codebook={"clusters": 3}), 0)
     changed = [path.parent.name for path, old in before.items() if path.read_bytes() != old]
     assert sorted(changed) == ["cluster", "scores"]
     facts = artifact.read(bench.run_folder("random", 0) / "cluster", kind="cluster").facts
     assert facts["codebooks"] == [3]
-    compare_runs.run(bench, ENTRANTS[2], 0)
+    runs.run(bench, ENTRANTS[2], 0)
 
 
 @pytest.mark.usefixtures("failures")
@@ -237,10 +237,10 @@ def test_the_scores_are_those_of_the_road_with_this_encoders_cluster_ids(bench, 
 def test_the_probe_is_kept_click_by_click(bench):
     folder = bench.run_folder("random", 0)
     measured = read_measured(folder / "probe")
-    asked = compare_runs.ask(bench, folder / "embed")
+    asked = runs.ask(bench, folder / "embed")
     assert set(measured) == {"popular", "category", "page"}
     assert len(measured["popular"]["mrr"]) == len(asked.clicks) > 20
-    again = compare_runs.probe.measure(asked, folder / "embed")
+    again = runs.probe.measure(asked, folder / "embed")
     np.testing.assert_array_equal(measured["page"]["auc"], again["page"]["auc"])
 
 
@@ -251,11 +251,11 @@ def test_finished_runs_are_gathered_into_one_comparison(bench):
     found = compare(results, reference="courier", bootstrap=40, seed=0)
     assert [one["label"] for one in found["methods"]] == ["courier", "random"]
     assert found["methods"][1]["steps"] == 0
-    assert [one["rival"] for one in found["against"]] == ["random"]
+    assert [one["baseline"] for one in found["against"]] == ["random"]
     assert found["true_style"]["lightgbm/true_style/all"]["value"] > 0.02  # who likes a colour clicks it
     assert found["methods"][0]["gains"]["lightgbm/simscore/all"]["share"]["value"] is not None
     json.dumps(found, allow_nan=False)
-    titles = [sheet.title for sheet in compare_page.sheets(found | {"asked": {"period": "valid", "match": None}})]
+    titles = [sheet.title for sheet in comparison.sheets(found | {"asked": {"period": "valid", "match": None}})]
     against = "courier against the others, with LightGBM"
     assert [title for title in titles if title.startswith(against)] == [
         against,
@@ -271,7 +271,7 @@ def test_an_unfinished_run_of_other_settings_gives_way(bench):
     left = run / "pretrain.checkpoint"
     Checkpoint(left, "of other settings", 1).write(State({"weight": torch.zeros(1)}, {}))
     shutil.rmtree(run / "pretrain")
-    compare_runs.run(bench, ENTRANTS[0], 0)
+    runs.run(bench, ENTRANTS[0], 0)
     assert not left.exists()
     assert manifests(bench).keys() == before.keys()
 

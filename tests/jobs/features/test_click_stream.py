@@ -23,11 +23,9 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from feature_repo.contract import CTR_HISTORY
-from jobs.engines import beam_runner as running
+from jobs.engines import beam_runner
 from jobs.features import materialize
-from jobs.features.click_stream import program as click_stream
-from jobs.features.click_stream import sources as click_sources
-from jobs.features.click_stream import transforms as click_histories
+from jobs.features.click_stream import program, sources, transforms
 from jobs.features.click_stream.sources import (
     DecodeRecords,
     KafkaUnavailable,
@@ -62,7 +60,7 @@ def settings(workspace, tmp_path):
 @pytest.fixture
 def held(workspace):
     """What the store holds of these users."""
-    return open_once(click_stream.STORE, str(workspace)).read
+    return open_once(program.STORE, str(workspace)).read
 
 
 def raw(user, item, second, *, kind="click", request="r"):
@@ -104,7 +102,7 @@ def write(path, rows):
 
 
 def run(files, settings):
-    return report(click_stream.run_once(files, settings, running.options([])))
+    return report(program.run_once(files, settings, beam_runner.options([])))
 
 
 def scripted(stream, settings, decode=None):
@@ -113,7 +111,7 @@ def scripted(stream, settings, decode=None):
     pipeline = beam.Pipeline(runner=BundleBasedDirectRunner(), options=PipelineOptions(["--streaming"]))
     rows = pipeline | stream
     rows = rows | "Read" >> (decode or beam.Map(lambda row: (row, None)))
-    wire(rows, settings, click_stream.STORE, None)
+    wire(rows, settings, program.STORE, None)
     pipeline.run().wait_until_finish()
 
 
@@ -199,8 +197,8 @@ def test_streaming_the_clicks_of_the_offline_tables_gives_the_store_that_a_batch
     clicks = [{**click, "event_type": "click", "position": None} for click in shop.clicks]
     pd.DataFrame(clicks)[list(COLUMNS)].to_parquet(tmp_path / "clicks.parquet")
     settings = Settings(workspace=str(tmp_path), rejected=str(tmp_path / "rejected"))
-    options = running.options([])
-    click_stream.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1)
+    options = beam_runner.options([])
+    program.stream(str(tmp_path / "clicks.parquet"), settings, options, following=False, every=1)
     assert stored(tmp_path) == stored(loaded_shop.workspace)
 
 
@@ -218,10 +216,10 @@ def test_a_stream_judges_each_row_by_the_clock_of_its_reading(monkeypatch, hours
         def now(cls, zone=None):
             return datetime(2150, 1, 1, tzinfo=zone)
 
-    monkeypatch.setattr(click_histories, "datetime", Later)
+    monkeypatch.setattr(transforms, "datetime", Later)
     at = Later.now(UTC) + timedelta(hours=hours)
     row = {**raw("u", "a", 0), "event_time": at.isoformat()}
-    [judged] = click_histories._Judge(None).process((row, None))
+    [judged] = transforms._Judge(None).process((row, None))
     assert judged[0] == "u" if reason is None else judged.value == (row, reason)
 
 
@@ -278,9 +276,9 @@ def test_kafka_without_its_expansion_service_is_refused_in_one_sentence(monkeypa
     topic = kafka_topic("kafka://a:9092,b:9092/clicks", "courier")
     assert (topic.servers, topic.topic) == ("a:9092,b:9092", "clicks")
     with pytest.raises(KafkaUnavailable, match=r"^kafka://a:9092,b:9092 cannot be read: .*--expansion-service$"):
-        click_stream.stream_kafka(topic, settings, PipelineOptions(["--runner=BundleBasedDirectRunner"]))
+        program.stream_kafka(topic, settings, PipelineOptions(["--runner=BundleBasedDirectRunner"]))
     with pytest.raises(KafkaUnavailable, match="needs a runner that streams"):
-        click_stream.stream_kafka(topic, settings, running.options([]))
+        program.stream_kafka(topic, settings, beam_runner.options([]))
     with pytest.raises(KafkaUnavailable, match="write it as kafka://host:9092/topic"):
         kafka_topic("kafka://host:9092", "courier")
 
@@ -294,7 +292,7 @@ def test_beams_own_watch_of_a_folder_reads_each_finished_file_of_events_once(tmp
     write(tmp_path / "two.csv", rows[2:])
     for unfinished in (".three.jsonl", "_SUCCESS", "notes.txt"):
         (tmp_path / unfinished).write_text("not yet")
-    with beam.Pipeline(runner=running.LOCAL_RUNNER) as pipeline:
+    with beam.Pipeline(runner=beam_runner.LOCAL_RUNNER) as pipeline:
         source = ReadGrowingFolder(tmp_path, every=1, stop=Timestamp.now() + 2)
         items = pipeline | source | beam.Map(lambda read: read[0]["item_id"])
         assert_that(items, equal_to(["a", "b", "c"]))
@@ -356,14 +354,14 @@ def test_a_growing_folder_is_followed_until_a_signal_and_a_bad_file_does_not_end
 def test_a_file_that_was_written_again_is_read_again_and_an_unchanged_one_is_not(tmp_path):
     seen, counted = {}, Counter()
     one = write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
-    assert click_stream._new_files(tmp_path, seen, counted) == [one]
-    assert click_stream._new_files(tmp_path, seen, counted) == []
+    assert program._new_files(tmp_path, seen, counted) == [one]
+    assert program._new_files(tmp_path, seen, counted) == []
     write(one, [raw("u", "a", 1), raw("u", "b", 2)])
-    assert click_stream._new_files(tmp_path, seen, counted) == [one]
+    assert program._new_files(tmp_path, seen, counted) == [one]
     assert not counted
 
 
-class OnePass(click_stream.Stop):
+class OnePass(program.Stop):
     """Ends a stream once it has looked `looks` times."""
 
     def __init__(self, looks=1):
@@ -378,8 +376,8 @@ class OnePass(click_stream.Stop):
 
 
 def followed(folder, settings, looks=1):
-    options = running.options([])
-    return report(click_stream.follow(folder, settings, options, OnePass(looks), every=0))
+    options = beam_runner.options([])
+    return report(program.follow(folder, settings, options, OnePass(looks), every=0))
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -389,13 +387,13 @@ def test_a_file_that_is_gone_before_it_is_opened_is_counted_and_the_others_are_r
     gone, there = tmp_path / f"a.{form}", tmp_path / f"b.{form}"
     for file in (gone, there):
         write(file, [raw(f"y{form}", file.stem, 1)])
-    check = click_sources.check
+    check = sources.check
 
     def check_too_late(files):
         gone.unlink(missing_ok=True)
         check(files)
 
-    monkeypatch.setattr(click_sources, "check", check_too_late)
+    monkeypatch.setattr(sources, "check", check_too_late)
     found = followed(tmp_path, settings)
     assert (found["files_vanished"], found["files_refused"], found["read"]) == (1, 0, 1)
     assert held([f"y{form}"])[f"y{form}"] == (("b", (NOON + 1) * SECOND),)
@@ -408,7 +406,7 @@ def test_a_file_that_is_gone_between_listing_and_looking_is_counted_once_and_rea
     elsewhere.parent.mkdir()
     (tmp_path / "a.jsonl").symlink_to(elsewhere)  # listed, and not there
     assert followed(tmp_path, settings, looks=3)["files_vanished"] == 1
-    assert click_sources.event_files(tmp_path) == []
+    assert sources.event_files(tmp_path) == []
     write(elsewhere, [raw("x1", "a", 1)])
     assert followed(tmp_path, settings)["read"] == 1
     assert held(["x1"])["x1"] == (("a", (NOON + 1) * SECOND),)
@@ -418,9 +416,9 @@ def test_a_file_that_is_gone_between_listing_and_looking_is_counted_once_and_rea
 def test_a_folder_that_is_followed_on_another_runner_makes_a_streaming_job(monkeypatch, following, settings, tmp_path):
     write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
     begun = []
-    monkeypatch.setattr(click_stream, "run_elsewhere", lambda source, _, options: begun.append((source, options)))
-    options = running.options(["--runner=FlinkRunner"])
-    click_stream.stream(str(tmp_path), settings, options, following=following, every=1)
+    monkeypatch.setattr(program, "run_elsewhere", lambda source, _, options: begun.append((source, options)))
+    options = beam_runner.options(["--runner=FlinkRunner"])
+    program.stream(str(tmp_path), settings, options, following=following, every=1)
     [(source, used)] = begun
     assert used.view_as(StandardOptions).streaming is following
     assert isinstance(source, ReadGrowingFolder if following else ReadFiles)
@@ -430,11 +428,11 @@ def test_a_folder_that_is_followed_on_another_runner_makes_a_streaming_job(monke
 
 
 def test_what_cannot_be_streamed_is_refused_with_the_cure(settings, tmp_path):
-    options = running.options([])
+    options = beam_runner.options([])
 
     def stream(address, **more):
         asked = {"following": False, "every": 1.0, **more}
-        return click_stream.stream(str(address), settings, options, **asked)
+        return program.stream(str(address), settings, options, **asked)
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "events.xlsx").write_text("")
@@ -455,5 +453,5 @@ def test_a_workspace_without_a_store_is_refused_before_anything_is_read(tmp_path
     write(tmp_path / "one.jsonl", [raw("u", "a", 1)])
     settings = Settings(workspace=str(tmp_path / "ws"), rejected=str(tmp_path / "rejected"))
     with pytest.raises(StoreNotReady, match="run courier materialize first"):
-        click_stream.stream(str(tmp_path / "one.jsonl"), settings, running.options([]), following=False, every=1)
-    assert click_sources.event_files(tmp_path) == [tmp_path / "one.jsonl"]
+        program.stream(str(tmp_path / "one.jsonl"), settings, beam_runner.options([]), following=False, every=1)
+    assert sources.event_files(tmp_path) == [tmp_path / "one.jsonl"]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.features import materialize
-from jobs.features import offline as features
+from jobs.features import materialize, offline
 from model import artifact
 from model.artifact import ArtifactMismatch
 from serving.features import FeastFeatures
@@ -68,7 +67,7 @@ def test_two_spaces_lie_side_by_side_in_the_online_store(build, shop, tmp_path):
     with artifact.write(tmp_path / "features", kind="features", inputs={}, config={}) as draft:
         for view in ("user_history", "user_statistics", "item_statistics"):
             (draft.path / view).symlink_to(shop.features / view)
-        features.write_item_facts(shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew")
+        offline.write_item_facts(shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew")
         facts = artifact.read(shop.features, kind="features").facts
         draft.facts = {**facts, "space_id": "snew"}
     materialize.build(features=tmp_path / "features", workspace=tmp_path, out=tmp_path / "materialize" / "new")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.contract import ITEM_PROFILE, VIEWS
-from jobs.features import offline as features
+from jobs.features import offline
 from model.artifact import ArtifactMismatch
 
 
@@ -25,7 +25,7 @@ def test_every_view_has_the_contracts_columns(shop):
 
 
 def test_an_item_is_known_since_its_creation_or_its_first_event_if_that_is_earlier(shop):
-    start, as_of = features.period(shop.sequences)
+    start, as_of = offline.period(shop.sequences)
     seen = {}
     for row in [*shop.impressions, *shop.clicks]:
         at = row.get("request_time") or row["event_time"]
@@ -62,7 +62,7 @@ def test_an_item_without_a_usable_picture_has_no_cluster_and_no_embedding(shop):
 
 def test_the_period_ends_at_the_midnight_after_the_last_event(shop):
     last = max(click["event_time"] for click in shop.clicks)
-    _, as_of = features.period(shop.sequences)
+    _, as_of = offline.period(shop.sequences)
     assert as_of - timedelta(days=1) <= last < as_of
     assert as_of == datetime(as_of.year, as_of.month, as_of.day, tzinfo=UTC)
 
@@ -73,22 +73,22 @@ def test_embeddings_and_clusters_of_different_spaces_are_refused(shop, tmp_path)
     with artifact.write(tmp_path / "cluster", kind="cluster", inputs={}, config={}) as draft:
         draft.facts = {"space_id": "sother"}
     with pytest.raises(ArtifactMismatch, match="is of space sother"):
-        features.shared_space(shop.embed, tmp_path / "cluster")
+        offline.shared_space(shop.embed, tmp_path / "cluster")
 
 
 @pytest.mark.parametrize("column", ["price", "created_at"])
 def test_a_column_that_is_missing_or_of_another_type_is_refused(tmp_path, column):
-    schema = features.source_schema(ITEM_PROFILE)
+    schema = offline.source_schema(ITEM_PROFILE)
     place = schema.get_field_index(column)
     for wrong in (schema.remove(place), schema.set(place, pa.field(column, pa.string()))):
         (tmp_path / "item_profile").mkdir(exist_ok=True)
         pq.write_table(wrong.empty_table(), tmp_path / "item_profile" / "part-0.parquet")
         with pytest.raises(ArtifactMismatch, match=f"column {column} is"):
-            features.checked_rows(tmp_path, ITEM_PROFILE)
+            offline.checked_rows(tmp_path, ITEM_PROFILE)
 
 
 def test_the_stage_writes_what_counting_event_by_event_gives(shop, tmp_path):
-    manifest = features.build(
+    manifest = offline.build(
         sequences=shop.sequences, images=shop.images, embed=shop.embed, cluster=shop.cluster, out=tmp_path / "features"
     )
     for view in VIEWS:

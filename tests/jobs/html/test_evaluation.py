@@ -11,7 +11,7 @@ import pytest
 
 from jobs.config import EvaluateConfig
 from jobs.evaluation import evaluate
-from jobs.html import evaluation as report
+from jobs.html.evaluation import headline, render, table_lines
 from model import artifact
 from model.ctr.config import CtrConfig
 
@@ -68,7 +68,7 @@ class _Tags(HTMLParser):
 
 def test_the_page_loads_nothing_from_elsewhere_and_is_well_formed(evaluation):
     tags = _Tags()
-    page = report.render(evaluation)
+    page = render(evaluation)
     tags.feed(page)
     assert not tags.open
     assert all(source.startswith("#") for source in tags.sources)
@@ -78,11 +78,11 @@ def test_the_page_loads_nothing_from_elsewhere_and_is_well_formed(evaluation):
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation):
-    assert report.render(evaluation) == report.render(evaluation)
+    assert render(evaluation) == render(evaluation)
 
 
 def test_the_headline_tells_the_gain_of_cluster_ids_with_its_interval(evaluation):
-    told = report.headline(evaluation)
+    told = headline(evaluation)
     assert "LightGBM by +2.31 points (95 % CI +1.31 to +3.31, p = 0.001)" in told
     assert "not told apart" not in told
 
@@ -90,13 +90,13 @@ def test_the_headline_tells_the_gain_of_cluster_ids_with_its_interval(evaluation
 def test_a_gain_that_may_be_none_is_called_so(evaluation):
     for row in evaluation["rows"]:
         row["p_value"] = 0.4
-    assert "p = 0.400, not told apart from zero" in report.headline(evaluation)
+    assert "p = 0.400, not told apart from zero" in headline(evaluation)
 
 
 def test_sampled_negatives_are_told(evaluation):
-    assert "Negatives are sampled" not in report.render(evaluation)
+    assert "Negatives are sampled" not in render(evaluation)
     evaluation["dataset"]["sampled_negatives"] = True
-    assert "Negatives are sampled" in report.render(evaluation)
+    assert "Negatives are sampled" in render(evaluation)
 
 
 def test_what_is_undefined_is_a_dash_and_no_crash(evaluation):
@@ -105,9 +105,9 @@ def test_what_is_undefined_is_a_dash_and_no_crash(evaluation):
         row["cold"] = row["warm"] = _part(None, 0)
         row["calibration"] = []
     evaluation["oracle"] = None
-    assert "by an amount that these rows cannot tell" in report.headline(evaluation)
-    assert report.table_lines(evaluation)[3][3:5] == ("-", "-")
-    assert "<svg" in report.render(evaluation)
+    assert "by an amount that these rows cannot tell" in headline(evaluation)
+    assert table_lines(evaluation)[3][3:5] == ("-", "-")
+    assert "<svg" in render(evaluation)
 
 
 def test_the_terminal_table_says_that_gains_are_points(evaluation, capsys):

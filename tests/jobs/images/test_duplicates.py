@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import ImagesConfig
-from jobs.images import duplicates as pictures
+from jobs.images.duplicates import settle, uses
 from jobs.images.examine import EXAMINED
-from jobs.rules import items as catalogue
+from jobs.rules.items import MISSING, OK, find_duplicates, find_placeholders
 
 ITEMS = st.lists(
     st.tuples(
@@ -32,7 +32,7 @@ def examined(items):
             "image_uri": reference,
             "uri": f"/raw/{reference}",
             "image_id": image_id,
-            "status": catalogue.OK if image_id else catalogue.MISSING,
+            "status": OK if image_id else MISSING,
             "reason": "" if image_id else "not_found",
         }
         for item_id, image_id, category, reference in items
@@ -43,11 +43,11 @@ def examined(items):
 @given(ITEMS, st.integers(1, 3), st.integers(0, 2), st.integers(0, 2**32))
 def test_items_settle_as_the_plain_rules_have_it_in_any_order(items, min_items, min_categories, seed):
     shown = [(item_id, image_id, category) for item_id, image_id, category, _ in items if image_id is not None]
-    duplicates = catalogue.find_duplicates([(item_id, image_id) for item_id, image_id, _ in shown])
-    placeholders = catalogue.find_placeholders(shown, min_items, min_categories)
+    duplicates = find_duplicates([(item_id, image_id) for item_id, image_id, _ in shown])
+    placeholders = find_placeholders(shown, min_items, min_categories)
     random.Random(seed).shuffle(items)
     config = ImagesConfig(placeholder_items=min_items, placeholder_categories=min_categories)
-    settled = pictures.settle(examined(items), config).to_pylist()
+    settled = settle(examined(items), config).to_pylist()
     assert [row["item_id"] for row in settled] == sorted(item[0] for item in items)
     was = {item[0]: item[1] for item in items}
     for row in settled:
@@ -64,8 +64,8 @@ def test_items_settle_as_the_plain_rules_have_it_in_any_order(items, min_items, 
 def test_the_uses_of_a_picture_are_those_of_the_items_that_show_it(items, min_items, min_categories):
     config = ImagesConfig(placeholder_items=min_items, placeholder_categories=min_categories)
     shown = [item for item in items if item[1] is not None]
-    placeholders = catalogue.find_placeholders([item[:3] for item in shown], min_items, min_categories)
-    used = pictures.uses(examined(items), config).to_pylist()
+    placeholders = find_placeholders([item[:3] for item in shown], min_items, min_categories)
+    used = uses(examined(items), config).to_pylist()
     assert sorted(row["image_id"] for row in used) == sorted({item[1] for item in shown})
     for row in used:
         mine = [item for item in shown if item[1] == row["image_id"]]

@@ -18,11 +18,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as fsspec_drivers
 from PIL import Image
 
-from jobs import cli as commands
+from jobs import cli
 from jobs.config import ImagesConfig
-from jobs.images import decode_pool as processes
-from jobs.images import pipeline as image_references
-from jobs.images.decode_pool import Processes
+from jobs.images import decode_pool, pipeline
+from jobs.images.decode_pool import DecodePool
 from jobs.images.fetch.references import Fetcher
 from jobs.images.look import Looker, Reference
 from jobs.images.recheck import far_images_changed
@@ -85,7 +84,7 @@ def raw(tmp_path, monkeypatch):
 def build(raw, name, **options):
     store = raw.parent / "store"
     out = raw.parent / name
-    return image_references.build(raw=raw, raw_digest="digest", store=store, out=out, config=CONFIG, **options)
+    return pipeline.build(raw=raw, raw_digest="digest", store=store, out=out, config=CONFIG, **options)
 
 
 def items(raw, name):
@@ -174,7 +173,7 @@ def test_other_bytes_a_new_picture_and_one_that_is_gone_are_changes(raw):
 
 def courier_images(raw):
     with pytest.raises(SystemExit) as ended:
-        commands.images_main([str(raw), "--workspace", str(raw.parent / "workspace"), "--preset", "tiny"])
+        cli.images_main([str(raw), "--workspace", str(raw.parent / "workspace"), "--preset", "tiny"])
     assert ended.value.code == 0
     found = sorted(
         (raw.parent / "workspace" / "images").glob("*/items.parquet"), key=lambda path: len(path.parent.name)
@@ -197,7 +196,7 @@ def test_the_command_looks_again_at_far_images_although_the_raw_folder_stands(ra
 def test_a_process_sees_what_a_thread_sees(raw):
     (raw / "broken.png").write_bytes(picture(3)[:-90])
     references = [Reference(name, f"{raw}/{name}") for name in ("e.png", "broken.png", "gone.png", "../outside.png")]
-    with closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
+    with closing(DecodePool(raw, CONFIG, retry_failed=False)) as pool:
         looks = pool.open(references)
     here = Looker(Fetcher(raw, CONFIG.max_bytes), CONFIG, retry_failed=False)
     assert [(look.outcome, look.png) for look in looks] == [(look.outcome, look.png) for look in map(here, references)]
@@ -206,19 +205,19 @@ def test_a_process_sees_what_a_thread_sees(raw):
 
 
 def test_processes_pay_from_many_files_on_and_once_they_are_up(raw):
-    with closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
-        assert pool.when_they_pay(processes.MANY) is None
-        assert pool.when_they_pay(1) is None  # they are starting
+    with closing(DecodePool(raw, CONFIG, retry_failed=False)) as pool:
+        assert pool.once_worthwhile(decode_pool.MANY) is None
+        assert pool.once_worthwhile(1) is None  # they are starting
         pool.open([])
-        assert pool.when_they_pay(1) is pool
+        assert pool.once_worthwhile(1) is pool
 
 
 def test_processes_that_cannot_start_are_told_of_and_nobody_waits_for_them(raw, monkeypatch):
-    monkeypatch.setattr(processes, "begin", abs)  # which takes no four arguments
-    with structlog.testing.capture_logs() as told, closing(Processes(raw, CONFIG, retry_failed=False)) as pool:
+    monkeypatch.setattr(decode_pool, "begin", abs)  # which takes no four arguments
+    with structlog.testing.capture_logs() as told, closing(DecodePool(raw, CONFIG, retry_failed=False)) as pool:
         pool.start()
         pool._first.exception()
-        assert pool.when_they_pay(processes.MANY + 1) is None
+        assert pool.once_worthwhile(decode_pool.MANY + 1) is None
     [event] = told
     assert (event["event"], event["log_level"]) == ("files_opened_in_threads", "warning")
     assert "the processes for it did not start" in event["why"]
@@ -228,11 +227,11 @@ PARENT = """
 import os, signal, sys, threading
 from pathlib import Path
 from jobs.images.look import Reference
-from jobs.images.decode_pool import Processes
+from jobs.images.decode_pool import DecodePool
 from jobs.config import ImagesConfig
 
 raw = Path(sys.argv[1])
-pool = Processes(raw, ImagesConfig(size=256), retry_failed=False)
+pool = DecodePool(raw, ImagesConfig(size=256), retry_failed=False)
 pool.open([])
 print(*pool._pool._processes, flush=True)
 references = [Reference("e.png", f"{raw}/e.png")] * 400

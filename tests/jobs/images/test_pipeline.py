@@ -13,10 +13,10 @@ import structlog
 from PIL import Image
 
 from jobs.config import ImagesConfig
-from jobs.images import pipeline as image_references
-from jobs.raw import beam_rows as raw_rows
+from jobs.images import pipeline
+from jobs.raw import beam_rows
 from jobs.raw.folder import RawTableUnusable
-from jobs.rules import items as catalogue
+from jobs.rules import items
 from model import artifact
 from model.courier.data import images
 from model.courier.data.stored_images import load_images
@@ -108,7 +108,7 @@ def furnish(raw):
 
 
 def build(raw, out, config=CONFIG, beam_args=()):
-    return image_references.build(
+    return pipeline.build(
         raw=raw, raw_digest="digest", store=out.parent / "store", out=out, config=config, beam_args=beam_args
     )
 
@@ -155,7 +155,7 @@ def test_accepted_and_rejected_make_up_what_was_read(shop):
     assert facts["items_read"] == len(fate) + 3 == facts["items_accepted"] + sum(facts["items_rejected"].values())
     assert facts["items_rejected"] == {"bad_price": 1, "duplicate_item_id": 1, "null_item_id": 1}
     assert facts["items_accepted"] == facts["images_ok"] + sum(
-        facts[status] for status in catalogue.STATUSES if status != catalogue.OK
+        facts[status] for status in items.STATUSES if status != items.OK
     )
     reasons = pq.read_table(out / "rejected.parquet").to_pylist()
     assert [row["reason"] for row in reasons] == ["duplicate_item_id", "null_item_id", "bad_price"]
@@ -189,7 +189,7 @@ def test_a_duplicate_names_the_smallest_item_with_its_picture_whatever_its_path(
     rows = items_of(shop[1])
     ok = [(row["item_id"], row["image_id"]) for row in rows if row["status"] == "ok"]
     duplicates = {row["item_id"]: row["duplicate_of"] for row in rows if row["duplicate_of"]}
-    assert duplicates == catalogue.find_duplicates(ok)
+    assert duplicates == items.find_duplicates(ok)
     assert sorted(duplicates.values()) == ["i000", "i002"]
 
 
@@ -301,8 +301,8 @@ def test_a_damaged_csv_is_named_with_its_line(tmp_path):
 def test_a_moment_beyond_the_calendar_is_a_bad_moment_and_not_the_end_of_the_job(tmp_path):
     table = pa.table({"item_id": ["a", "b"], "created_at": pa.array([2**62, 0], pa.timestamp("us", tz="UTC"))})
     pq.write_table(table, tmp_path / "items.parquet")
-    rows = list(raw_rows.rows("parquet", tmp_path / "items.parquet"))
-    assert [catalogue.reject_reason(row) for row in rows] == ["bad_created_at", None]
+    rows = list(beam_rows.rows("parquet", tmp_path / "items.parquet"))
+    assert [items.reject_reason(row) for row in rows] == ["bad_created_at", None]
 
 
 # --- references -----------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def unconfigured_log():
 def test_the_command_prints_nothing_but_the_facts_and_takes_beams_options(shop, tmp_path, capsys):
     raw = shop[0]
     with pytest.raises(SystemExit) as ended:
-        image_references.main(
+        pipeline.main(
             ["--raw", str(raw), "--out", str(tmp_path / "images"), "--size=8", "--shards=2", "--runner=FnApiRunner"]
         )
     assert ended.value.code == 0

@@ -19,11 +19,9 @@ from filelock import FileLock
 from PIL import Image
 
 from jobs.config import ImagesConfig
-from jobs.images import pipeline as image_references
-from jobs.images import store as image_store
-from jobs.images import write as image_files
+from jobs.images import pipeline, write
 from jobs.images.outcome import Outcome
-from jobs.images.store import StoreBusy, StoreChanged
+from jobs.images.store import StoreBusy, StoreChanged, open_store
 from model import artifact
 
 CONFIG = ImagesConfig(size=16, shards=2, store_shards=5, max_bytes=200_000, max_pixels=200_000)
@@ -56,9 +54,7 @@ def raw(tmp_path):
 
 def build(raw, name, store="store", config=CONFIG, **options):
     out = raw.parent / name
-    return image_references.build(
-        raw=raw, raw_digest="digest", store=raw.parent / store, out=out, config=config, **options
-    )
+    return pipeline.build(raw=raw, raw_digest="digest", store=raw.parent / store, out=out, config=config, **options)
 
 
 def work(manifest):
@@ -219,7 +215,7 @@ def test_a_store_that_another_job_holds_is_left_alone(raw):
 
 @pytest.fixture
 def store(tmp_path):
-    return image_store.open_store(tmp_path / "store", CONFIG)
+    return open_store(tmp_path / "store", CONFIG)
 
 
 def usable(uri, image_id="0" * 32):
@@ -256,13 +252,13 @@ def test_a_store_that_changed_meanwhile_is_no_silent_loss(store, wanted):
 def test_rows_that_do_not_add_up_are_an_error(raw):
     build(raw, "images")
     out = raw.parent / "images"
-    (out / image_files.READ).write_text('{"items_read": 14}')
-    with pytest.raises(image_files.RowsLost, match="14 rows were read, 13 accepted and 0 rejected"):
-        image_files.facts(out)
-    (out / image_files.READ).write_text('{"items_read": 13}')
+    (out / write.READ).write_text('{"items_read": 14}')
+    with pytest.raises(write.RowsLost, match="14 rows were read, 13 accepted and 0 rejected"):
+        write.facts(out)
+    (out / write.READ).write_text('{"items_read": 13}')
     next((out / "shards").glob("*.parquet")).unlink()
-    with pytest.raises(image_files.RowsLost, match="12 distinct images were found, the shards hold"):
-        image_files.facts(out)
+    with pytest.raises(write.RowsLost, match="12 distinct images were found, the shards hold"):
+        write.facts(out)
 
 
 # --- pictures that look alike ---------------------------------------------------------------------------------------
@@ -381,7 +377,7 @@ def start(raw, name, store):
     options = ["--raw", str(raw), "--out", str(raw.parent / name), "--store", str(raw.parent / store)]
     return subprocess.Popen(
         ["nice", "-n", "19", sys.executable, "-m", "jobs.images.pipeline", *options, "--size=16", "--shards=2"],
-        cwd=Path(image_references.__file__).parents[3],
+        cwd=Path(pipeline.__file__).parents[3],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from jobs.releases import build as release
-from model import artifact
-from model import releases as catalogue
+from jobs.releases import build
+from model import artifact, releases
 from model.artifact import ArtifactMismatch, ArtifactMissing
 
 STAGES = ("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate")
@@ -44,12 +43,12 @@ def stages(tmp_path: Path) -> dict[str, Path]:
     return {stage: write_stage(tmp_path, stage) for stage in STAGES}
 
 
-def build(workspace: Path, stages: Mapping[str, Path]) -> artifact.Manifest:
-    return release.build(**stages, workspace=workspace, out=workspace / "release" / "k")
+def build_release(workspace: Path, stages: Mapping[str, Path]) -> artifact.Manifest:
+    return build.build(**stages, workspace=workspace, out=workspace / "release" / "k")
 
 
-def current(workspace: Path) -> catalogue.Release:
-    found = catalogue.current(workspace)
+def current(workspace: Path) -> releases.Release:
+    found = releases.current(workspace)
     assert found is not None
     return found
 
@@ -57,7 +56,7 @@ def current(workspace: Path) -> catalogue.Release:
 def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured(
     tmp_path: Path, stages: dict[str, Path]
 ) -> None:
-    manifest = build(tmp_path, stages)
+    manifest = build_release(tmp_path, stages)
     found = current(tmp_path)
     assert (found.space_id, found.ctr_model) == ("s1", "lightgbm/cluster_id")
     assert found.artifacts == {
@@ -65,31 +64,31 @@ def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured
     }
     assert found.metrics == {"recall_at_10": 0.99, "auc": 0.65, "n": 10}
     written = json.loads((tmp_path / "release" / "k" / "release.json").read_text())
-    assert written == release.document(found)
+    assert written == build.document(found)
     assert manifest.facts["release_id"] == found.release_id == written["release_id"]
     assert manifest.inputs == {stage: artifact.digest(path) for stage, path in stages.items()}
 
 
 def test_building_again_records_nothing_new(tmp_path: Path, stages: dict[str, Path]) -> None:
-    build(tmp_path, stages)
+    build_release(tmp_path, stages)
     first, document = current(tmp_path), (tmp_path / "release" / "k" / "release.json").read_bytes()
-    build(tmp_path, stages)
+    build_release(tmp_path, stages)
     assert current(tmp_path) == first
     assert (tmp_path / "release" / "k" / "release.json").read_bytes() == document
-    with Session(catalogue.connect(catalogue.url_in(tmp_path))) as session:
-        assert len(catalogue.history(session)) == 1
+    with Session(releases.connect(releases.url_in(tmp_path))) as session:
+        assert len(releases.history(session)) == 1
 
 
 def test_another_artifact_makes_another_release_and_the_old_one_can_come_back(
     tmp_path: Path, stages: dict[str, Path]
 ) -> None:
-    build(tmp_path, stages)
+    build_release(tmp_path, stages)
     old = current(tmp_path)
     write_stage(tmp_path, "index", facts={"recall_at_10": 0.5})
-    build(tmp_path, stages)
+    build_release(tmp_path, stages)
     assert current(tmp_path).release_id != old.release_id
-    with Session(catalogue.connect(catalogue.url_in(tmp_path))) as session, session.begin():
-        catalogue.roll_back(session, now=old.created_at)
+    with Session(releases.connect(releases.url_in(tmp_path))) as session, session.begin():
+        releases.roll_back(session, now=old.created_at)
     assert current(tmp_path) == old
 
 
@@ -99,20 +98,20 @@ def test_killed_between_the_catalogue_and_the_artifact_it_comes_to_the_same_end(
     def die(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(release, "document", die)
+    monkeypatch.setattr(build, "document", die)
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, stages)
+        build_release(tmp_path, stages)
     monkeypatch.undo()
     promised = current(tmp_path)
     assert not (tmp_path / "release" / "k").exists()
-    build(tmp_path, stages)
+    build_release(tmp_path, stages)
     assert current(tmp_path) == promised
-    assert json.loads((tmp_path / "release" / "k" / "release.json").read_text()) == release.document(promised)
+    assert json.loads((tmp_path / "release" / "k" / "release.json").read_text()) == build.document(promised)
 
 
 def test_a_workspace_that_moved_still_knows_its_artifacts(tmp_path: Path) -> None:
     before, after = tmp_path / "before", tmp_path / "after"
-    build(before, {stage: write_stage(before, stage) for stage in STAGES})
+    build_release(before, {stage: write_stage(before, stage) for stage in STAGES})
     before.rename(after)
     for stage, where in current(after).artifacts.items():
         assert artifact.digest(after / where["path"]) == where["digest"]
@@ -123,23 +122,23 @@ def test_a_workspace_that_moved_still_knows_its_artifacts(tmp_path: Path) -> Non
 def test_two_spaces_make_no_release(tmp_path: Path, stages: dict[str, Path], stage: str) -> None:
     write_stage(tmp_path, stage, facts={"space_id": "s2"})
     with pytest.raises(ArtifactMismatch, match=f"{stage} s2"):
-        build(tmp_path, stages)
-    assert catalogue.current(tmp_path) is None
+        build_release(tmp_path, stages)
+    assert releases.current(tmp_path) is None
 
 
 def test_a_stage_that_names_no_space_makes_no_release(tmp_path: Path, stages: dict[str, Path]) -> None:
     write_stage(tmp_path, "index", facts={"space_id": None})
     with pytest.raises(ArtifactMismatch, match="index none"):
-        build(tmp_path, stages)
+        build_release(tmp_path, stages)
 
 
 def test_a_stage_made_from_another_input_makes_no_release(tmp_path: Path, stages: dict[str, Path]) -> None:
     write_stage(tmp_path, "index", inputs={"embed": "an older digest", "elsewhere": "x"})
     with pytest.raises(ArtifactMismatch, match="index was made from another embed than the release's: rebuild index"):
-        build(tmp_path, stages)
+        build_release(tmp_path, stages)
 
 
 def test_a_missing_artifact_is_told(tmp_path: Path, stages: dict[str, Path]) -> None:
     (stages["ctr"] / artifact.MANIFEST).unlink()
     with pytest.raises(ArtifactMissing, match="no finished ctr artifact"):
-        build(tmp_path, stages)
+        build_release(tmp_path, stages)

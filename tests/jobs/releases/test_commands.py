@@ -8,7 +8,7 @@ import pytest
 
 from jobs.releases.build import record_and_promote
 from jobs.releases.commands import promote_main, releases_main, rollback_main
-from model import releases as catalogue
+from model import releases
 from model.releases import NoRelease, Release
 
 AT = datetime(2024, 6, 1, tzinfo=UTC)
@@ -26,7 +26,7 @@ def workspace(tmp_path: Path) -> Path:
             artifacts={},
             metrics={},
         )
-        record_and_promote(catalogue.url_in(tmp_path), made)
+        record_and_promote(releases.url_in(tmp_path), made)
     return tmp_path
 
 
@@ -47,19 +47,19 @@ def test_releases_are_told_newest_first_with_the_one_that_answers(workspace, cap
 
 def test_a_promoted_release_answers_and_a_rollback_undoes_the_promotion(workspace, capsys) -> None:
     assert json.loads(said(capsys, promote_main, "r1", "--workspace", workspace))["release"] == "r1"
-    assert catalogue.current(workspace).release_id == "r1"
+    assert releases.current(workspace).release_id == "r1"
     assert json.loads(said(capsys, rollback_main, "--workspace", workspace))["release"] == "r3"
-    assert catalogue.current(workspace).release_id == "r3"
+    assert releases.current(workspace).release_id == "r3"
 
 
 def test_what_cannot_answer_is_refused_in_one_sentence_and_nothing_changes(workspace, tmp_path, capsys) -> None:
     with pytest.raises(NoRelease, match="no release 'r9': `courier releases` lists them"):
         promote_main(["r9", "--workspace", str(workspace)])
-    assert catalogue.current(workspace).release_id == "r3"
+    assert releases.current(workspace).release_id == "r3"
     said(capsys, rollback_main, "--workspace", workspace)
     with pytest.raises(NoRelease, match="no release to roll back to"):
         rollback_main(["--workspace", str(workspace)])
-    assert catalogue.current(workspace).release_id == "r2"
+    assert releases.current(workspace).release_id == "r2"
     with pytest.raises(NoRelease, match="`courier run RAW"):
         releases_main(["--workspace", str(tmp_path / "nowhere")])
     assert not (tmp_path / "nowhere").exists()

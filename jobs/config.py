@@ -117,7 +117,7 @@ PRESETS: Final[dict[str, PipelineConfig]] = {
             feature_whitening=0.0,  # the start evens out what pages show: docs/LOG.md
             steps=400,
             learning_rate=1e-5,
-            courier=CourierMethodConfig(head_start="taste", temperature=0.5),
+            courier=CourierMethodConfig(head_start="preference", temperature=0.5),
         ),
         # by validation, docs/LOG.md: what users choose by most has more kinds than what they choose by less
         cluster=ClusterConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),

@@ -16,7 +16,7 @@ Own = TypeVar("Own")
 class CourierMethodConfig:
     """Method courier's own. Defaults follow Yang et al. 2025 (COURIER) where the paper says."""
 
-    # random | taste: a linear head begins at the axes along which users' clicks agree, see linear_start.taste_axes
+    # random | preference: a linear head begins at linear_start.preference_axes, along which users' clicks agree
     head_start: str = field(default="random", metadata=TUNED)
     heads: int = 4
     value_maps: bool = False  # of the attention; the paper has them, see IntentionReconstruction
@@ -30,7 +30,7 @@ class CourierMethodConfig:
     negatives: str = "category"
     # What follows is for ablations.
     attention: str = "cross"  # cross: the history rebuilds a known image | self: it foretells the next one, unknown
-    projection_head: bool = False  # the losses see an MLP of the vector that is kept
+    projection_head: bool = False  # the losses see an MLP of the vector that is saved
     history_order: str = "newest"  # newest: of a history the last click is rebuilt | random: any, as BERT masks
 
 

@@ -33,7 +33,7 @@ def watched(parts: Iterator[Part], what: str, images: int, *, silent: bool = Fal
             bar.update(task, completed=done, speed=done / (time.perf_counter() - start))
 
 
-class Curve:
+class TrainingLog:
     """The loss curve: one line for every ten steps, each the mean over them; drawn on `bar` meanwhile.
 
     Beside the losses a line holds figures of its last step, and how fast the ten were: distinct images a second, and

@@ -28,16 +28,16 @@ from rich.table import Table
 from model.courier.config import CourierConfig
 from model.courier.data.batches import Batch, PageViews, rows_of_step, take_batch
 from model.courier.data.loader import Pixels, loaded
-from model.courier.training.array_cache import kept_on_disk
+from model.courier.training.array_cache import cached_array
 from model.courier.training.methods import build_objective
-from model.courier.training.process_group import Processes
-from model.courier.training.trainer import Fit
+from model.courier.training.process_group import ProcessGroup
+from model.courier.training.trainer import Trainer
 from model.space import Preprocessing
 
-ALONE = Processes(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+ALONE = ProcessGroup(0, 1, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 
-def draw_views(images: int, rows: int, seed: int = 0) -> PageViews:
+def draw_page_views(images: int, rows: int, seed: int = 0) -> PageViews:
     """Pages of five and histories of none to five clicks, of so many images."""
     rng = np.random.default_rng(seed)
     page = rng.integers(0, images, (rows, 5)).astype(np.int32)
@@ -56,7 +56,7 @@ def draw_pixels(folder: Path, images: int, size: int) -> npt.NDArray[np.uint8]:
             part = pixels[start : start + 256]
             part[:] = rng.integers(0, 256, part.shape, np.uint8)
 
-    return kept_on_disk(folder / f"pixels-{images}-{size}.npy", (images, size, size, 3), np.uint8, fill)
+    return cached_array(folder / f"pixels-{images}-{size}.npy", (images, size, size, 3), np.uint8, fill)
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,17 @@ class Round:
 class Race:
     """The step and the bare loop, in turns over one stream of batches."""
 
-    def __init__(self, config: CourierConfig, views: PageViews, source: Pixels) -> None:
+    def __init__(self, config: CourierConfig, page_views: PageViews, source: Pixels) -> None:
         torch.manual_seed(config.seed)
-        self.config, self.views, self.source = config, views, source
-        self.fit = Fit(build_objective(config, views).to(ALONE.device).train(), config, ALONE)
-        self.backbone = build_objective(config, views).encoder.backbone.to(ALONE.device).train()
+        self.config, self.page_views, self.source = config, page_views, source
+        self.trainer = Trainer(build_objective(config, page_views).to(ALONE.device).train(), config, ALONE)
+        self.backbone = build_objective(config, page_views).encoder.backbone.to(ALONE.device).train()
 
     def batch_of(self, step: int) -> Batch:
         """The rows of a step."""
-        return take_batch(self.views, rows_of_step(len(self.views), self.config.batch_rows, step, self.config.seed))
+        return take_batch(
+            self.page_views, rows_of_step(len(self.page_views), self.config.batch_rows, step, self.config.seed)
+        )
 
     def bare(self, images: torch.Tensor) -> None:
         """Forward and backward of the backbone alone."""
@@ -95,7 +97,7 @@ class Race:
         found = []
         with loaded(range(rounds + 1), self.batch_of, self.source, ALONE.device) as parts:
             for number, part in enumerate(parts):
-                ways = {"step": partial(self.fit.take_step, part, self.source)}
+                ways = {"step": partial(self.trainer.take_step, part, self.source)}
                 if bare:
                     ways["bare"] = partial(self.bare, self.source.prepare(part.raw))
                 order = sorted(ways, reverse=number % 2 == 0)  # whoever comes second finds the memory warm
@@ -136,10 +138,10 @@ def main(
         backbone=backbone, backbone_weights="random", image_size=size, trainable="all", batch_rows=rows, steps=10_000
     )
     config = replace(config, chunk_images=chunk, recompute_activations=recompute)
-    views = draw_views(images, max(rows * 4, 2000))
+    page_views = draw_page_views(images, max(rows * 4, 2000))
     with tempfile.TemporaryDirectory() as folder:
         source = Pixels(draw_pixels(Path(folder), images, size), Preprocessing(size=size))
-        found = Race(config, views, source).run(rounds, bare=not alone)
+        found = Race(config, page_views, source).run(rounds, bare=not alone)
     report(found, config)
 
 

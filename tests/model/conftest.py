@@ -53,10 +53,10 @@ class _Generator:
         user = int(rng.integers(len(self.liked)))
         at = START + timedelta(days=days * share)
         shown = rng.choice(np.flatnonzero(self.born <= share), PAGE, replace=False)
-        taste = np.isin(self.cluster[shown], self.liked[user]) * 2.4 + (
+        preferred = np.isin(self.cluster[shown], self.liked[user]) * 2.4 + (
             self.category[shown] == self.likes_category[user]
         )
-        logit = taste + self.quality[shown] - 0.3 * np.arange(PAGE) - 2.4
+        logit = preferred + self.quality[shown] - 0.3 * np.arange(PAGE) - 2.4
         clicked = rng.random(PAGE) < 1 / (1 + np.exp(-logit))
         rows = [self._row(request, user, at, int(i), place, bool(clicked[place])) for place, i in enumerate(shown)]
         for i, click in zip(shown, clicked, strict=True):
@@ -143,9 +143,9 @@ def pretrain_inputs(tmp_path: Path) -> dict[str, Path]:
             "status": ["ok"] * SQUARES,
         }
         pq.write_table(pa.table(items), draft.path / "items.parquet")
-    taste = rng.integers(0, 2, 200)
-    pages = [rng.permutation(SQUARES)[:5] for _ in taste]
-    history = [[f"i{n:02d}" for n in rng.permutation(SQUARES // 2)[:4] * 2 + one] for one in taste]
+    preferred = rng.integers(0, 2, 200)
+    pages = [rng.permutation(SQUARES)[:5] for _ in preferred]
+    history = [[f"i{n:02d}" for n in rng.permutation(SQUARES // 2)[:4] * 2 + one] for one in preferred]
     with artifact.write(tmp_path / "sequences", kind="sequences", inputs={}, config={}) as draft:
         draft.facts["splits"] = {
             "start": "2025-01-01T00:00:00+00:00",
@@ -154,12 +154,12 @@ def pretrain_inputs(tmp_path: Path) -> dict[str, Path]:
         (draft.path / "page_views").mkdir()
         table = pa.table(
             {
-                "request_id": [f"r{n:03d}" for n in range(len(taste))],
-                "user_id": [f"u{one}{n % 20}" for n, one in enumerate(taste)],
-                "request_time": pa.array(range(len(taste)), pa.timestamp("us", "UTC")),
+                "request_id": [f"r{n:03d}" for n in range(len(preferred))],
+                "user_id": [f"u{one}{n % 20}" for n, one in enumerate(preferred)],
+                "request_time": pa.array(range(len(preferred)), pa.timestamp("us", "UTC")),
                 "period": ["train"] * 150 + ["valid"] * 50,
                 "item_ids": [[f"i{n:02d}" for n in page] for page in pages],
-                "labels": [[int(n % 2 == one) for n in page] for page, one in zip(pages, taste, strict=True)],
+                "labels": [[int(n % 2 == one) for n in page] for page, one in zip(pages, preferred, strict=True)],
                 "history_item_ids": history,
             }
         )

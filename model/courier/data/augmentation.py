@@ -1,4 +1,4 @@
-"""Draw another view of the same image: cropped, mirrored, recoloured, blurred.
+"""Augmented crops of an image: cut out, mirrored, recoloured, blurred.
 
 Chen et al. 2020 (SimCLR), https://arxiv.org/abs/2002.05709, appendix A, at the strength of Chen & He 2021 (SimSiam),
 https://arxiv.org/abs/2011.10566, appendix A: SimCLR's own full strength takes away most of the colour that shoppers
@@ -26,22 +26,22 @@ SIGMA = (0.1, 2.0)  # pixels, at the 224 of the papers; smaller images are blurr
 PAPER_SIZE = 224
 
 
-def draw_views(pixels: npt.NDArray[np.uint8], views: int, generator: torch.Generator) -> npt.NDArray[np.uint8]:
-    """pixels: (U, S, S, 3) -> (views * U, S, S, 3): a first view of every image, then a second, and so on."""
+def draw_crops(pixels: npt.NDArray[np.uint8], crops: int, generator: torch.Generator) -> npt.NDArray[np.uint8]:
+    """pixels: (U, S, S, 3) -> (crops * U, S, S, 3): a first crop of every image, then a second, and so on."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(torch.float32).div_(255)
-    drawn = (augment(images, generator).mul_(255).round_().to(torch.uint8) for _ in range(views))
+    drawn = (augment(images, generator).mul_(255).round_().to(torch.uint8) for _ in range(crops))
     return torch.cat(list(drawn)).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """images: (N, 3, S, S) float in [0, 1] -> the same, each image drawn by itself. generator: on the CPU."""
-    images = crop(images, *draw_crops(len(images), generator), mirrored=_chosen(images, MIRRORED, generator))
+    images = crop(images, *draw_boxes(len(images), generator), mirrored=_chosen(images, MIRRORED, generator))
     images = _where(images, recolour(images, *draw_colours(images, generator)), _chosen(images, RECOLOURED, generator))
     images = _where(images, _grey(images), _chosen(images, GREY, generator))
     return _where(images, blur(images, _uniform(images, SIGMA, generator)), _chosen(images, BLURRED, generator))
 
 
-def draw_crops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_boxes(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Centres and half sides of so many crops, (count, 2) each: x, y in [-1, 1] over the image, which they stay in."""
     area = AREA[0] + (AREA[1] - AREA[0]) * torch.rand(count, generator=generator)
     logarithm = math.log(RATIO[0]) + math.log(RATIO[1] / RATIO[0]) * torch.rand(count, generator=generator)
@@ -51,7 +51,7 @@ def draw_crops(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def crop(images: Tensor, centre: Tensor, half: Tensor, *, mirrored: Tensor) -> Tensor:
-    """The crops, resized to the image's size, bilinear. centre, half: (N, 2), see draw_crops; mirrored: (N,) bool."""
+    """The crops, resized to the image's size, bilinear. centre, half: (N, 2), see draw_boxes; mirrored: (N,) bool."""
     turns = torch.diag_embed(half.to(images))
     turns[:, :, 0] *= torch.where(mirrored, -1.0, 1.0)[:, None]
     grid = F.affine_grid(torch.cat([turns, centre.to(images)[:, :, None]], dim=2), list(images.shape), False)

@@ -45,7 +45,7 @@ class Batch:
 
     images: (U,) int64, the distinct images of these rows, as numbers of PageViews.image_ids, ascending.
     page: (R, 5), history: (R, H) int64 into `images`; 0 where padded, which the masks hide.
-    shown, clicked: (R, 5), remembered: (R, H) bool.
+    shown, clicked: (R, 5), history_mask: (R, H) bool.
     page_image: (R, 5), history_image: (R, H) int64, numbers of PageViews.image_ids, -1 padded.
     page_category: (R, 5), history_category: (R, H) int64, what PageViews.categories says of them; padded: any number.
     """
@@ -55,7 +55,7 @@ class Batch:
     shown: npt.NDArray[np.bool_]
     clicked: npt.NDArray[np.bool_]
     history: npt.NDArray[np.int64]
-    remembered: npt.NDArray[np.bool_]
+    history_mask: npt.NDArray[np.bool_]
     page_image: npt.NDArray[np.int64]
     history_image: npt.NDArray[np.int64]
     page_category: npt.NDArray[np.int64]
@@ -97,7 +97,7 @@ def take_batch(page_views: PageViews, rows: npt.NDArray[np.int64]) -> Batch:
         shown=page != PADDING,
         clicked=page_views.clicked[rows],
         history=place[:, page.shape[1] :],
-        remembered=history != PADDING,
+        history_mask=history != PADDING,
         page_image=page,
         history_image=history,
         page_category=page_views.categories[page],

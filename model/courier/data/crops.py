@@ -1,4 +1,4 @@
-"""Where a step's augmented views come from: drawn anew for every step, or among features computed once."""
+"""Where a step's augmented crops come from: drawn anew for every step, or among features computed once."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.courier.data.augmentation import draw_views
+from model.courier.data.augmentation import draw_crops
 from model.courier.data.loader import Numbers, rows
 from model.courier.network.encoder import Encoder, feature_batches, normalise_tensor
 from model.space import Preprocessing
@@ -18,19 +18,19 @@ DRAWN = 256  # images drawn at a time
 
 
 @dataclass(frozen=True, slots=True)
-class PixelViews:
-    """Views drawn from the images (N, S, S, 3) for each step; what is drawn depends on seed, rank and step alone."""
+class PixelCrops:
+    """Crops drawn from the images (N, S, S, 3) for each step; what is drawn depends on seed, rank and step alone."""
 
     pixels: npt.NDArray[np.uint8]
     preprocessing: Preprocessing
     encoder: Encoder
-    views: int
+    crops: int
     seed: int
     rank: int
 
     def fetch(self, images: Numbers, step: int) -> Tensor:
-        """See Source; (views * U, S, S, 3) uint8, view by view."""
-        drawn = draw_views(rows(self.pixels, images), self.views, generator(self.seed, self.rank, step))
+        """See Source; (crops * U, S, S, 3) uint8, crop by crop."""
+        drawn = draw_crops(rows(self.pixels, images), self.crops, generator(self.seed, self.rank, step))
         return torch.from_numpy(drawn)
 
     def prepare(self, raw: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class PixelViews:
 
 
 @dataclass(frozen=True, slots=True)
-class FeatureViews:
+class FeatureCrops:
     """Standardised features of VERSIONS versions of every image, (VERSIONS, N, F) on the device, to draw among.
 
     A frozen backbone gives a version always the same features, and to draw new versions for each step would cost more
@@ -47,15 +47,15 @@ class FeatureViews:
     """
 
     standard: Tensor
-    views: int
+    crops: int
     seed: int
     rank: int
 
     def fetch(self, images: Numbers, step: int) -> Tensor:
-        """See Source; (views * U,) numbers of versions, view by view; the views of an image are different versions."""
+        """See Source; (crops * U,) numbers of versions, crop by crop; the crops of an image are different versions."""
         versions, count = self.standard.shape[:2]
         order = torch.rand(len(images), versions, generator=generator(self.seed, self.rank, step)).argsort(1)
-        return (order[:, : self.views].T * count + torch.from_numpy(images)).flatten()
+        return (order[:, : self.crops].T * count + torch.from_numpy(images)).flatten()
 
     def prepare(self, raw: Tensor) -> Tensor:
         """See Source."""
@@ -72,7 +72,7 @@ def version_batches(
     drawn = generator(seed)
     for _ in range(VERSIONS):
         for start in range(0, len(pixels), DRAWN):
-            some = draw_views(pixels[start : start + DRAWN], 1, drawn)
+            some = draw_crops(pixels[start : start + DRAWN], 1, drawn)
             yield from map(encoder.standard, feature_batches(encoder, some, preprocessing))
 
 

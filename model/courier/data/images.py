@@ -54,7 +54,7 @@ class ImageFacts:
     width: int
     height: int
     mode: str  # as stored, in Pillow's words: https://pillow.readthedocs.io/en/stable/handbook/concepts.html#modes
-    frames: int  # more than one: an animation, or a file of several pages or views
+    frames: int  # more than one: an animation, or a file of several pages or page_views
     orientation: int  # as stored in EXIF, 1 to 8; 1 where there is none
 
 

@@ -176,10 +176,10 @@ def find_places(vectors: Vectors, clicks: Clicks, negatives: Ints) -> Places:
     for first in range(0, len(clicks), CHUNK):
         part = slice(first, first + CHUNK)
         history = clicks.history[part]
-        remembered = np.where((history != PADDING)[:, :, None], vectors[history], 0)
-        taste = remembered.sum(axis=1) / np.maximum((history != PADDING).sum(axis=1), 1)[:, None]
+        clicked = np.where((history != PADDING)[:, :, None], vectors[history], 0)
+        profile = clicked.sum(axis=1) / np.maximum((history != PADDING).sum(axis=1), 1)[:, None]
         asked = np.concatenate([clicks.target[part, None], negatives[part]], axis=1)
-        scores = np.einsum("cd,cnd->cn", taste.astype(np.float32), vectors[asked])
+        scores = np.einsum("cd,cnd->cn", profile.astype(np.float32), vectors[asked])
         there = asked[:, 1:] != PADDING
         above[part] = ((scores[:, 1:] > scores[:, :1]) & there).sum(axis=1)
         ties[part] = ((scores[:, 1:] == scores[:, :1]) & there).sum(axis=1)

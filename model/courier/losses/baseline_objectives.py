@@ -1,4 +1,4 @@
-"""COURIER's rivals over the same encoder and images: no training at all, SimCLR, SimSiam and CLIP.
+"""COURIER's baselines over the same encoder and images: no training at all, SimCLR, SimSiam and CLIP.
 
 None of them sees a click. Each is as its paper has it, with the paper's temperature, at the width of our embedding;
 the projection heads of SimCLR and SimSiam, like CLIP's text tower, are thrown away after training.
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews
 from model.courier.losses.baseline_losses import image_title_contrast, negative_cosine, nt_xent
-from model.courier.losses.objective import BatchTensors, Objective, gather_images, gather_views
+from model.courier.losses.objective import BatchTensors, Objective, gather_crops, gather_images
 from model.courier.network.encoder import Encoder
 from model.courier.network.text import TextTower, tokenise
 from model.errors import CourierError
@@ -39,10 +39,10 @@ class Untrained(Objective):
 
 
 class SimClr(Objective):
-    """Two views of an image find each other among all views. Chen et al. 2020, https://arxiv.org/abs/2002.05709."""
+    """Two crops of an image find each other among all crops. Chen et al. 2020, https://arxiv.org/abs/2002.05709."""
 
-    terms = ("views",)
-    views = 2
+    terms = ("nt_xent",)
+    crops = 2
 
     def __init__(
         self,
@@ -62,21 +62,21 @@ class SimClr(Objective):
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:
         """See Objective.losses; (1,)."""
         projected = F.normalize(self.projection(vectors).float(), dim=1)
-        first, second = gather_views(projected, self.views)
+        first, second = gather_crops(projected, self.crops)
         options = {"temperature": self.temperature, "mask_false_negatives": self.mask_false_negatives}
         return nt_xent(first, second, gather_images(batch.images), **options)[None]  # type: ignore[arg-type]
 
 
 class SimSiam(Objective):
-    """A view foretells the other, without negatives. Chen & He 2021, https://arxiv.org/abs/2011.10566.
+    """A crop predicts the other, without negatives. Chen & He 2021, https://arxiv.org/abs/2011.10566.
 
     Both heads see the images of all processes: their batch normalisation, which keeps the method from collapsing, then
     means the global batch, as the losses do.
     bottleneck: the prediction head narrows to the width by this.
     """
 
-    terms = ("views",)
-    views = 2
+    terms = ("negative_cosine",)
+    crops = 2
 
     def __init__(self, encoder: Encoder, *, bottleneck: int, from_features: bool) -> None:
         super().__init__(encoder, weights=(1.0,), from_features=from_features)
@@ -88,9 +88,9 @@ class SimSiam(Objective):
 
     def losses(self, vectors: Tensor, batch: BatchTensors) -> Tensor:  # noqa: ARG002
         """See Objective.losses; (1,)."""
-        # Each view by itself: that is whose mean and deviation the paper's normalisation takes.
-        projected = [self.projection(view) for view in gather_views(vectors, self.views)]
-        predicted = [self.prediction(view) for view in projected]
+        # Each crop by itself: that is whose mean and deviation the paper's normalisation takes.
+        projected = [self.projection(crop) for crop in gather_crops(vectors, self.crops)]
+        predicted = [self.prediction(crop) for crop in projected]
         both = negative_cosine(predicted[0], projected[1]), negative_cosine(predicted[1], projected[0])
         return ((both[0] + both[1]) / 2)[None]
 
@@ -129,7 +129,7 @@ class Clip(Objective):
         title = self.title[batch.images]
         distinct, place = torch.unique(title.clamp(min=0), return_inverse=True)
         words = F.embedding(place, self.tower(self.tokens[distinct]))
-        image, words = gather_views(vectors, 1)[0], gather_views(words, 1)[0]
+        image, words = gather_crops(vectors, 1)[0], gather_crops(words, 1)[0]
         title = gather_images(title)
         options = {"temperature": self.temperature, "mask_false_negatives": self.mask_false_negatives}
         numbers = gather_images(batch.images)
@@ -157,13 +157,13 @@ def simsiam(config: CourierConfig, encoder: Encoder, _: PageViews) -> SimSiam:
     return SimSiam(encoder, bottleneck=config.simsiam.bottleneck, from_features=config.trainable == "head")
 
 
-def clip(config: CourierConfig, encoder: Encoder, views: PageViews) -> Clip:
+def clip(config: CourierConfig, encoder: Encoder, page_views: PageViews) -> Clip:
     """CLIP as `config` describes it. Raises CourierError where there are not two titles to tell apart."""
-    if len(set(views.titles) - {""}) < 2:
+    if len(set(page_views.titles) - {""}) < 2:
         raise CourierError("method clip needs items with titles, and there are none: fill in the raw items' `title`")
     return Clip(
         encoder,
-        views.titles,
+        page_views.titles,
         temperature=config.clip.temperature,
         mask_false_negatives=config.mask_false_negatives,
         from_features=config.trainable == "head",

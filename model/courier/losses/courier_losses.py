@@ -16,19 +16,19 @@ def pv_contrast(
     shown_RP: Tensor,
     has_history_R: Tensor,
     image_RP: Tensor,
-    rival_RP: Tensor | None = None,
+    group_RP: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
 ) -> Tensor:
-    """How hard it is to find each clicked image among all images shown, given what the user's history makes of it.
+    """InfoNCE of each clicked image among all images shown, the query being what the user's history makes of it.
 
         mean over clicked j of  -log softmax_i( e_i . r_j / temperature )[j],   i over every image shown in the batch
 
     page, rebuilt: (R, P, D) of unit length: e and r.  clicked, shown: (R, P) bool; a padded place is not shown.
     has_history: (R,) bool; a row without history rebuilds nothing, so its clicks are no anchors, but its images stay
     negatives.  image: (R, P) int, equal where the picture is the same; with `mask_false_negatives` the same picture
-    elsewhere in the batch leaves the softmax.  rival: (R, P) int; where given, only images with the anchor's number are
+    elsewhere in the batch leaves the softmax.  group: (R, P) int; where given, only images of the anchor's group are
     negatives (our departure, see CourierMethodConfig.negatives).
     Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The paper sums, we take the mean: the scale must not depend on the size of the batch.
@@ -40,7 +40,7 @@ def pv_contrast(
         anchor.flatten(),
         shown_RP.flatten(),
         image_RP.flatten(),
-        None if rival_RP is None else rival_RP.flatten(),
+        None if group_RP is None else group_RP.flatten(),
         temperature,
         mask_false_negatives,
     )
@@ -51,17 +51,17 @@ def user_click_sequence_contrast(
     rebuilt_RD: Tensor,
     clicks_R: Tensor,
     image_R: Tensor,
-    rival_R: Tensor | None = None,
+    group_R: Tensor | None = None,
     *,
     temperature: float,
     mask_false_negatives: bool,
 ) -> Tensor:
-    """How hard it is to find each user's newest click among all users', given what the older clicks make of it.
+    """InfoNCE of each user's newest click among all users', the query being what the older clicks make of it.
 
         mean over rows k of  -log softmax_l( e_l . r_k / temperature )[k],   l over the newest click of every row
 
     newest, rebuilt: (R, D) of unit length; rebuilt comes from the row's older clicks.  clicks: (R,) int, length of the
-    history: a row anchors with at least two clicks and is a negative with at least one.  image, rival: (R,) int, as
+    history: a row anchors with at least two clicks and is a negative with at least one.  image, group: (R,) int, as
     in pv_contrast.  Returns a scalar >= 0 in nats; 0 where there is no anchor.
     The published code ran this at temperature 20; the paper's 0.05 is meant.
     """
@@ -71,7 +71,7 @@ def user_click_sequence_contrast(
         clicks_R >= 2,
         clicks_R >= 1,
         image_R,
-        rival_R,
+        group_R,
         temperature,
         mask_false_negatives,
     )
@@ -100,7 +100,7 @@ def _reconstruction_contrast(
     anchor_N: Tensor,
     candidate_N: Tensor,
     image_N: Tensor,
-    rival_N: Tensor | None,
+    group_N: Tensor | None,
     temperature: float,
     mask_false_negatives: bool,
 ) -> Tensor:
@@ -110,8 +110,8 @@ def _reconstruction_contrast(
     excluded_AN = ~candidate_N[None, :].expand_as(logits_AN)
     if mask_false_negatives:
         excluded_AN = excluded_AN | (image_N[positive_A, None] == image_N[None, :])
-    if rival_N is not None:
-        excluded_AN = excluded_AN | (rival_N[positive_A, None] != rival_N[None, :])
+    if group_N is not None:
+        excluded_AN = excluded_AN | (group_N[positive_A, None] != group_N[None, :])
     own_AN = positive_A[:, None] == torch.arange(len(image_N), device=image_N.device)[None, :]
     logits_AN = logits_AN.masked_fill(excluded_AN & ~own_AN, float("-inf"))
     return F.cross_entropy(logits_AN, positive_A, reduction="sum") / max(len(positive_A), 1)

@@ -59,10 +59,10 @@ class BehaviourObjective(Objective):
         seen = self._seen(vectors)
         # F.embedding, not indexing: the backward of indexing adds in no fixed order, and the loss curve would vary.
         page, history = F.embedding(batch.page, seen), F.embedding(batch.history, seen)
-        place = self._place_of_newest(batch.remembered)
+        place = self._place_of_newest(batch.history_mask)
         newest = F.embedding(batch.history.gather(1, place), seen)
-        older = batch.remembered.scatter(1, place, False)
-        rebuilt = self.intention(page, history, batch.remembered)
+        older = batch.history_mask.scatter(1, place, False)
+        rebuilt = self.intention(page, history, batch.history_mask)
         rebuilt_newest = self.intention(newest, history, older)
         terms = (
             self._pv_contrast(page, rebuilt, batch),
@@ -76,7 +76,7 @@ class BehaviourObjective(Objective):
         """See Objective.attention_entropy; over the images shown to users with at least two clicks."""
         seen = self._seen(vectors)
         page, history = F.embedding(batch.page, seen), F.embedding(batch.history, seen)
-        return self.intention.entropy(*map(gather, (page, history, batch.remembered, batch.shown)))
+        return self.intention.entropy(*map(gather, (page, history, batch.history_mask, batch.shown)))
 
     def figures(self, batch: BatchTensors) -> dict[str, float]:
         """See Objective.figures; the attention's entropy is over all rows."""
@@ -86,11 +86,11 @@ class BehaviourObjective(Objective):
         """What the losses of behaviour see of these vectors."""
         return vectors if self.projection is None else F.normalize(self.projection(vectors).float(), dim=1)
 
-    def _place_of_newest(self, remembered: Tensor) -> Tensor:
+    def _place_of_newest(self, history_mask: Tensor) -> Tensor:
         """(R, 1), which click of each history is to be rebuilt: the newest, or any."""
         if not self.random_order:
-            return remembered.new_zeros((len(remembered), 1), dtype=torch.int64)
-        drawn = torch.rand(remembered.shape, device=remembered.device).masked_fill(~remembered, -1.0)
+            return history_mask.new_zeros((len(history_mask), 1), dtype=torch.int64)
+        drawn = torch.rand(history_mask.shape, device=history_mask.device).masked_fill(~history_mask, -1.0)
         return drawn.argmax(1, keepdim=True)
 
     def _pv_contrast(self, page: Tensor, rebuilt: Tensor, batch: BatchTensors) -> Tensor:
@@ -100,7 +100,7 @@ class BehaviourObjective(Objective):
             rebuilt,
             clicked,
             shown,
-            gather(batch.remembered.any(1)),
+            gather(batch.history_mask.any(1)),
             gather(batch.page_image),
             gather(batch.page_category) if self.within_category else None,
             temperature=self.temperature,
@@ -111,7 +111,7 @@ class BehaviourObjective(Objective):
         self, newest: Tensor, rebuilt: Tensor, place: Tensor, batch: BatchTensors
     ) -> Tensor:
         image, category = (one.gather(1, place)[:, 0] for one in (batch.history_image, batch.history_category))
-        newest, rebuilt, clicks, image = map(gather, (newest, rebuilt, batch.remembered.sum(1), image))
+        newest, rebuilt, clicks, image = map(gather, (newest, rebuilt, batch.history_mask.sum(1), image))
         return user_click_sequence_contrast(
             newest,
             rebuilt,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model.courier.data.batches import Batch
 from model.courier.network.encoder import Encoder
-from model.courier.training import collapse_metrics as geometry
+from model.courier.training import collapse_metrics
 
 FIGURE_ROWS = 64  # a singular value decomposition every ten steps must not be felt
 
@@ -26,7 +26,7 @@ class BatchTensors:
     shown: Tensor
     clicked: Tensor
     history: Tensor
-    remembered: Tensor
+    history_mask: Tensor
     page_image: Tensor
     history_image: Tensor
     page_category: Tensor
@@ -43,12 +43,12 @@ class Objective(nn.Module, ABC):
     """The losses of a step, one for each of `terms`; training minimises their sum weighted by `weights`.
 
     It is cut in two, `encode` and `losses`, so that the encoding can run chunk by chunk.
-    views: how many augmented views of each distinct image a step encodes; 0: the image itself, as it is.
+    crops: how many augmented crops of each distinct image a step encodes; 0: the image itself, as it is.
     Without terms there is nothing to minimise, and no step is made.
     """
 
     terms: tuple[str, ...] = ()
-    views: int = 0
+    crops: int = 0
 
     def __init__(self, encoder: Encoder, *, weights: Sequence[float], from_features: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Objective(nn.Module, ABC):
     def encode(self, inputs: Tensor) -> Tensor:
         """inputs: images (U, 3, S, S), what Encoder.below or Encoder.standard made of them -> (U, D) of unit length.
 
-        With views, U is views times the distinct images: all of the first view, then all of the second.
+        With crops, U is crops times the distinct images: all of the first crop, then all of the second.
         """
         return self._encode(inputs)
 
@@ -78,7 +78,7 @@ class Objective(nn.Module, ABC):
         return self.losses(vectors, batch)
 
     def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float | None:  # noqa: ARG002
-        """See Geometry.attention_entropy; vectors: (U, D), as for `losses`."""
+        """See CollapseMetrics.attention_entropy; vectors: (U, D), as for `losses`."""
         return None
 
     @torch.no_grad()
@@ -87,11 +87,11 @@ class Objective(nn.Module, ABC):
         page, newest = F.embedding(batch.page, self.seen), F.embedding(batch.history[:, 0], self.seen)
         page, newest, shown, clicked, known = (
             gather(part)[:FIGURE_ROWS].cpu()
-            for part in (page, newest, batch.shown, batch.clicked, batch.remembered[:, 0].contiguous())
+            for part in (page, newest, batch.shown, batch.clicked, batch.history_mask[:, 0].contiguous())
         )
         row, column = (clicked & known[:, None]).nonzero(as_tuple=True)
         positives = page[row, column], newest[row]
-        return geometry.measure_pairs(page[shown].float(), *positives).as_facts()
+        return collapse_metrics.measure_pairs(page[shown].float(), *positives).as_facts()
 
 
 def gather(local: Tensor) -> Tensor:
@@ -106,9 +106,9 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def gather_views(vectors: Tensor, views: int) -> tuple[Tensor, ...]:
-    """(views * U, D) of this process, the first view of every image and then the next -> so many (N, D) of all."""
-    by_image = vectors.reshape(views, -1, vectors.shape[1]).transpose(0, 1)
+def gather_crops(vectors: Tensor, crops: int) -> tuple[Tensor, ...]:
+    """(crops * U, D) of this process, the first crop of every image and then the next -> so many (N, D) of all."""
+    by_image = vectors.reshape(crops, -1, vectors.shape[1]).transpose(0, 1)
     return gather_images(by_image).unbind(1)
 
 

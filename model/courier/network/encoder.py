@@ -307,13 +307,16 @@ def _category_means(standard: Tensor, categories: Tensor) -> Tensor:
 def _principal_basis(standard: Tensor, components: int, whitening: float) -> Tensor:
     """(N, width) with mean zero -> (width, components): axes of greatest spread, scaled to a mean square of one.
 
-    From the N x N products of at most BASIS_IMAGES rows, evenly spaced. Columns beyond the rank stay zero.
+    From the N x N products of at most BASIS_IMAGES rows, evenly spaced. Columns beyond the rank stay zero: a singular
+    value counts where it is more than rounding leaves in numbers of this precision, by numpy.linalg.matrix_rank's rule.
+    The products are double: in float32 they would leave the root of its precision, a thousand times as much.
     """
-    rows = standard[:: -(-len(standard) // BASIS_IMAGES)]
-    squares, combinations = torch.linalg.eigh((rows @ rows.T).double() / len(rows))
+    rows = standard[:: -(-len(standard) // BASIS_IMAGES)].double()
+    squares, combinations = torch.linalg.eigh(rows @ rows.T / len(rows))
     spread = squares.clamp(min=0).sqrt().flip(0)
-    kept = min(components, int((spread > MIN_SCALE * spread[0]).sum()))
-    spread, combinations = spread[:kept], combinations.flip(1)[:, :kept]
-    axes = rows.T.double() @ combinations / (spread * len(rows) ** 0.5)
+    rounding = max(rows.shape) * torch.finfo(standard.dtype).eps
+    rank = min(components, int((spread > rounding * spread[0]).sum()))
+    spread, combinations = spread[:rank], combinations.flip(1)[:, :rank]
+    axes = rows.T @ combinations / (spread * len(rows) ** 0.5)
     scale = spread**-whitening / (spread ** (2 - 2 * whitening)).mean().sqrt()
-    return F.pad(axes * scale, (0, components - kept)).float()
+    return F.pad(axes * scale, (0, components - rank)).float()

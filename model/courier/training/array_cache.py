@@ -13,7 +13,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
 from model import artifact
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 
 Array = npt.NDArray[Any]
@@ -21,7 +21,7 @@ Fill = Callable[[Array], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ArrayCache:
     """Arrays in a folder, each made by one process of a run and mapped by all, and by every run of the same folder.
 
     key: hex digest of what the arrays depend on besides their names.
@@ -29,22 +29,22 @@ class Kept:
 
     folder: Path
     key: str
-    processes: Processes
+    group: ProcessGroup
 
-    def of(self, **more: Any) -> "Kept":
+    def of(self, **more: Any) -> "ArrayCache":
         """The same folder, for arrays that depend on this too: whatever JSON can hold."""
         return replace(self, key=digest(key=self.key, **more))
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Fill) -> Array:
-        """The array of that name, made by `fill` where it is not there yet. All processes must ask."""
+        """The array of that name, made by `fill` where it is not there yet. All processes of the group must ask."""
         path = self.folder / f"{name}-{self.key[:16]}.npy"
-        if self.processes.rank == 0:
-            kept_on_disk(path, shape, dtype, fill)
-        self.processes.wait()
-        return kept_on_disk(path, shape, dtype, fill)
+        if self.group.rank == 0:
+            cached_array(path, shape, dtype, fill)
+        self.group.wait()
+        return cached_array(path, shape, dtype, fill)
 
 
-def kept_on_disk(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Fill) -> Array:
+def cached_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill: Fill) -> Array:
     """The array at `path`, mapped for reading; made by `fill` where it is not there yet. Never seen half made.
 
     Raises CourierError where it is of another shape or kind: made by another version of this program.

@@ -6,7 +6,7 @@ from typing import Any
 
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews
-from model.courier.training.collapse_metrics import Geometry
+from model.courier.training.collapse_metrics import CollapseMetrics
 
 # What the LICENSE file of the package that brings the weights says; its metadata says nothing.
 IMAGENET = {
@@ -21,7 +21,11 @@ SPEEDS = ("images_per_second", "loader_stall")  # of a run and its machine, not 
 
 
 def card_of(
-    config: CourierConfig, views: PageViews, splits: Mapping[str, str], loss: Mapping[str, float], figures: Geometry
+    config: CourierConfig,
+    page_views: PageViews,
+    splits: Mapping[str, str],
+    loss: Mapping[str, float],
+    figures: CollapseMetrics,
 ) -> dict[str, Any]:
     """For the manifest. loss: the curve's last line; the period is half open, [from, until)."""
     return {
@@ -29,9 +33,9 @@ def card_of(
         "data": {
             "from": splits["start"],
             "until": splits["valid_start"],
-            "page_views": len(views),
-            "clicks": int(views.clicked.sum()),
-            "distinct_images": len(views.image_ids),
+            "page_views": len(page_views),
+            "clicks": int(page_views.clicked.sum()),
+            "distinct_images": len(page_views.image_ids),
         },
         "metrics": {"loss": {name: loss[name] for name in loss if name not in SPEEDS}, "collapse": figures.as_facts()},
         "warm_start": warm_start_of(config.backbone_weights),

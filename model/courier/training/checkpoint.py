@@ -16,7 +16,7 @@ from model.courier.training.array_cache import digest
 from model.errors import CourierError
 
 STATE = "state.safetensors"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointMismatch(CourierError):
@@ -33,7 +33,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The working folder of a run: its state after every so many steps, and what it has computed once (see kept).
+    """The working folder of a run: its state after every so many steps, and its ArrayCache.
 
     identity: what the run depends on; a state is only read by a run of the same.
     """

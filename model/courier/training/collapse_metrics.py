@@ -13,7 +13,7 @@ UNIFORMITY_SAMPLE = 2000  # images: the figure is a mean over pairs, four millio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Geometry:
+class CollapseMetrics:
     """Figures of unit vectors (N, D).
 
     deviation: mean over dimensions of the standard deviation, times sqrt(D); 1 when spread evenly, 0 when collapsed.
@@ -40,16 +40,16 @@ class Collapsed(CourierError):
     """The encoder maps all images to nearly the same place; the message gives the figures."""
 
 
-def measure(vectors: Tensor, pairs: Tensor) -> Geometry:
+def measure(vectors: Tensor, pairs: Tensor) -> CollapseMetrics:
     """vectors: (N, D) of unit length, N >= 2. pairs: (M, 2) int, rows that belong together; alignment 0 without any."""
     return measure_pairs(vectors, vectors[pairs[:, 0]], vectors[pairs[:, 1]])
 
 
-def measure_pairs(vectors: Tensor, one: Tensor, other: Tensor) -> Geometry:
+def measure_pairs(vectors: Tensor, one: Tensor, other: Tensor) -> CollapseMetrics:
     """vectors: (N, D) of unit length, N >= 2. one, other: (M, D), row by row what belongs together."""
     singular = torch.linalg.svdvals((vectors - vectors.mean(0)).double())
     share = singular / singular.sum().clamp(min=1e-12)
-    return Geometry(
+    return CollapseMetrics(
         deviation=float(vectors.std(0).mean() * vectors.shape[1] ** 0.5),
         effective_rank=float(torch.exp(-(share * torch.log(share.clamp(min=1e-12))).sum())),
         alignment=float((one - other).square().sum(1).mean()) if len(one) else 0.0,
@@ -57,19 +57,19 @@ def measure_pairs(vectors: Tensor, one: Tensor, other: Tensor) -> Geometry:
     )
 
 
-def is_collapsed(geometry: Geometry, images: int) -> bool:
+def is_collapsed(metrics: CollapseMetrics, images: int) -> bool:
     """Whether `images` distinct images fill too few directions or too little space."""
-    return geometry.effective_rank < _least_rank(images) or geometry.deviation < MIN_DEVIATION
+    return metrics.effective_rank < _least_rank(images) or metrics.deviation < MIN_DEVIATION
 
 
-def refuse_collapse(geometry: Geometry, images: int) -> None:
+def refuse_collapse(metrics: CollapseMetrics, images: int) -> None:
     """Raise Collapsed, with the figures, for a collapsed encoder."""
-    if is_collapsed(geometry, images):
-        least, entropy = _least_rank(images), geometry.attention_entropy
+    if is_collapsed(metrics, images):
+        least, entropy = _least_rank(images), metrics.attention_entropy
         raise Collapsed(
-            f"the encoder collapsed: effective rank {geometry.effective_rank:.2f} (at least {least:.1f}), "
-            f"deviation {geometry.deviation:.3f} (at least {MIN_DEVIATION}), uniformity {geometry.uniformity:.2f}, "
-            f"alignment {geometry.alignment:.2f}{'' if entropy is None else f', attention entropy {entropy:.2f}'}: "
+            f"the encoder collapsed: effective rank {metrics.effective_rank:.2f} (at least {least:.1f}), "
+            f"deviation {metrics.deviation:.3f} (at least {MIN_DEVIATION}), uniformity {metrics.uniformity:.2f}, "
+            f"alignment {metrics.alignment:.2f}{'' if entropy is None else f', attention entropy {entropy:.2f}'}: "
             "lower the learning rate or train on more page views"
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.courier.losses.objective import BatchTensors, Objective
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,14 +24,14 @@ class Gradients:
     the losses (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.2) by `scaler`.
     """
 
-    def __init__(self, objective: Objective, processes: Processes, *, chunk_images: int, precision: str) -> None:
+    def __init__(self, objective: Objective, group: ProcessGroup, *, chunk_images: int, precision: str) -> None:
         self.objective = objective
-        self.processes = processes
+        self.group = group
         self.chunk_images = chunk_images
-        self.weights = torch.tensor(objective.weights, device=processes.device)
-        self.dtype = _dtype(precision, processes.device)
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=self.dtype is torch.float16)
-        overlapped = processes.count > 1 and not chunk_images and bool(objective.terms)
+        self.weights = torch.tensor(objective.weights, device=group.device)
+        self.dtype = _dtype(precision, group.device)
+        self.scaler = torch.amp.GradScaler(group.device.type, enabled=self.dtype is torch.float16)
+        overlapped = group.count > 1 and not chunk_images and bool(objective.terms)
         # Buffers are of the data or of the global batch, the same on every process; sending them is megabytes a step.
         self._model: nn.Module = (
             DistributedDataParallel(objective, broadcast_buffers=False) if overlapped else objective
@@ -45,7 +45,7 @@ class Gradients:
             self.scaler.scale((self.weights * losses).sum()).backward()  # type: ignore[no-untyped-call]
             return losses.detach()
         losses = self._cached(torch.split(raw, self.chunk_images), prepare, batch)
-        if self.processes.count > 1:
+        if self.group.count > 1:
             average_gradients(list(self.objective.parameters()))
         return losses
 
@@ -55,7 +55,7 @@ class Gradients:
         Every chunk is encoded without a graph; the losses' gradient stops at its vectors; then it is encoded again,
         with the same random numbers, and the gradient goes on.
         """
-        device = self.processes.device
+        device = self.group.device
         drawn, vectors = [], []
         with torch.no_grad(), self._half():
             for chunk in chunks:
@@ -78,7 +78,7 @@ class Gradients:
         return losses.detach()
 
     def _half(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.processes.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+        return torch.autocast(self.group.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from model.courier.config import CourierConfig, own_configs
 from model.courier.data.batches import PageViews
-from model.courier.losses import baseline_objectives as rivals
+from model.courier.losses import baseline_objectives as baselines
 from model.courier.losses.courier_objective import behaviour_objective
 from model.courier.losses.objective import Objective
 from model.courier.network.encoder import Encoder, build_encoder
@@ -14,11 +14,11 @@ from model.settings import flatten
 
 METHODS: dict[str, Callable[[CourierConfig, Encoder, PageViews], Objective]] = {
     "courier": behaviour_objective,
-    "imagenet": rivals.untrained,
-    "simclr": rivals.simclr,
-    "simsiam": rivals.simsiam,
-    "clip": rivals.clip,
-    "random": rivals.untrained,
+    "imagenet": baselines.untrained,
+    "simclr": baselines.simclr,
+    "simsiam": baselines.simsiam,
+    "clip": baselines.clip,
+    "random": baselines.untrained,
 }
 UNTRAINED = ("imagenet", "random")
 
@@ -50,14 +50,14 @@ def settle(config: CourierConfig) -> CourierConfig:
     return replace(config, backbone_weights=weights, trainable="head", head="linear", feature_components=config.width)
 
 
-def build_objective(config: CourierConfig, views: PageViews) -> Objective:
-    """The objective of `config.method` around a new encoder with random weights; views: what it will be trained on.
+def build_objective(config: CourierConfig, page_views: PageViews) -> Objective:
+    """The objective of `config.method` around a new encoder with random weights.
 
-    Raises CourierError for an unknown method or choice.
+    page_views: what it will be trained on.  Raises CourierError for an unknown method or choice.
     """
     config = settle(config)
     encoder = build_encoder(config)
     if config.trainable == "head":
         encoder.freeze_backbone()
     encoder.freeze_parts()
-    return METHODS[config.method](config, encoder, views)
+    return METHODS[config.method](config, encoder, page_views)

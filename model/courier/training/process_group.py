@@ -16,7 +16,7 @@ PATIENCE: Final = timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
-class Processes:
+class ProcessGroup:
     """This process among those that train together."""
 
     rank: int
@@ -39,18 +39,18 @@ class Processes:
 
 
 @contextmanager
-def running() -> Iterator[Processes]:
+def process_group() -> Iterator[ProcessGroup]:
     """This process among those torchrun started, or alone."""
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
     if count == 1:
-        yield Processes(0, 1, device)
+        yield ProcessGroup(0, 1, device)
         return
     if gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     try:
-        yield Processes(rank, count, device)
+        yield ProcessGroup(rank, count, device)
     finally:
         dist.destroy_process_group()

@@ -12,10 +12,10 @@ from model.courier.config import CourierConfig
 from model.courier.data.batches import Batch
 from model.courier.data.loader import Loaded, Source, loaded
 from model.courier.losses.objective import Objective
-from model.courier.progress import Curve
+from model.courier.progress import TrainingLog
 from model.courier.training.checkpoint import Checkpoint, State
 from model.courier.training.gradients import Gradients, random_state, set_random_state
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,34 +32,34 @@ class Trained:
     waited: float
 
 
-class Fit:
+class Trainer:
     """A run under way: all that a checkpoint must hold."""
 
-    def __init__(self, objective: Objective, config: CourierConfig, processes: Processes) -> None:
+    def __init__(self, objective: Objective, config: CourierConfig, group: ProcessGroup) -> None:
         self.objective = objective
         self.config = config
-        self.processes = processes
+        self.group = group
         self.step = 0
         self.steps = config.steps if objective.terms else 0
         self.trainable: list[Tensor] = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         nothing = [torch.zeros(0)]  # which an optimizer refuses to be without
         self.optimizer = torch.optim.AdamW(self.trainable or nothing, weight_decay=config.weight_decay)
-        self.gradients = Gradients(objective, processes, chunk_images=config.chunk_images, precision=config.precision)
-        self.curve = Curve(self.steps, objective.terms, silent=processes.rank != 0)
+        self.gradients = Gradients(objective, group, chunk_images=config.chunk_images, precision=config.precision)
+        self.log = TrainingLog(self.steps, objective.terms, silent=group.rank != 0)
 
     def run(self, batch_of: Callable[[int], Batch], source: Source, checkpoint: Checkpoint | None = None) -> Trained:
         """Go on from where the checkpoint is, to the end. batch_of: the rows of a step that this process sees."""
         if checkpoint and (state := checkpoint.read()):
             self.restore(state)
         self.objective.train()
-        device = self.processes.device
-        with self.curve.bar, loaded(range(self.step, self.steps), batch_of, source, device) as parts:
+        device = self.group.device
+        with self.log.bar, loaded(range(self.step, self.steps), batch_of, source, device) as parts:
             for part in parts:
                 self.take_step(part, source)
                 if checkpoint and self.step % checkpoint.every == 0:
-                    self._keep(checkpoint)
+                    self._write(checkpoint)
         self.objective.eval()
-        return Trained(self.objective, self.curve.lines, self.curve.seconds, self.curve.images, self.curve.waited)
+        return Trained(self.objective, self.log.lines, self.log.seconds, self.log.images, self.log.waited)
 
     def take_step(self, part: Loaded, source: Source) -> None:
         """Move the weights by one step, and say so in the curve."""
@@ -69,23 +69,23 @@ class Fit:
         self.gradients.scaler.step(self.optimizer)
         self.gradients.scaler.update()
         self.step += 1
-        figures = self.objective.figures(part.batch) if self.curve.ends_line(self.step) else {}
-        self.curve.add(losses, self.gradients.weights, part.images, part.waited, figures)
+        figures = self.objective.figures(part.batch) if self.log.ends_line(self.step) else {}
+        self.log.add(losses, self.gradients.weights, part.images, part.waited, figures)
 
     def state(self) -> State:
         """All of it; every process must ask at the same step, and gets the random states of all."""
-        drawn = self.processes.collect(random_state(self.processes.device))
-        kept = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
-        kept |= {f"random.{rank}": state for rank, state in enumerate(drawn)}
+        drawn = self.group.collect(random_state(self.group.device))
+        tensors = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
+        tensors |= {f"random.{rank}": state for rank, state in enumerate(drawn)}
         slots = self.optimizer.state_dict()["state"]
-        kept |= {f"optimizer.{n}.{name}": tensor for n, slot in slots.items() for name, tensor in slot.items()}
+        tensors |= {f"optimizer.{n}.{name}": tensor for n, slot in slots.items() for name, tensor in slot.items()}
         facts: dict[str, Any] = {"step": self.step, "scaler": self.gradients.scaler.state_dict()}
-        facts["curve"], kept["curve"] = self.curve.state()
-        return State(kept, facts)
+        facts["log"], tensors["log"] = self.log.state()
+        return State(tensors, facts)
 
     def restore(self, state: State) -> None:
-        """Stand where `state` was taken. The learning rate is a function of the step, so no schedule is kept."""
-        device = self.processes.device
+        """Stand where `state` was taken. The learning rate is a function of the step, so no schedule is saved."""
+        device = self.group.device
         self.step = int(state.facts["step"])
         self.objective.load_state_dict(_under("objective.", state.tensors))
         slots: dict[int, dict[str, Tensor]] = {}
@@ -94,12 +94,12 @@ class Fit:
             slots.setdefault(int(number), {})[slot] = _laid_out_like(self.trainable[int(number)], tensor)
         self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
         self.gradients.scaler.load_state_dict(state.facts["scaler"])
-        self.curve.restore(state.facts["curve"], state.tensors["curve"].to(device))
-        set_random_state(state.tensors[f"random.{self.processes.rank}"], device)
+        self.log.restore(state.facts["log"], state.tensors["log"].to(device))
+        set_random_state(state.tensors[f"random.{self.group.rank}"], device)
 
-    def _keep(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint) -> None:
         state = self.state()
-        if self.processes.rank == 0:
+        if self.group.rank == 0:
             checkpoint.write(state)
 
 

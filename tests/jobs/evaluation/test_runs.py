@@ -100,9 +100,9 @@ def images_of(folder):
 
 
 def sequences_of(folder, pages):
-    views, shown, clicks = [], [], []
+    page_views, shown, clicks = [], [], []
     for number, user, items, clicked, history in pages:
-        views.append(
+        page_views.append(
             {
                 "request_id": f"r{number:03}",
                 "user_id": f"u{user}",
@@ -117,7 +117,7 @@ def sequences_of(folder, pages):
         clicks += [{"item_id": i, "event_time": at(number)} for i, click in zip(items, clicked, strict=True) if click]
     splits = {"start": at(0), "valid_start": at(PAGES * 0.7), "test_start": at(PAGES * 0.85), "end": at(PAGES)}
     tables = {
-        "page_views/part-0.parquet": pa.Table.from_pylist(views),
+        "page_views/part-0.parquet": pa.Table.from_pylist(page_views),
         "impressions/part-0.parquet": pa.Table.from_pylist(shown),
         "clicks/part-0.parquet": pa.Table.from_pylist(clicks),
     }

@@ -1,4 +1,4 @@
-"""Views of an image: what is drawn stays in its ranges, and each change is the one it is called."""
+"""Augmented crops of an image: what is drawn stays in its ranges, and each change is the one it is called."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.courier.data import augmentation as views
-from model.courier.data.augmentation import augment, blur, crop, draw_crops, draw_views, recolour
+from model.courier.data import augmentation
+from model.courier.data.augmentation import augment, blur, crop, draw_boxes, draw_crops, recolour
 
 untimed = settings(deadline=None, max_examples=25)  # a busy machine is no failure
 
@@ -24,56 +24,56 @@ def ones(images: Tensor) -> Tensor:
     return torch.ones(len(images))
 
 
-def test_a_view_keeps_shape_and_range_and_the_seed_decides_it() -> None:
+def test_a_crop_keeps_shape_and_range_and_the_seed_decides_it() -> None:
     images = noise()
     before = torch.random.get_rng_state()
-    view = augment(images, seeded())
-    assert view.shape == images.shape
-    assert view.dtype == images.dtype
-    assert view.min() >= 0
-    assert view.max() <= 1
-    torch.testing.assert_close(view, augment(images, seeded()), atol=0, rtol=0)
-    assert (view != augment(images, seeded(2))).any()
+    augmented = augment(images, seeded())
+    assert augmented.shape == images.shape
+    assert augmented.dtype == images.dtype
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1
+    torch.testing.assert_close(augmented, augment(images, seeded()), atol=0, rtol=0)
+    assert (augmented != augment(images, seeded(2))).any()
     assert (torch.random.get_rng_state() == before).all()  # the training's own draws are left alone
     assert torch.equal(images, noise())
 
 
-def test_views_of_pixels_come_view_by_view_each_drawn_anew() -> None:
+def test_crops_of_pixels_come_crop_by_crop_each_drawn_anew() -> None:
     pixels = (noise(3) * 255).permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
-    drawn, generator = draw_views(pixels, 2, seeded()), seeded()
+    drawn, generator = draw_crops(pixels, 2, seeded()), seeded()
     assert (drawn.shape, drawn.dtype) == ((6, 16, 16, 3), pixels.dtype)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-    for view in (drawn[:3], drawn[3:]):
+    for augmented in (drawn[:3], drawn[3:]):
         expected = augment(images, generator).permute(0, 2, 3, 1) * 255
-        assert (torch.from_numpy(view) - expected).abs().max() <= 0.5 + 1e-4
+        assert (torch.from_numpy(augmented) - expected).abs().max() <= 0.5 + 1e-4
     assert (drawn[:3] != drawn[3:]).any()
 
 
 def test_each_image_is_drawn_by_itself() -> None:
     one = noise(1)
     many = augment(one.expand(20, -1, -1, -1), seeded())
-    assert len({tuple(view.flatten().tolist()) for view in many}) == 20
+    assert len({tuple(augmented.flatten().tolist()) for augmented in many}) == 20
 
 
 @untimed
 @given(st.integers(0, 10_000))
 def test_a_crop_stays_in_the_image_and_its_area_and_ratio_in_their_ranges(seed: int) -> None:
-    centre, half = draw_crops(50, seeded(seed))
+    centre, half = draw_boxes(50, seeded(seed))
     assert (centre.abs() + half <= 1 + 1e-6).all()
     area, ratio = half.prod(1), half[:, 0] / half[:, 1]
     whole = (half < 1).all(1)  # a side cut off at the image's edge changes both
-    assert (area[whole] >= views.AREA[0] - 1e-6).all()
-    assert (area <= views.AREA[1] + 1e-6).all()
-    assert (ratio >= views.RATIO[0] - 1e-6).all()
-    assert (ratio <= views.RATIO[1] + 1e-6).all()
+    assert (area[whole] >= augmentation.AREA[0] - 1e-6).all()
+    assert (area <= augmentation.AREA[1] + 1e-6).all()
+    assert (ratio >= augmentation.RATIO[0] - 1e-6).all()
+    assert (ratio <= augmentation.RATIO[1] + 1e-6).all()
 
 
 def test_the_whole_image_is_itself_and_mirrored_its_mirror_image() -> None:
     images = noise(2)
     whole = torch.zeros(2, 2), torch.ones(2, 2)
-    view = crop(images, *whole, mirrored=torch.tensor([False, True]))
-    torch.testing.assert_close(view[0], images[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(view[1], images[1].flip(2), atol=1e-5, rtol=0)
+    augmented = crop(images, *whole, mirrored=torch.tensor([False, True]))
+    torch.testing.assert_close(augmented[0], images[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmented[1], images[1].flip(2), atol=1e-5, rtol=0)
 
 
 def test_a_crop_shows_its_part_alone() -> None:
@@ -117,10 +117,10 @@ def test_a_wider_blur_is_smoother_and_keeps_the_brightness() -> None:
 def test_no_image_is_changed_where_the_share_is_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(20, 64)
     for share in ("MIRRORED", "RECOLOURED", "GREY", "BLURRED"):
-        monkeypatch.setattr(views, share, 0.0)
-    monkeypatch.setattr(views, "AREA", (1.0, 1.0))
-    monkeypatch.setattr(views, "RATIO", (1.0, 1.0))
+        monkeypatch.setattr(augmentation, share, 0.0)
+    monkeypatch.setattr(augmentation, "AREA", (1.0, 1.0))
+    monkeypatch.setattr(augmentation, "RATIO", (1.0, 1.0))
     torch.testing.assert_close(augment(images, seeded()), images, atol=1e-5, rtol=0)
-    monkeypatch.setattr(views, name, 1.0)
-    monkeypatch.setattr(views, "SIGMA", (1.0, 2.0))
+    monkeypatch.setattr(augmentation, name, 1.0)
+    monkeypatch.setattr(augmentation, "SIGMA", (1.0, 2.0))
     assert ((augment(images, seeded()) - images).abs().flatten(1).amax(1) > 1e-3).all()

@@ -51,7 +51,7 @@ def test_a_batch_names_each_image_once_and_finds_every_place_again(rows: list[tu
     assert len(set(batch.images)) == len(batch.images)
     for places, mask, whole in (
         (batch.page, batch.shown, page_views.page[::-1]),
-        (batch.history, batch.remembered, page_views.history[::-1]),
+        (batch.history, batch.history_mask, page_views.history[::-1]),
     ):
         assert (mask == (whole != -1)).all()
         assert (batch.images[places][mask] == whole[mask]).all()

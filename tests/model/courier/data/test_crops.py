@@ -1,13 +1,13 @@
-"""Where views come from: seed, rank and step decide them, and features computed once are those of such views."""
+"""Where crops come from: seed, rank and step decide them, and features computed once are those of such crops."""
 
 import numpy as np
 import pytest
 import torch
 
 from model.courier.config import CourierConfig
-from model.courier.data import crops as views
-from model.courier.data.augmentation import draw_views
-from model.courier.data.crops import FeatureViews, PixelViews, generator, version_batches
+from model.courier.data import crops
+from model.courier.data.augmentation import draw_crops
+from model.courier.data.crops import FeatureCrops, PixelCrops, generator, version_batches
 from model.courier.network.encoder import Encoder, build_encoder, feature_batches, normalise
 from model.space import Preprocessing
 
@@ -25,15 +25,15 @@ def encoder(trainable: str = "all") -> Encoder:
     return build_encoder(config).eval()
 
 
-def pixel_views(*, seed: int = 0, rank: int = 0, trainable: str = "all") -> PixelViews:
-    return PixelViews(PIXELS, PLAIN, encoder(trainable), views=2, seed=seed, rank=rank)
+def pixel_views(*, seed: int = 0, rank: int = 0, trainable: str = "all") -> PixelCrops:
+    return PixelCrops(PIXELS, PLAIN, encoder(trainable), crops=2, seed=seed, rank=rank)
 
 
-def test_a_step_draws_its_own_views_and_the_same_when_it_is_made_again() -> None:
+def test_a_step_draws_its_own_crops_and_the_same_when_it_is_made_again() -> None:
     source = pixel_views()
     again = source.fetch(SOME, 5)
     assert torch.equal(again, source.fetch(SOME, 5))
-    assert (again.numpy() == draw_views(PIXELS[SOME], 2, generator(0, 0, 5))).all()
+    assert (again.numpy() == draw_crops(PIXELS[SOME], 2, generator(0, 0, 5))).all()
     for other in (source.fetch(SOME, 6), pixel_views(seed=1).fetch(SOME, 5), pixel_views(rank=1).fetch(SOME, 5)):
         assert not torch.equal(again, other)
 
@@ -48,7 +48,7 @@ def test_what_is_drawn_passes_the_frozen_parts_and_then_is_encoded(trainable: st
 
 def test_of_the_versions_of_an_image_a_step_takes_different_ones() -> None:
     standard = torch.arange(4 * IMAGES).reshape(4, IMAGES, 1)  # version times 9 plus image
-    source = FeatureViews(standard, views=2, seed=0, rank=0)
+    source = FeatureCrops(standard, crops=2, seed=0, rank=0)
     taken = set()
     for step in range(50):
         first, second = source.prepare(source.fetch(SOME, step))[:, 0].chunk(2)
@@ -59,14 +59,14 @@ def test_of_the_versions_of_an_image_a_step_takes_different_ones() -> None:
     assert torch.equal(source.fetch(SOME, 3), source.fetch(SOME, 3))
 
 
-def test_features_computed_once_are_those_of_drawn_views(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "DRAWN", 4)  # the last part is shorter
+def test_features_computed_once_are_those_of_drawn_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crops, "DRAWN", 4)  # the last part is shorter
     plain = encoder("head")
     plain.standardise_by(torch.cat(list(feature_batches(plain, PIXELS, PLAIN))))
-    found = torch.cat(list(version_batches(plain, PIXELS, PLAIN, 3))).reshape(views.VERSIONS, IMAGES, -1)
-    assert found.shape == (views.VERSIONS, IMAGES, plain.components)
+    found = torch.cat(list(version_batches(plain, PIXELS, PLAIN, 3))).reshape(crops.VERSIONS, IMAGES, -1)
+    assert found.shape == (crops.VERSIONS, IMAGES, plain.components)
     drawn = generator(3)
-    first = np.concatenate([draw_views(PIXELS[start : start + 4], 1, drawn) for start in (0, 4, 8)])
+    first = np.concatenate([draw_crops(PIXELS[start : start + 4], 1, drawn) for start in (0, 4, 8)])
     expected = plain.standard(torch.cat(list(feature_batches(plain, first, PLAIN))))
     torch.testing.assert_close(found[0], expected, atol=1e-4, rtol=1e-4)
     assert (found[0] - found[1]).abs().max() > 1e-3

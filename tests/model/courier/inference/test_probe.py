@@ -109,10 +109,10 @@ def test_nothing_to_ask_is_nothing_and_no_crash():
 # --- ranks against slow loops ----------------------------------------------------------------------------------------
 
 
-def slowly(taste, target, negatives):
+def slowly(profile, target, negatives):
     """AUC, recall@10 and MRR over every order of the ties, one rank after the other."""
-    score = taste @ target
-    others = [taste @ negative for negative in negatives]
+    score = profile @ target
+    others = [profile @ negative for negative in negatives]
     above, ties = sum(other > score for other in others), sum(other == score for other in others)
     ranks = range(above + 1, above + ties + 2)
     pairs = [1.0 if score > other else 0.5 if score == other else 0.0 for other in others]
@@ -133,9 +133,9 @@ def test_places_are_those_of_a_plain_loop(seed):
     places = probe.find_places(vectors, clicks, negatives)
     fast = np.stack([places.auc(), places.recall(), places.reciprocal_rank()], axis=1)
     for n in range(count):
-        remembered = vectors[history[n][history[n] != PADDING]]
+        clicked_vectors = vectors[history[n][history[n] != PADDING]]
         asked = vectors[negatives[n][negatives[n] != PADDING]]
-        slow = slowly(remembered.sum(axis=0) * 1.0, vectors[clicks.target[n]], asked)
+        slow = slowly(clicked_vectors.sum(axis=0) * 1.0, vectors[clicks.target[n]], asked)
         np.testing.assert_allclose(fast[n], slow, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""The rivals' losses equal slow plain loops on generated batches."""
+"""The baselines' losses equal slow plain loops on generated batches."""
 
 import math
 from collections.abc import Callable
@@ -30,16 +30,16 @@ def slow_softmax(anchor: Tensor, own: Tensor, others: list[Tensor], tau: float) 
 
 
 def slow_nt_xent(first: Tensor, second: Tensor, image: list[int], tau: float, mask: bool) -> float:
-    views = [(n, side) for n in range(len(image)) for side in (0, 1)]
+    crops = [(n, side) for n in range(len(image)) for side in (0, 1)]
     both, total = (first, second), 0.0
-    for n, side in views:
+    for n, side in crops:
         others = [
             both[s][m]
-            for m, s in views
+            for m, s in crops
             if (m, s) != (n, side) and (m, s) != (n, 1 - side) and not (mask and image[m] == image[n])
         ]
         total += slow_softmax(both[side][n], both[1 - side][n], others, tau)
-    return total / len(views)
+    return total / len(crops)
 
 
 @untimed
@@ -50,7 +50,7 @@ def test_nt_xent_equals_the_plain_loop(image: list[int], seed: int, mask: bool, 
     assert fast.item() == pytest.approx(slow_nt_xent(first, second, image, tau, mask), rel=1e-4, abs=1e-4)
 
 
-def test_of_two_images_whose_views_are_all_alike_each_view_finds_its_own_among_three() -> None:
+def test_of_two_images_whose_crops_are_all_alike_each_crop_finds_its_own_among_three() -> None:
     same = unit(0, 1).expand(2, -1)
     assert nt_xent(same, same, torch.tensor([1, 2]), temperature=0.2, mask_false_negatives=True).item() == (
         pytest.approx(math.log(3))

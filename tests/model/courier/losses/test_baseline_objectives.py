@@ -1,4 +1,4 @@
-"""The rivals: each learns on tiny images, the same from the same seed, and on two processes as on one."""
+"""The baselines: each learns on tiny images, the same from the same seed, and on two processes as on one."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.courier.config import ClipConfig, CourierConfig, CourierMethodConfig, SimClrConfig, for_method
-from model.courier.data.augmentation import draw_views
+from model.courier.data.augmentation import draw_crops
 from model.courier.data.batches import PageViews, take_batch
 from model.courier.losses.baseline_objectives import Clip, SimClr, SimSiam
 from model.courier.losses.objective import BatchTensors, Objective
@@ -25,7 +25,7 @@ from model.courier.network.encoder import embed_images, feature_batches, load_en
 from model.courier.training import train
 from model.courier.training.gradients import Gradients
 from model.courier.training.methods import METHODS, UNTRAINED, build_objective, settle
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 from model.settings import replace_setting
 from model.space import Preprocessing
@@ -61,8 +61,8 @@ def objective(method: str, seed: int = 0) -> Objective:
 def step_inputs(model: Objective, rows: np.ndarray, seed: int = 0) -> tuple[Tensor, BatchTensors]:
     batch = take_batch(generated_views(), rows)
     chosen = pixels()[batch.images]
-    if model.views:
-        chosen = draw_views(chosen, model.views, torch.Generator().manual_seed(seed))
+    if model.crops:
+        chosen = draw_crops(chosen, model.crops, torch.Generator().manual_seed(seed))
     return normalise(chosen, PLAIN), BatchTensors.of(batch, torch.device("cpu"))
 
 
@@ -95,10 +95,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(method: st
 
 
 @pytest.mark.parametrize("method", BASELINES)
-def test_a_rival_never_looks_at_a_click(method: str) -> None:
+def test_a_baseline_never_looks_at_a_click(method: str) -> None:
     model = objective(method)
     images, batch = step_inputs(model, np.arange(ROWS))
-    clickless = replace(batch, clicked=~batch.clicked, remembered=~batch.remembered, history=batch.page)
+    clickless = replace(batch, clicked=~batch.clicked, history_mask=~batch.history_mask, history=batch.page)
     torch.testing.assert_close(model(images, clickless), model(images, batch))
 
 
@@ -112,7 +112,7 @@ def test_without_training_the_vectors_are_the_features_leading_components(method
     model = build_objective(config, generated_views())
     features = torch.cat(list(feature_batches(model.encoder, large, preprocessing)))
     model.encoder.standardise_by(features, config.feature_whitening)
-    assert (model.terms, model.weights, model.views) == ((), (), 0)
+    assert (model.terms, model.weights, model.crops) == ((), (), 0)
     vectors = model.encode(model.encoder.standard(features))
     # By numpy: standardised, then the axes of the largest spread, each divided by the root of its spread.
     standard = features.double().numpy()
@@ -178,13 +178,13 @@ def test_clip_without_titles_is_refused() -> None:
 
 
 def test_images_without_a_title_teach_clip_nothing() -> None:
-    model, views = objective("clip"), generated_views()
-    batch = take_batch(views, np.arange(ROWS))
+    model, page_views = objective("clip"), generated_views()
+    batch = take_batch(page_views, np.arange(ROWS))
     vectors = torch.nn.functional.normalize(torch.randn(len(batch.images), TINY.width), dim=1).requires_grad_()
     model.losses(vectors, BatchTensors.of(batch, torch.device("cpu"))).sum().backward()
     assert vectors.grad is not None
     for image, gradient in zip(batch.images, vectors.grad, strict=True):
-        assert bool((gradient != 0).any()) == (views.titles[image] != "")
+        assert bool((gradient != 0).any()) == (page_views.titles[image] != "")
 
 
 def test_the_titles_are_no_part_of_what_is_saved() -> None:
@@ -199,7 +199,7 @@ def test_gradients_chunk_by_chunk_are_those_of_the_whole_batch(method: str) -> N
     for chunk in (0, 5):
         model = objective(method)
         images, batch = step_inputs(model, np.arange(ROWS))
-        alone = Processes(0, 1, torch.device("cpu"))
+        alone = ProcessGroup(0, 1, torch.device("cpu"))
         losses = Gradients(model, alone, chunk_images=chunk, precision="fp32").of(images, lambda raw: raw, batch)
         found.append({name: one.grad for name, one in model.named_parameters()} | {"losses": losses})
     for name, gradient in found[0].items():
@@ -271,8 +271,8 @@ def one_of_two_processes(rank: int, folder: Path) -> None:
 def together(inner: Objective) -> tuple[Tensor, BatchTensors]:
     """Both processes' inputs as one: an image that both hold stays there twice, as it does for them."""
     parts = inputs_of(inner, two_halves())
-    views = max(1, inner.views)
-    by_view = [images.reshape(views, -1, *images.shape[1:]) for images, _ in parts]
+    page_views = max(1, inner.crops)
+    by_view = [images.reshape(page_views, -1, *images.shape[1:]) for images, _ in parts]
     images = torch.cat(by_view, dim=1).flatten(0, 1)
     return images, replace(parts[0][1], images=torch.cat([batch.images for _, batch in parts]))
 
@@ -295,7 +295,7 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_images(tmp_path: Pa
 
 
 def test_what_was_tuned_for_couriers_frozen_features_hinders_no_baseline_and_no_trained_backbone() -> None:
-    own = CourierMethodConfig(head_start="taste", temperature=0.5, heads=8)
+    own = CourierMethodConfig(head_start="preference", temperature=0.5, heads=8)
     tuned = CourierConfig(basis="category", feature_components=64, learning_rate=1e-5, steps=7, courier=own)
     assert for_method(tuned, {"seed": 3}) == replace(tuned, seed=3)
     baseline = for_method(tuned, {"method": "simclr", "learning_rate": 1e-2, "simclr.temperature": 0.3})

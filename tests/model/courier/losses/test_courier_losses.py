@@ -32,8 +32,8 @@ class Rows:
     rebuilt_newest: Tensor
     clicks: Tensor
     newest_image: Tensor
-    rival: Tensor | None
-    newest_rival: Tensor | None
+    group: Tensor | None
+    newest_group: Tensor | None
     logit: Tensor
 
     def take(self, rows: Tensor) -> "Rows":
@@ -47,7 +47,7 @@ class Rows:
             self.shown,
             self.clicks > 0,
             self.image,
-            self.rival,
+            self.group,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -58,7 +58,7 @@ class Rows:
             self.rebuilt_newest,
             self.clicks,
             self.newest_image,
-            self.newest_rival,
+            self.newest_group,
             temperature=TAU,
             mask_false_negatives=mask,
         )
@@ -93,13 +93,13 @@ def batches(draw: st.DrawFn) -> Rows:
         rebuilt_newest=unit(rng, count),
         clicks=torch.tensor(clicks),
         newest_image=torch.tensor(np.where(clicks > 0, newest, -1)),
-        rival=torch.tensor(image % 2) if within else None,
-        newest_rival=torch.tensor(newest % 2) if within else None,
+        group=torch.tensor(image % 2) if within else None,
+        newest_group=torch.tensor(newest % 2) if within else None,
         logit=torch.tensor(rng.normal(size=(count, PAGE)), dtype=torch.float32),
     )
 
 
-def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, mask):  # type: ignore[no-untyped-def]
+def slow_contrast(embedded, rebuilt, anchors, candidates, image, group, mask):  # type: ignore[no-untyped-def]
     def logit(i, j):  # type: ignore[no-untyped-def]
         return float(embedded[i] @ rebuilt[j]) / TAU
 
@@ -107,7 +107,7 @@ def slow_contrast(embedded, rebuilt, anchors, candidates, image, rival, mask):  
     for j in anchors:
         total = 0.0
         for i in candidates:
-            fair = (not mask or image[i] != image[j]) and (rival is None or rival[i] == rival[j])
+            fair = (not mask or image[i] != image[j]) and (group is None or group[i] == group[j])
             if i == j or fair:
                 total += math.exp(logit(i, j) - logit(j, j))
         losses.append(math.log(total))
@@ -118,13 +118,13 @@ def slow_pv(rows: Rows, mask: bool) -> float:
     places = [(r, p) for r in range(len(rows.page)) for p in range(PAGE)]
     candidates = [place for place in places if rows.shown[place]]
     anchors = [(r, p) for r, p in candidates if rows.clicked[r, p] and rows.clicks[r] > 0]
-    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.rival, mask)
+    return slow_contrast(rows.page, rows.rebuilt, anchors, candidates, rows.image, rows.group, mask)
 
 
 def slow_ucs(rows: Rows, mask: bool) -> float:
     candidates = [r for r in range(len(rows.page)) if rows.clicks[r] >= 1]
     anchors = [r for r in candidates if rows.clicks[r] >= 2]
-    vectors, images = (rows.newest, rows.rebuilt_newest), (rows.newest_image, rows.newest_rival)
+    vectors, images = (rows.newest, rows.rebuilt_newest), (rows.newest_image, rows.newest_group)
     return slow_contrast(*vectors, anchors, candidates, *images, mask)
 
 
@@ -203,8 +203,8 @@ def rows_of(image: list[list[int]], clicked: list[list[bool]]) -> Rows:
         rebuilt_newest=same[:, 0],
         clicks=torch.full((count,), 2),
         newest_image=torch.tensor(image)[:, 0],
-        rival=None,
-        newest_rival=None,
+        group=None,
+        newest_group=None,
         logit=torch.zeros(count, page),
     )
 
@@ -217,9 +217,9 @@ def test_the_same_image_elsewhere_in_the_batch_leaves_the_softmax_unless_switche
     assert rows.ucs(mask=False).item() == pytest.approx(math.log(2))
 
 
-def test_with_rivals_given_only_they_are_negatives() -> None:
+def test_with_groups_given_only_images_of_the_same_one_are_negatives() -> None:
     rows = rows_of([[1, 2, 3], [4, 5, 6]], [[True, False, False], [False, False, False]])
-    rows.rival, rows.newest_rival = torch.tensor([[7, 7, 8], [8, 7, 8]]), torch.tensor([7, 8])
+    rows.group, rows.newest_group = torch.tensor([[7, 7, 8], [8, 7, 8]]), torch.tensor([7, 8])
     assert rows.pv().item() == pytest.approx(math.log(3))
     assert rows.ucs().item() == pytest.approx(0.0, abs=1e-6)
 

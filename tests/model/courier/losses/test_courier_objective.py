@@ -37,11 +37,11 @@ TINY = CourierConfig(
 class Case:
     """Page views of few images, so that the same one comes twice, and a vector for each image."""
 
-    views: PageViews
+    page_views: PageViews
     vectors: Tensor
 
     def batch(self, rows: Any = None) -> Batch:
-        return take_batch(self.views, np.arange(len(self.views)) if rows is None else np.array(rows))
+        return take_batch(self.page_views, np.arange(len(self.page_views)) if rows is None else np.array(rows))
 
     def losses(self, objective: BehaviourObjective, rows: Any = None) -> Tensor:
         batch = self.batch(rows)
@@ -57,8 +57,8 @@ def case(page: Any, clicked: Any, history: Any, seed: int = 0) -> Case:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     page, history = np.array(page, np.int32), np.array(history, np.int32)
     ids, categories = tuple(f"p{n}" for n in range(IMAGES)), np.arange(IMAGES) % 2
-    views = PageViews(ids, categories, page, np.array(clicked, bool) & (page >= 0), history)
-    return Case(views, torch.tensor(vectors, dtype=torch.float32))
+    page_views = PageViews(ids, categories, page, np.array(clicked, bool) & (page >= 0), history)
+    return Case(page_views, torch.tensor(vectors, dtype=torch.float32))
 
 
 @st.composite
@@ -76,7 +76,7 @@ def cases(draw: st.DrawFn) -> Case:
 def objective_of(**changes: Any) -> BehaviourObjective:
     torch.manual_seed(0)
     config = from_mapping(TINY, unflatten({full_name(TINY, name, within="courier"): changes[name] for name in changes}))
-    objective = build_objective(config, some_case().views)
+    objective = build_objective(config, some_case().page_views)
     assert isinstance(objective, BehaviourObjective)
     return objective
 
@@ -115,14 +115,14 @@ def slow_contrast(rebuilt: dict[Any, Tensor], candidates: dict[Any, int], vector
 
 
 def slow_losses(objective: BehaviourObjective, example: Case) -> list[float]:
-    views, vectors, within = example.views, example.vectors, objective.within_category
-    histories = [[int(image) for image in row if image >= 0] for row in views.history]
-    shown = {(r, p): int(i) for r, row in enumerate(views.page) for p, i in enumerate(row) if i >= 0}
+    page_views, vectors, within = example.page_views, example.vectors, objective.within_category
+    histories = [[int(image) for image in row if image >= 0] for row in page_views.history]
+    shown = {(r, p): int(i) for r, row in enumerate(page_views.page) for p, i in enumerate(row) if i >= 0}
     rebuilt = {
         (r, p): slow_rebuilt(objective, vectors[image], [vectors[i] for i in histories[r]])
         for (r, p), image in shown.items()
     }
-    anchors = {place: rebuilt[place] for place in shown if views.clicked[place] and histories[place[0]]}
+    anchors = {place: rebuilt[place] for place in shown if page_views.clicked[place] and histories[place[0]]}
     newest = {r: history[0] for r, history in enumerate(histories) if history}
     older = {
         r: slow_rebuilt(objective, vectors[newest[r]], [vectors[i] for i in histories[r][1:]])
@@ -133,7 +133,7 @@ def slow_losses(objective: BehaviourObjective, example: Case) -> list[float]:
     for place, image in shown.items():
         logit = float(objective.click_head(rebuilt[place][None, None], vectors[image][None, None]))
         chance = 1 / (1 + math.exp(-logit))
-        clicks.append(-math.log(chance if views.clicked[place] else 1 - chance))
+        clicks.append(-math.log(chance if page_views.clicked[place] else 1 - chance))
     return [
         slow_contrast(anchors, shown, vectors, within),
         slow_contrast(older, newest, vectors, within),
@@ -152,7 +152,7 @@ def test_the_objective_equals_plain_loops_from_vectors_to_losses(example: Case, 
 @untimed
 @given(cases(), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_no_loss(example: Case, random: Any) -> None:
-    objective, order = objective_of().requires_grad_(False), list(range(len(example.views)))
+    objective, order = objective_of().requires_grad_(False), list(range(len(example.page_views)))
     random.shuffle(order)
     torch.testing.assert_close(example.losses(objective, order), example.losses(objective), atol=1e-4, rtol=1e-4)
 
@@ -160,13 +160,13 @@ def test_the_order_of_the_rows_changes_no_loss(example: Case, random: Any) -> No
 @untimed
 @given(cases())
 def test_a_row_without_anything_changes_no_loss(example: Case) -> None:
-    objective, views = objective_of().requires_grad_(False), example.views
+    objective, page_views = objective_of().requires_grad_(False), example.page_views
     nothing = np.full((1, 5), -1, np.int32)
     longer = replace(
-        views,
-        page=np.concatenate([views.page, nothing]),
-        clicked=np.concatenate([views.clicked, nothing > 0]),
-        history=np.concatenate([views.history, nothing]),
+        page_views,
+        page=np.concatenate([page_views.page, nothing]),
+        clicked=np.concatenate([page_views.clicked, nothing > 0]),
+        history=np.concatenate([page_views.history, nothing]),
     )
     padded = Case(longer, example.vectors)
     torch.testing.assert_close(padded.losses(objective), example.losses(objective), atol=1e-5, rtol=1e-4)
@@ -214,7 +214,7 @@ def test_self_attention_never_learns_what_it_is_to_foretell() -> None:
     example, objective = some_case(), objective_of(attention="self")
     batch = tensors(example.batch())
     history = example.vectors[batch.history]
-    one, other = (objective.intention(torch.randn(3, 5, WIDTH), history, batch.remembered) for _ in range(2))
+    one, other = (objective.intention(torch.randn(3, 5, WIDTH), history, batch.history_mask) for _ in range(2))
     torch.testing.assert_close(one, other)
     assert (one - one.roll(1, 0)).abs().max() > 0.01  # yet it knows the user
     assert bool(example.losses(objective).isfinite().all())
@@ -222,17 +222,17 @@ def test_self_attention_never_learns_what_it_is_to_foretell() -> None:
 
 def test_of_a_history_in_random_order_any_click_is_rebuilt_and_no_padding() -> None:
     objective, newest = objective_of(history_order="random"), objective_of()
-    remembered = torch.arange(5)[None, :] < torch.tensor([0, 1, 3, 5])[:, None]
-    drawn = torch.cat([objective._place_of_newest(remembered) for _ in range(200)], dim=1)
+    history_mask = torch.arange(5)[None, :] < torch.tensor([0, 1, 3, 5])[:, None]
+    drawn = torch.cat([objective._place_of_newest(history_mask) for _ in range(200)], dim=1)
     assert [set(row.tolist()) for row in drawn] == [{0}, {0}, {0, 1, 2}, {0, 1, 2, 3, 4}]
-    assert (newest._place_of_newest(remembered) == 0).all()
+    assert (newest._place_of_newest(history_mask) == 0).all()
     mine, plain = some_case().losses(objective), some_case().losses(newest)
     torch.testing.assert_close(mine[[0, 2]], plain[[0, 2]])
 
 
 def test_a_random_click_is_rebuilt_from_all_the_others_newer_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_of(history_order="random").requires_grad_(False)
-    monkeypatch.setattr(objective, "_place_of_newest", lambda remembered: torch.full((len(remembered), 1), 1))
+    monkeypatch.setattr(objective, "_place_of_newest", lambda history_mask: torch.full((len(history_mask), 1), 1))
     first, second = ([[0, 1, 2, 3, 4]], [[0, 0, 0, 0, 0]]), [[2, 5, 6, -1, -1], [1, 3, 4, 0, -1]]
     swapped = [[5, 2, 6, -1, -1], [3, 1, 4, 0, -1]]
     page, clicked = first[0] * 2, first[1] * 2
@@ -245,7 +245,7 @@ def test_histories_of_any_length_give_finite_losses_and_gradients(length: int) -
     clicks = (np.arange(length) + np.arange(3)[:, None]) % IMAGES
     history = np.where(np.arange(length) < [[length], [length // 2], [0]], clicks, -1)
     example, objective = some_case(), objective_of(history=length, negatives="all")
-    example = case(example.views.page, example.views.clicked, history)
+    example = case(example.page_views.page, example.page_views.clicked, history)
     example.vectors.requires_grad_()
     losses = example.losses(objective)
     losses.sum().backward()
@@ -256,8 +256,8 @@ def test_histories_of_any_length_give_finite_losses_and_gradients(length: int) -
 
 def test_padding_a_history_further_changes_no_loss() -> None:
     short = some_case()
-    history = np.concatenate([short.views.history, np.full((3, 4), -1, np.int32)], axis=1)
-    longer = Case(replace(short.views, history=history), short.vectors)
+    history = np.concatenate([short.page_views.history, np.full((3, 4), -1, np.int32)], axis=1)
+    longer = Case(replace(short.page_views, history=history), short.vectors)
     objective = objective_of()
     torch.testing.assert_close(longer.losses(objective), short.losses(objective))
 

@@ -138,6 +138,18 @@ def test_fewer_images_than_components_leave_the_rest_at_zero() -> None:
     assert (found[:, 9:] == 0).all()
 
 
+@pytest.mark.parametrize(("images", "rank"), [(10, 9), (40, 5), (40, 30), (300, 12)])
+@pytest.mark.parametrize("loud", [1.0, 1e-2])
+def test_as_many_components_as_the_features_rank_differ_from_zero(images: int, rank: int, loud: float) -> None:
+    encoder = seeded()
+    spread = torch.linspace(1.0, loud, rank)
+    features = (torch.randn(images, rank) * spread) @ torch.randn(rank, encoder.feature_width) + 3.0
+    encoder.standardise_by(features, 0.5)
+    plain = ((features - encoder.feature_mean) / encoder.feature_scale).numpy()
+    assert np.linalg.matrix_rank(plain) == rank
+    assert int((encoder.feature_basis != 0).any(0).sum()) == rank
+
+
 def test_a_saved_encoder_loads_into_the_same_vectors_and_space(tmp_path: Path) -> None:
     encoder = seeded()
     encoder.standardise_by(torch.randn(20, encoder.feature_width))

@@ -11,23 +11,23 @@ from torch import nn
 
 from model.courier.config import CourierConfig
 from model.courier.training import train
-from model.courier.training.array_cache import Kept, digest_of_weights, kept_on_disk
-from model.courier.training.process_group import Processes
+from model.courier.training.array_cache import ArrayCache, cached_array, digest_of_weights
+from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+ALONE = ProcessGroup(0, 1, torch.device("cpu"))
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16, batch_rows=16, steps=4, warmup_steps=2)
 WEIGHTS = "weights.safetensors"
 
 
 def test_an_array_is_made_once_and_then_read(tmp_path: Path) -> None:
-    made = kept_on_disk(tmp_path / "new" / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
+    made = cached_array(tmp_path / "new" / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
     assert made.tolist() == [[7, 7]] * 3
 
     def refuse(_: np.ndarray) -> None:
         raise AssertionError("made again")
 
-    assert kept_on_disk(tmp_path / "new" / "a.npy", (3, 2), np.float32, refuse).tolist() == [[7, 7]] * 3
+    assert cached_array(tmp_path / "new" / "a.npy", (3, 2), np.float32, refuse).tolist() == [[7, 7]] * 3
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.npy"]
 
 
@@ -37,23 +37,23 @@ def test_an_array_whose_making_was_stopped_is_made_again(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept_on_disk(tmp_path / "a.npy", (3,), np.float32, half)
-    assert kept_on_disk(tmp_path / "a.npy", (3,), np.float32, lambda array: array.fill(1)).tolist() == [1, 1, 1]
+        cached_array(tmp_path / "a.npy", (3,), np.float32, half)
+    assert cached_array(tmp_path / "a.npy", (3,), np.float32, lambda array: array.fill(1)).tolist() == [1, 1, 1]
 
 
 def test_an_array_of_another_shape_or_kind_is_refused(tmp_path: Path) -> None:
-    kept_on_disk(tmp_path / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
+    cached_array(tmp_path / "a.npy", (3, 2), np.float32, lambda array: array.fill(7))
     for shape, dtype in (((2, 3), np.float32), ((3, 2), np.int64)):
         with pytest.raises(CourierError, match=r"a.npy is float32 \(3, 2\), not .*: remove the file"):
-            kept_on_disk(tmp_path / "a.npy", shape, dtype, lambda array: array.fill(7))
+            cached_array(tmp_path / "a.npy", shape, dtype, lambda array: array.fill(7))
 
 
 def test_arrays_of_the_same_name_lie_apart_where_they_depend_on_something_else(tmp_path: Path) -> None:
-    kept = Kept(tmp_path, "0" * 64, ALONE)
+    cache = ArrayCache(tmp_path, "0" * 64, ALONE)
     for seed in (1, 2, 1):
-        found = kept.of(seed=seed).array("views", (2,), np.int64, lambda array, seed=seed: array.fill(seed))  # type: ignore[misc]
+        found = cache.of(seed=seed).array("crops", (2,), np.int64, lambda array, seed=seed: array.fill(seed))  # type: ignore[misc]
         assert found.tolist() == [seed, seed]
-    assert len(list(tmp_path.glob("views-*.npy"))) == 2
+    assert len(list(tmp_path.glob("crops-*.npy"))) == 2
 
 
 def test_any_weight_and_any_buffer_changes_the_digest() -> None:
@@ -83,7 +83,7 @@ def built(inputs: dict[str, Path], out: Path, config: CourierConfig, **more: Any
 @pytest.mark.parametrize(
     "settings",
     [{}, {"method": "simclr"}, {"trainable": "upper", "frozen_parts": 2}],
-    ids=["features", "views", "activations"],
+    ids=["features", "crops", "activations"],
 )
 def test_a_second_run_computes_nothing_of_the_frozen_part_again_and_ends_alike(
     pretrain_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
@@ -100,7 +100,7 @@ def test_a_second_run_computes_nothing_of_the_frozen_part_again_and_ends_alike(
     assert not list(tmp_path.glob("second.*"))
 
 
-def test_another_backbone_and_another_seed_of_views_share_nothing_but_images(
+def test_another_backbone_and_another_seed_of_crops_share_nothing_but_images(
     pretrain_inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     shared = tmp_path / "shared"
@@ -109,4 +109,4 @@ def test_another_backbone_and_another_seed_of_views_share_nothing_but_images(
         alone = built(pretrain_inputs, tmp_path / f"alone-{seed}", config)
         assert built(pretrain_inputs, tmp_path / f"shared-{seed}", config, shared=shared) == alone
     names = sorted(path.name.split("-")[0] for path in shared.iterdir())
-    assert names == ["features", "features", "pixels", "views", "views"]
+    assert names == ["crops", "crops", "features", "features", "pixels"]

@@ -16,17 +16,17 @@ from model.courier.network.backbones import warm_start
 from model.courier.network.encoder import Encoder
 from model.courier.training.gradients import Gradients
 from model.courier.training.methods import build_objective
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 
 IMAGES, SIZE = 30, 16
 TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=SIZE, trainable="all", feature_dropout=0.0)
 CPU = torch.device("cpu")
-ALONE = Processes(0, 1, CPU)
+ALONE = ProcessGroup(0, 1, CPU)
 untimed = settings(deadline=None, max_examples=12)
 
 
-def views(seed: int = 0, rows: int = 16) -> PageViews:
+def page_views(seed: int = 0, rows: int = 16) -> PageViews:
     """Padding anywhere, histories of none to five clicks, pages without a click and with all clicked, repeats."""
     rng = np.random.default_rng(seed)
     page = rng.integers(-1, IMAGES, (rows, 5)).astype(np.int32)
@@ -39,7 +39,7 @@ def views(seed: int = 0, rows: int = 16) -> PageViews:
 
 def built(config: CourierConfig = TINY) -> Objective:
     torch.manual_seed(0)
-    return build_objective(config, views()).train()
+    return build_objective(config, page_views()).train()
 
 
 def gradients_of(objective: Objective, shop: PageViews, *, chunk_images: int = 0, seed: int = 1) -> dict[str, Tensor]:
@@ -65,13 +65,13 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 @untimed
 @given(chunk_images=st.integers(1, IMAGES + 5), seed=st.integers(0, 50))
 def test_gradients_in_chunks_are_those_of_the_whole_batch(chunk_images: int, seed: int) -> None:
-    objective, shop = built(), views(seed)
+    objective, shop = built(), page_views(seed)
     whole = gradients_of(objective, shop)
     assert_equal(whole, gradients_of(objective, shop, chunk_images=chunk_images))
 
 
 def test_in_chunks_dropout_draws_the_same_when_it_encodes_again() -> None:
-    objective, shop = built(replace(TINY, feature_dropout=0.5)), views()
+    objective, shop = built(replace(TINY, feature_dropout=0.5)), page_views()
     losses_of = objective.losses
     # As an objective may: what it draws lies between the two encodings.
     objective.losses = lambda vectors, batch: losses_of(vectors, batch) * (1 + torch.rand(1))  # type: ignore[method-assign]
@@ -90,7 +90,7 @@ def test_in_chunks_dropout_draws_the_same_when_it_encodes_again() -> None:
 
 
 def test_recomputed_activations_give_the_same_gradients() -> None:
-    shop = views()
+    shop = page_views()
     plain = gradients_of(built(), shop)
     assert_equal(plain, gradients_of(built(replace(TINY, recompute_activations=True)), shop), 0)
 
@@ -98,7 +98,7 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
 @untimed
 @given(seed=st.integers(0, 50), extra=st.integers(1, 4))
 def test_a_padded_row_changes_nothing(seed: int, extra: int) -> None:
-    objective, shop = built(), views(seed)
+    objective, shop = built(), page_views(seed)
     nothing = np.full((extra, 5), -1, np.int32)
     padded = replace(
         shop,
@@ -112,7 +112,7 @@ def test_a_padded_row_changes_nothing(seed: int, extra: int) -> None:
 @untimed
 @given(seed=st.integers(0, 50))
 def test_the_order_of_the_rows_changes_neither_losses_nor_gradients(seed: int) -> None:
-    objective, shop = built(), views(seed)
+    objective, shop = built(), page_views(seed)
     order = np.random.default_rng(seed).permutation(len(shop))
     turned = replace(shop, page=shop.page[order], clicked=shop.clicked[order], history=shop.history[order])
     assert_equal(gradients_of(objective, shop), gradients_of(objective, turned))
@@ -127,7 +127,7 @@ def test_permuting_the_images_permutes_the_vectors() -> None:
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_the_direction_of_the_gradients(precision: str) -> None:
     whole, halved = built(), built()
-    batch = take_batch(views(), np.arange(16))
+    batch = take_batch(page_views(), np.arange(16))
     images, tensors = torch.randn(len(batch.images), 3, SIZE, SIZE), BatchTensors.of(batch, CPU)
     Gradients(whole, ALONE, chunk_images=0, precision="fp32").of(images, Tensor.clone, tensors)
     step = Gradients(halved, ALONE, chunk_images=8, precision=precision)
@@ -157,7 +157,7 @@ def test_an_unknown_precision_is_refused() -> None:
 def test_training_on_kept_activations_equals_training_through_the_frozen_parts(backbone: str, frozen: int) -> None:
     size = 32 if backbone == "lite0" else SIZE
     config = replace(TINY, backbone=backbone, image_size=size, trainable="upper", frozen_parts=frozen)
-    shop, images = views(), torch.randn(IMAGES, 3, size, size).to(memory_format=torch.channels_last)
+    shop, images = page_views(), torch.randn(IMAGES, 3, size, size).to(memory_format=torch.channels_last)
     kept, through = built(config), built(config)
     for one in (kept, through):
         warm_start(one.encoder.backbone, "imagenet" if backbone == "lite0" else "random")

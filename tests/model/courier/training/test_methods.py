@@ -17,7 +17,7 @@ TINY = CourierConfig(backbone="small", backbone_weights="random", image_size=16,
 
 
 @pytest.fixture
-def views() -> PageViews:
+def page_views() -> PageViews:
     page = np.arange(20, dtype=np.int32).reshape(4, 5)
     ids = tuple(f"p{n:02d}" for n in range(20))
     titles = tuple(f"Lamp {n}" if n else "" for n in range(20))
@@ -25,12 +25,12 @@ def views() -> PageViews:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_gives_one_loss_for_each_of_its_terms_and_weights(method: str, views: PageViews) -> None:
+def test_a_method_gives_one_loss_for_each_of_its_terms_and_weights(method: str, page_views: PageViews) -> None:
     torch.manual_seed(0)
     warm = {"backbone": "lite0", "backbone_weights": "imagenet"} if method == "imagenet" else {}
-    objective = build_objective(replace(TINY, method=method, **warm), views)
-    batch = take_batch(views, np.arange(4))
-    images = torch.randn(max(1, objective.views) * len(batch.images), 3, 16, 16)
+    objective = build_objective(replace(TINY, method=method, **warm), page_views)
+    batch = take_batch(page_views, np.arange(4))
+    images = torch.randn(max(1, objective.crops) * len(batch.images), 3, 16, 16)
     assert len(objective.weights) == len(objective.terms)
     if objective.terms:
         losses = objective(images, BatchTensors.of(batch, torch.device("cpu")))
@@ -38,19 +38,19 @@ def test_a_method_gives_one_loss_for_each_of_its_terms_and_weights(method: str, 
         assert bool(losses.isfinite().all())
 
 
-def test_forward_is_losses_of_encode(views: PageViews) -> None:
+def test_forward_is_losses_of_encode(page_views: PageViews) -> None:
     torch.manual_seed(0)
-    objective = build_objective(TINY, views)
-    batch = take_batch(views, np.arange(4))
+    objective = build_objective(TINY, page_views)
+    batch = take_batch(page_views, np.arange(4))
     images, tensors = torch.randn(len(batch.images), 3, 16, 16), BatchTensors.of(batch, torch.device("cpu"))
     assert torch.equal(objective(images, tensors), objective.losses(objective.encode(images), tensors))
 
 
-def test_an_unknown_method_is_refused(views: PageViews) -> None:
+def test_an_unknown_method_is_refused(page_views: PageViews) -> None:
     with pytest.raises(CourierError, match="unknown method 'dino': choose one of courier"):
-        build_objective(replace(TINY, method="dino"), views)
+        build_objective(replace(TINY, method="dino"), page_views)
 
 
-def test_unknown_negatives_are_refused(views: PageViews) -> None:
+def test_unknown_negatives_are_refused(page_views: PageViews) -> None:
     with pytest.raises(CourierError, match="unknown negatives 'hard': choose one of all, category"):
-        build_objective(replace_setting(TINY, "courier.negatives", "hard"), views)
+        build_objective(replace_setting(TINY, "courier.negatives", "hard"), page_views)

@@ -234,7 +234,7 @@ def test_images_are_decoded_once_however_often_a_run_is_stopped(
     pretrain_inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(pretrain_inputs, tmp_path / "out", monkeypatch)
-    (kept,) = (tmp_path / "out.checkpoint").glob("pixels-*.npy")
-    assert np.load(kept).shape == (24, 16, 16, 3)
+    (cached,) = (tmp_path / "out.checkpoint").glob("pixels-*.npy")
+    assert np.load(cached).shape == (24, 16, 16, 3)
     monkeypatch.setattr(train, "decode_images", refuse)
     train.build(**pretrain_inputs, out=tmp_path / "out", config=TINY)

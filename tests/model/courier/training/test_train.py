@@ -22,13 +22,12 @@ from model.courier.data.batches import Batch, PageViews, rows_of_step, take_batc
 from model.courier.losses.courier_objective import BehaviourObjective
 from model.courier.losses.objective import BatchTensors, Objective
 from model.courier.network.encoder import build_encoder, load_encoder
-from model.courier.training import collapse_metrics as geometry
-from model.courier.training import train
-from model.courier.training.array_cache import Kept
+from model.courier.training import collapse_metrics, train
+from model.courier.training.array_cache import ArrayCache
 from model.courier.training.card import warm_start_of
 from model.courier.training.checkpoint import Checkpoint
 from model.courier.training.gradients import Gradients
-from model.courier.training.process_group import Processes
+from model.courier.training.process_group import ProcessGroup
 from model.courier.training.trainer import learning_rate_at
 from model.errors import CourierError
 from model.settings import flatten
@@ -79,10 +78,10 @@ def gradients(model: nn.Module, inner: Objective, batch: Batch) -> dict[str, tor
     return found | {"losses": losses.detach()}
 
 
-def chunked_gradients(inner: Objective, batch: Batch, processes: Processes) -> dict[str, torch.Tensor]:
+def chunked_gradients(inner: Objective, batch: Batch, group: ProcessGroup) -> dict[str, torch.Tensor]:
     """The same, with gradient caching in chunks of seven."""
     tensors = BatchTensors.of(batch, torch.device("cpu"))
-    losses = Gradients(inner, processes, chunk_images=7, precision="fp32").of(pixels_of(batch), Tensor.clone, tensors)
+    losses = Gradients(inner, group, chunk_images=7, precision="fp32").of(pixels_of(batch), Tensor.clone, tensors)
     found = {name: p.grad.contiguous() for name, p in inner.named_parameters() if p.grad is not None}
     return found | {"losses": losses}
 
@@ -95,8 +94,8 @@ def one_of_two_processes(rank: int, folder: Path) -> None:
     batch = take_batch(generated_views(), np.arange(32).reshape(2, 16)[rank])
     save_file(gradients(DistributedDataParallel(inner), inner, batch), folder / f"whole{rank}.safetensors")
     inner = objective()
-    processes = Processes(rank, 2, torch.device("cpu"))
-    save_file(chunked_gradients(inner, batch, processes), folder / f"in chunks{rank}.safetensors")
+    group = ProcessGroup(rank, 2, torch.device("cpu"))
+    save_file(chunked_gradients(inner, batch, group), folder / f"in chunks{rank}.safetensors")
     inner = objective(**ABLATED)
     save_file(gradients(DistributedDataParallel(inner), inner, batch), folder / f"ablated{rank}.safetensors")
     dist.destroy_process_group()
@@ -125,18 +124,18 @@ def test_two_processes_give_the_gradients_of_one_on_the_same_global_batch_whole_
 
 
 def test_encoding_each_image_once_equals_encoding_every_place() -> None:
-    inner, views = objective(), generated_views()
-    batch = take_batch(views, np.arange(12))
+    inner, page_views = objective(), generated_views()
+    batch = take_batch(page_views, np.arange(12))
     once = gradients(inner, inner, batch)
     inner.zero_grad()
-    wide = np.concatenate([views.page[:12], views.history[:12]], axis=1)
+    wide = np.concatenate([page_views.page[:12], page_views.history[:12]], axis=1)
     every = Batch(
         images=np.maximum(wide, 0).ravel().astype(np.int64),
         page=np.arange(wide.size).reshape(wide.shape)[:, :5],
         history=np.arange(wide.size).reshape(wide.shape)[:, 5:],
         shown=batch.shown,
         clicked=batch.clicked,
-        remembered=batch.remembered,
+        history_mask=batch.history_mask,
         page_image=batch.page_image,
         history_image=batch.history_image,
         page_category=batch.page_category,
@@ -196,7 +195,7 @@ def test_the_card_names_data_metrics_and_the_licence_of_the_warm_start(inputs: d
     card = train.build(**inputs, out=tmp_path / "out", config=TINY).facts["card"]
     assert card["data"]["page_views"] == 150
     assert card["data"]["clicks"] > 150
-    assert card["metrics"]["loss"] == json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    assert card["metrics"]["loss"] == curve(tmp_path / "out")[-1]
     assert card["warm_start"]["licence"] is None
     assert warm_start_of("imagenet")["licence"] == "Apache-2.0"
 
@@ -239,8 +238,8 @@ def free_port() -> int:
 def test_a_collapsed_encoder_is_refused_with_its_figures_and_writes_nothing(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(geometry, "MIN_DEVIATION", 1.5)  # more than any encoder can reach
-    with pytest.raises(geometry.Collapsed, match=r"effective rank [\d.]+ .* deviation [\d.]+"):
+    monkeypatch.setattr(collapse_metrics, "MIN_DEVIATION", 1.5)  # more than any encoder can reach
+    with pytest.raises(collapse_metrics.Collapsed, match=r"effective rank [\d.]+ .* deviation [\d.]+"):
         train.build(**inputs, out=tmp_path / "out", config=TINY)
     assert not (tmp_path / "out").exists()
 
@@ -254,20 +253,21 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing() -> None:
 
 
 def test_a_batch_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    alone = Processes(0, 3, torch.device("cpu"))
+    alone = ProcessGroup(0, 3, torch.device("cpu"))
     pixels = np.zeros((IMAGES, SIZE, SIZE, 3), np.uint8)
-    kept, checkpoint = Kept(tmp_path, "", alone), Checkpoint(tmp_path, "", 1)
+    cache, checkpoint = ArrayCache(tmp_path, "", alone), Checkpoint(tmp_path, "", 1)
     with pytest.raises(CourierError, match="batch_rows 16 can't be split over 3 processes"):
-        train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone, kept, checkpoint)
+        train.train(generated_views(), pixels, train.Preprocessing(size=SIZE), TINY, alone, cache, checkpoint)
 
 
 def test_the_processes_split_the_global_batch_without_overlap() -> None:
-    views = generated_views()
-    rows = rows_of_step(len(views), 16, 3, 0)
+    page_views = generated_views()
+    rows = rows_of_step(len(page_views), 16, 3, 0)
     halves = [
-        train._local_batch(views, TINY, 3, Processes(rank, 2, torch.device("cpu"))).page_image for rank in range(2)
+        train._local_batch(page_views, TINY, 3, ProcessGroup(rank, 2, torch.device("cpu"))).page_image
+        for rank in range(2)
     ]
-    assert (np.concatenate(halves) == views.page[rows]).all()
+    assert (np.concatenate(halves) == page_views.page[rows]).all()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Groups of perceptual hashes: the fast search against every pair, over generated hashes."""
 
 import random
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -126,16 +125,14 @@ def test_what_is_one_group_already_is_not_compared_again():
     assert found.not_compared == 0
 
 
-def test_the_time_grows_with_the_hashes_and_not_with_their_pairs():
+def test_the_comparisons_grow_with_the_hashes_and_not_with_their_pairs():
     """All pairs of 200,000 are 20,000 million comparisons; a few per hash are enough."""
     rng = random.Random(0)
     hashes = {f"p{n:06d}": written(rng.getrandbits(64)) for n in range(200_000)}
     near = {f"q{n:06d}": written(int(hashes[f"p{n:06d}"], 16) ^ 0b1011 << n % 60) for n in range(0, 200_000, 1000)}
-    started = time.process_time()
     found = search(hashes | near, 4)
     assert found.compared < 200 * len(hashes)
     assert found.not_compared == 0
     assert {one: first for one, first in found.group_of.items() if one in near} == {
         one: one.replace("q", "p") for one in near
     }
-    assert time.process_time() - started < 60

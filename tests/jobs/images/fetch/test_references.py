@@ -1,0 +1,134 @@
+"""References are followed to the bytes of a file or an object, and to no place where they must not lead."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as fsspec_drivers
+
+from jobs.images.fetch import https, references
+from jobs.images.fetch.references import Fetched, Fetcher, NotFetched
+from jobs.rules.items import RETRYABLE, STATUS_OF
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_path_and_its_file_uri_give_the_same_bytes_and_fingerprint(tmp_path):
+    (tmp_path / "A b%.JPG").write_bytes(b"0123456789")
+    fetcher = Fetcher(tmp_path, 100)
+    absolute = (tmp_path / "A b%.JPG").as_uri()
+    for uri in ("A b%.JPG", absolute, "FILE" + absolute.removeprefix("file")):
+        assert fetcher.fetch(uri) == Fetched(b"0123456789", fetcher.fingerprint("A b%.JPG"))
+
+
+def test_a_file_is_read_again_only_if_it_has_changed(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    fetcher = Fetcher(tmp_path, 100)
+    known = fetcher.fetch("a").fingerprint
+    assert fetcher.fetch_if_changed("a", known) is None
+    (tmp_path / "a").write_bytes(b"three")
+    assert fetcher.fetch_if_changed("a", known) == fetcher.fetch("a")
+    assert fetcher.fetch("a").data == b"three"
+
+
+def test_one_byte_more_than_the_most_is_read_and_no_further(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert Fetcher(tmp_path, 4).fetch("a").data == b"01234"
+
+
+def test_a_fingerprint_changes_with_the_bytes_even_where_size_and_date_are_kept(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    fetcher = Fetcher(tmp_path, 100)
+    before, stat = fetcher.fingerprint("a"), path.stat()
+    assert fetcher.fingerprint("a") == before
+    while path.stat().st_ctime_ns == stat.st_ctime_ns:  # a file system may keep time in ticks
+        path.write_bytes(b"two")
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert fetcher.fingerprint("a") != before
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        (None, "no_reference"),
+        ("gone.jpg", "not_found"),
+        ("file.txt/below", "not_found"),
+        ("x" * 300, "unreadable"),
+        ("null\0byte", "unreadable"),
+        ("../outside", "outside_folder"),
+        ("/etc/hostname", "outside_folder"),
+        ("folder", "not_a_file"),
+        ("file://elsewhere/a.jpg", "scheme_not_allowed"),
+        ("http://example.org/a.jpg", "scheme_not_allowed"),
+        ("ftp://example.org/a.jpg", "scheme_not_allowed"),
+        ("s3://user:secret@bucket/a.jpg", "credentials_in_url"),
+        ("https://example.org/a.jpg", "host_not_allowed"),
+    ],
+)
+def test_what_gives_no_bytes_says_why_and_a_look_says_the_same(tmp_path, uri, reason, reason_of):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").write_bytes(b"")
+    fetcher = Fetcher(tmp_path, 100)
+    assert reason_of(fetcher, uri) == reason
+    if uri is None or not uri.startswith("https"):
+        with pytest.raises(NotFetched) as caught:
+            fetcher.fingerprint(uri)
+        assert caught.value.reason == reason
+
+
+def test_a_link_that_the_owner_of_the_folder_made_is_followed(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "a.png").write_bytes(b"1")
+    (tmp_path / "raw" / "a.png").symlink_to(tmp_path / "a.png")
+    assert Fetcher(tmp_path / "raw", 4).fetch("a.png").data == b"1"
+
+
+def test_every_reason_in_the_source_has_a_status_and_what_may_pass_is_among_what_may_be_retried():
+    source = "".join(Path(module.__file__).read_text() for module in (references, https))
+    reasons = set(re.findall(r'(?:NotFetched|_MayPass)\("(\w+)"', source))
+    assert {"not_found", "timed_out", "private_address"} <= reasons <= set(STATUS_OF)
+    assert (
+        {"timed_out", "host_unavailable", "server_error", "rate_limited", "unreadable"} <= RETRYABLE <= set(STATUS_OF)
+    )
+    assert {"broken", "placeholder", "ok"}.isdisjoint(STATUS_OF[reason] for reason in RETRYABLE)
+
+
+# --- object stores --------------------------------------------------------------------------------------------------
+
+
+class Bucket(MemoryFileSystem):
+    """An object store in memory, in the place of gs://."""
+
+    protocol = "gs"
+    store = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.removeprefix("gs://").lstrip("/")
+
+
+def test_an_object_store_is_read_through_fsspec(monkeypatch, tmp_path, reason_of):
+    monkeypatch.setitem(fsspec_drivers, "gs", Bucket)
+    with fsspec.open("gs://shop/a.jpg", "wb") as stream:
+        stream.write(b"0123456789")
+    whole = Fetcher(tmp_path, 100)
+    assert whole.fetch("gs://shop/a.jpg").data == b"0123456789"
+    assert Fetcher(tmp_path, 4).fetch("gs://shop/a.jpg").data == b"01234"
+    assert reason_of(whole, "gs://shop/b.jpg") == "not_found"
+    before = whole.fingerprint("gs://shop/a.jpg")
+    assert whole.fetch("gs://shop/a.jpg").fingerprint == before
+    with fsspec.open("gs://shop/a.jpg", "wb") as stream:
+        stream.write(b"9876543210")
+    assert whole.fingerprint("gs://shop/a.jpg") != before
+
+
+def test_a_store_whose_driver_is_not_installed_is_refused(tmp_path, monkeypatch, reason_of):
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # importing it fails, installed or not
+    assert reason_of(Fetcher(tmp_path, 4), "s3://shop/a.jpg") == "scheme_unavailable"

@@ -127,13 +127,13 @@ def _csv_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Raw]:
         try:
             header = next((cells for cells in reader if cells), [])
             places = {name: header.index(name) for name in wanted if name in header}
-            lines.take()
+            begun, line = 0, lines.take()
             for cells in reader:
                 begun, line = lines.given, lines.take()
-                if line.count('"') % 2 and _is_open(line):
-                    raise _open_quote(path, begun, "the file ends inside a quoted cell")
                 if cells:
                     yield _csv_row(cells, line, len(header), places)
+            if _is_open(line):
+                raise _open_quote(path, begun, "the file ends inside a quoted cell")
         except csv.Error as error:
             raise _open_quote(path, lines.given, str(error)) from None
 
@@ -147,12 +147,9 @@ def _csv_row(cells: Sequence[str], line: str, width: int, places: Mapping[str, i
     return _row({name: _shown(text) for name, text in texts.items()} if stray else texts, readable=not stray)
 
 
-def _is_open(line: str) -> bool:
-    try:
-        list(csv.reader(StringIO(line, newline=""), strict=True))
-    except csv.Error as error:
-        return "unexpected end" in str(error)
-    return False
+def _is_open(row: str) -> bool:
+    """Whether a row ends inside a quoted cell: then it takes in the row after it."""
+    return len(list(csv.reader(StringIO(row + "\nnext", newline="")))) == 1
 
 
 def _open_quote(path: AnyPath, line: int, said: str) -> RawTableUnusable:

@@ -43,7 +43,7 @@ def text(name: str, kind: str) -> str:
     """A column as text; null for NaN, which is how pandas writes that there is no value."""
     if is_text(kind):
         return name
-    return f"CASE WHEN NOT isnan({name}) THEN {_java_number(name)} END" if _is_floating(kind) else f"{name}::VARCHAR"
+    return f"CASE WHEN NOT isnan({name}) THEN {java_number(name)} END" if _is_floating(kind) else f"{name}::VARCHAR"
 
 
 def is_blank(text: str) -> str:
@@ -136,12 +136,12 @@ def _json(name: str, kind: str) -> str:
         sign = f"(CASE WHEN {micros} >= {YEAR_10000} THEN '+' ELSE '' END)"
         return f"('\"' || {sign} || strftime(make_timestamp({micros}), '%Y-%m-%dT%H:%M:%S.%fZ') || '\"')"
     if _is_floating(kind):
-        number = _java_number(name)
+        number = java_number(name)
         return f"CASE WHEN isfinite({name}) THEN {number} ELSE '\"' || {number} || '\"' END"
     return f"{name}::VARCHAR"
 
 
-def _java_number(name: str) -> str:
+def java_number(name: str) -> str:
     """A DOUBLE or FLOAT as Java's Double.toString writes it: an item_id that is a number is the same text anywhere."""
     # DuckDB writes 0.0001 to 1e16 in full, and the others as 1.5e+300; Java so from 0.001 to 1e7, and as 1.5E300.
     written = f"{name}::VARCHAR"

@@ -10,8 +10,9 @@ import duckdb
 from feature_repo import contract
 from jobs.engines.duckdb_session import literal
 from jobs.raw import duckdb_cells as cells
+from jobs.raw.arrow_batches import CORRUPT, FILE
 from jobs.raw.duckdb_cells import is_blank
-from jobs.raw.duckdb_files import CORRUPT, FILE, UNREADABLE, Part, parts
+from jobs.raw.duckdb_files import UNREADABLE, Part, parts
 from jobs.raw.folder import TableFiles, table_files
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue

@@ -73,6 +73,11 @@ def open_text(file: AnyPath, newline: str | None) -> IO[str]:
     return cast(IO[str], _open(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline))
 
 
+def open_bytes(file: AnyPath) -> IO[bytes]:
+    """A CSV or JSON lines file as bytes, unpacked."""
+    return cast(IO[bytes], _open(file, "rb"))
+
+
 def _open(file: AnyPath, mode: str, **text: Any) -> Any:
     if not isinstance(file, Path):
         return file.fs.open(file.path, mode, compression="gzip" if is_gzipped(file) else None, **text)
@@ -82,8 +87,8 @@ def _open(file: AnyPath, mode: str, **text: Any) -> Any:
 
 def _head(file: AnyPath) -> bytes:
     try:
-        with _open(file, "rb") as stream:
-            return cast(bytes, stream.read(SAMPLED))
+        with open_bytes(file) as stream:
+            return stream.read(SAMPLED)
     except gzip.BadGzipFile:
         raise RawTableUnusable(f"{file} is not compressed with gzip: take .gz off its name") from None
     except (EOFError, zlib.error):
@@ -212,7 +217,8 @@ def open_parquet(file: AnyPath) -> pq.ParquetFile:
     """A parquet file, its footer read. Raises RawTableUnusable."""
     source, files = arrow_source(file)
     try:
-        return pq.ParquetFile(source, filesystem=files)
+        # Of nanoseconds, which INT96 is read as otherwise, there are too few for the years before 1677 and after 2262.
+        return pq.ParquetFile(source, filesystem=files, coerce_int96_timestamp_unit="us")
     except PermissionError as error:
         raise PermissionError(error.errno, "Permission denied", str(file)) from None
     except (pa.ArrowException, OSError) as error:

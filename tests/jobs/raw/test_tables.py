@@ -89,29 +89,18 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 WRITERS = {"csv": write_csv, "jsonl": write_jsonl, "parquet": write_parquet}
 
 
-def events_of(spark, raw: Path) -> list[dict[str, Any]]:
-    from pyspark.sql import functions as F
-
-    from jobs.raw.spark_tables import read_events
-
-    # Spark's Python side turns timestamps into this machine's local time: take the number instead.
-    return [
-        row.asDict() for row in read_events(spark, raw, NOW).withColumn("at", F.unix_micros("event_time")).collect()
-    ]
-
-
 def reasons(rows: Sequence[Mapping[str, Any]]) -> Counter[str | None]:
     return Counter(row["reason"] for row in rows)
 
 
 @pytest.mark.parametrize("written_as", sorted(WRITERS))
-def test_events_are_judged_as_plain_python_judges_them(spark, tmp_path, written_as) -> None:
+def test_events_are_judged_as_plain_python_judges_them(engine, tmp_path, written_as) -> None:
     WRITERS[written_as](tmp_path / f"events.{written_as}", EVENTS)
-    read = events_of(spark, tmp_path)
+    read = engine.rows(tmp_path, "events", NOW)
     assert reasons(read) == Counter(logic.reject_reason(row, NOW) for row in EVENTS)
     plain = [logic.event(row, NOW) for row in EVENTS if not logic.reject_reason(row, NOW)]
     accepted = {
-        (row["user_id"], row["item_id"], row["at"], row["event_type"], row["request_id"], row["position"])
+        (row["user_id"], row["item_id"], row["event_time"], row["event_type"], row["request_id"], row["position"])
         for row in read
         if row["reason"] is None
     }
@@ -126,21 +115,19 @@ def micros(at: datetime) -> int:
 
 
 @pytest.mark.parametrize("written_as", sorted(WRITERS))
-def test_items_are_judged_as_plain_python_judges_them(spark, tmp_path, written_as) -> None:
-    from jobs.raw.spark_tables import read_items
-
+def test_items_are_judged_as_plain_python_judges_them(engine, tmp_path, written_as) -> None:
     rows = [*ITEMS, ITEMS[0] | {"title": "again"}, ITEMS[0] | {"item_id": " "}]
     WRITERS[written_as](tmp_path / f"items.{written_as}", rows)
-    read = [row.asDict() for row in read_items(spark, tmp_path).drop("created_at").collect()]
+    read = engine.rows(tmp_path, "items")
     kept, rejected = catalogue.accept(rows)
     assert reasons(read) == Counter(reason for _, reason in rejected) + Counter({None: len(kept)})
     prices = {row["item_id"]: row["price"] for row in read if row["reason"] is None}
     assert prices == {item.item_id: item.price for item in kept}
 
 
-def test_a_rejected_row_is_kept_as_it_was_read(spark, tmp_path) -> None:
+def test_a_rejected_row_is_kept_as_it_was_read(engine, tmp_path) -> None:
     write_csv(tmp_path / "events.csv", [GOOD | {"event_time": "soon", "position": ""}])
-    [row] = events_of(spark, tmp_path)
+    [row] = engine.rows(tmp_path, "events", NOW)
     assert json.loads(row["row"]) == GOOD | {"event_time": "soon", "position": None}
 
 
@@ -151,48 +138,48 @@ def test_a_rejected_row_is_kept_as_it_was_read(spark, tmp_path) -> None:
         ("events.jsonl", json.dumps(GOOD) + '\n{"user_id": "u", \n'),
     ],
 )
-def test_a_broken_line_is_rejected_and_kept(spark, tmp_path, name, text) -> None:
+def test_a_broken_line_is_rejected_and_kept(engine, tmp_path, name, text) -> None:
     (tmp_path / name).write_text(text)
-    broken = [row for row in events_of(spark, tmp_path) if row["reason"] == "bad_row"]
+    broken = [row for row in engine.rows(tmp_path, "events", NOW) if row["reason"] == "bad_row"]
     assert broken
     assert all("u" in json.loads(row["row"])["_corrupt_record"] for row in broken)
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
-def test_parquet_moments_of_every_unit_are_read(spark, tmp_path, unit) -> None:
+def test_parquet_moments_of_every_unit_are_read(engine, tmp_path, unit) -> None:
     at = pa.array([AT.replace(microsecond=0)], pa.timestamp(unit, tz="Europe/Berlin"))
     columns = {name: pa.array([value]) for name, value in GOOD.items()} | {"event_time": at}
     pq.write_table(
         pa.table(columns | {"user_id": pa.array([7]), "position": pa.array([2.0])}), tmp_path / "events.parquet"
     )
-    [row] = events_of(spark, tmp_path)
-    assert (row["user_id"], row["at"], row["position"]) == ("7", micros(AT) - 5, 2)
+    [row] = engine.rows(tmp_path, "events", NOW)
+    assert (row["user_id"], row["event_time"], row["position"]) == ("7", micros(AT) - 5, 2)
 
 
-def test_nanoseconds_are_cut_off_downwards_before_1970_too(spark, tmp_path) -> None:
+def test_nanoseconds_are_cut_off_downwards_before_1970_too(engine, tmp_path) -> None:
     at = pa.array([1999, -1], pa.timestamp("ns", tz="UTC"))
     columns = {name: pa.array([value] * 2) for name, value in GOOD.items()} | {"event_time": at}
     pq.write_table(pa.table(columns), tmp_path / "events.parquet")
-    assert sorted(row["at"] for row in events_of(spark, tmp_path)) == [-1, 1]
+    assert sorted(row["event_time"] for row in engine.rows(tmp_path, "events", NOW)) == [-1, 1]
 
 
-def test_a_folder_may_mix_the_order_of_columns_and_the_units_of_time(spark, tmp_path) -> None:
+def test_a_folder_may_mix_the_order_of_columns_and_the_units_of_time(engine, tmp_path) -> None:
     write_csv(tmp_path / "events" / "a.csv", [GOOD], list(GOOD))
     write_csv(tmp_path / "events" / "b.csv", [GOOD | {"request_id": "s"}], sorted(GOOD))
-    assert sorted(row["request_id"] for row in events_of(spark, tmp_path)) == ["r", "s"]
+    assert sorted(row["request_id"] for row in engine.rows(tmp_path, "events", NOW)) == ["r", "s"]
     (tmp_path / "other" / "events").mkdir(parents=True)
     for unit in ("ms", "ns"):
         at = pa.array([AT.replace(microsecond=0)], pa.timestamp(unit, tz="UTC"))
         columns = {name: pa.array([value]) for name, value in GOOD.items()} | {"event_time": at}
         pq.write_table(pa.table(columns), tmp_path / "other" / "events" / f"{unit}.parquet")
-    assert {row["at"] for row in events_of(spark, tmp_path / "other")} == {micros(AT) - 5}
+    assert {row["event_time"] for row in engine.rows(tmp_path / "other", "events", NOW)} == {micros(AT) - 5}
 
 
-def test_a_folder_whose_name_looks_like_a_pattern_is_read(spark, tmp_path) -> None:
+def test_a_folder_whose_name_looks_like_a_pattern_is_read(engine, tmp_path) -> None:
     raw = tmp_path / "a [b]{c}* d=1"
     raw.mkdir()
     write_parquet(raw / "events.parquet", [GOOD])
-    assert len(events_of(spark, raw)) == 1
+    assert len(engine.rows(raw, "events", NOW)) == 1
 
 
 # --- tables that cannot be used at all ------------------------------------------------------------------------------
@@ -212,10 +199,10 @@ def parquet_with(**changed: pa.Array) -> pa.Table:
         (parquet_with(event_time=pa.array([1709294400])), "event_time is int64, not a timestamp"),
     ],
 )
-def test_a_parquet_table_of_wrong_columns_is_refused_by_file_and_column(spark, tmp_path, table, said) -> None:
+def test_a_parquet_table_of_wrong_columns_is_refused_by_file_and_column(engine, tmp_path, table, said) -> None:
     pq.write_table(table, tmp_path / "events.parquet")
     with pytest.raises(RawTableUnusable, match=rf"events\.parquet.*{said}"):
-        events_of(spark, tmp_path)
+        engine.rows(tmp_path, "events", NOW)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +215,10 @@ def test_a_parquet_table_of_wrong_columns_is_refused_by_file_and_column(spark, t
         ("events.jsonl", b'{"user_id": "u"}\n', "has no column item_id"),
     ],
 )
-def test_a_file_that_is_no_such_table_is_refused_in_one_sentence(spark, tmp_path, name, content, said) -> None:
+def test_a_file_that_is_no_such_table_is_refused_in_one_sentence(engine, tmp_path, name, content, said) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RawTableUnusable, match=said):
-        events_of(spark, tmp_path)
+        engine.rows(tmp_path, "events", NOW)
 
 
 def test_a_table_is_a_file_or_a_folder_of_files_and_markers_are_not_data(tmp_path) -> None:

@@ -1,0 +1,86 @@
+"""The cells of lines of JSON in DuckDB's SQL: lines as Python takes them for objects, numbers as Spark writes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from jobs.engines.duckdb_session import literal
+from jobs.raw.arrow_batches import CORRUPT, LINE
+from jobs.raw.duckdb_cells import java_number
+
+# DuckDB's parser takes a comma before a bracket, and infinities and NaN in any spelling.
+TRAILING_COMMA: Final = r",[ \t\r\n]*[}\]]"
+NO_NUMBER: Final = "(?i:inf|nan)"
+AS_PYTHON_SPELLS_IT: Final = "(^|[^-])NaN|Infinity"
+STRINGS: Final = r'"(?:[^"\\]|\\.)*"'
+# Half a surrogate pair, which JSON can spell and UTF-8 cannot, and DuckDB's parser refuses.
+WHOLE_PAIR: Final = r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+HALF_PAIR: Final = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
+FLOATING: Final = "-?[0-9]+(?:[.][0-9]*)?(?:[eE][+-]?[0-9]+)?"
+
+
+def cells_of_lines(lines: str, names: Sequence[str], others: Sequence[str]) -> str:
+    """A query of `lines`, which has LINE, CORRUPT and `others`: its cells `names` as text, CORRUPT, and `others`.
+
+    Where a line is no JSON object, or its CORRUPT is not null, that stands in CORRUPT, and the cells are null.
+    """
+    kinds = literal("{" + ", ".join(f'"{name}": "JSON"' for name in names) + "}")
+    mended = f"CASE WHEN json_valid({LINE}) THEN {LINE} WHEN {_may_be_mended()} THEN {_mended()} END"
+    is_row = f"CASE WHEN json_valid(_json) THEN json_type(_json) = 'OBJECT' AND {_is_strict()} ELSE FALSE END"
+    query = _added(lines, {"_json": mended})
+    query = _added(query, {"_is_row": is_row})
+    query = _added(query, {"_keys": "CASE WHEN _is_row THEN json_keys(_json) END"})
+    query = _added(query, {"_row": f"CASE WHEN _is_row THEN json_transform(_json, {kinds}) END"})
+    query = _added(query, {name: _value(name) for name in names})
+    query = _added(query, {f"_float_{name}": _float(name) for name in names})
+    cells = ", ".join(f"{_text(name)} AS {name}" for name in names)
+    corrupt = f"CASE WHEN NOT _is_row THEN coalesce({CORRUPT}, {LINE}) END AS {CORRUPT}"
+    return f"SELECT {cells}, {corrupt}, {', '.join(others)} FROM ({query})"
+
+
+def _added(query: str, columns: Mapping[str, str]) -> str:
+    return f"SELECT *, {', '.join(f'{sql} AS {name}' for name, sql in columns.items())} FROM ({query})"
+
+
+def _is_strict() -> str:
+    """Whether a line that DuckDB takes for JSON is JSON, or what Python takes for such."""
+    suspicious = f"regexp_matches(_json, {literal(f'{TRAILING_COMMA}|{NO_NUMBER}')})"
+    outside = f"regexp_replace(_json, {literal(STRINGS)}, '', 'g')"
+    others = f"regexp_replace({outside}, {literal(AS_PYTHON_SPELLS_IT)}, '', 'g')"
+    found = f"regexp_matches({outside}, {literal(TRAILING_COMMA)}) OR regexp_matches({others}, {literal(NO_NUMBER)})"
+    return f"CASE WHEN {suspicious} THEN NOT ({found}) ELSE TRUE END"
+
+
+def _may_be_mended() -> str:
+    return f"regexp_matches({LINE}, {literal(HALF_PAIR)}) AND NOT regexp_matches({LINE}, '[\\x01\\x02]')"
+
+
+def _mended() -> str:
+    """A line with a question mark for each half of a surrogate pair that stands alone."""
+    backslash, pair = "chr(1)", "chr(2)"  # these stand in no JSON: for an escaped backslash, and a whole pair's escapes
+    safe = f"replace({LINE}, '\\\\', {backslash})"
+    paired = f"regexp_replace({safe}, {literal(WHOLE_PAIR)}, {pair} || '\\1' || {pair} || '\\2', 'g')"
+    mended = f"regexp_replace({paired}, {literal(HALF_PAIR)}, '?', 'g')"
+    return f"replace(replace({mended}, {pair}, '\\u'), {backslash}, '\\\\')"
+
+
+def _value(name: str) -> str:
+    """The JSON value of a key; of a key that stands there twice, the last."""
+    last = f"len(_keys) + 1 - list_position(list_reverse(_keys), {literal(name)})"
+    twice = f"nullif(json_extract(_json, '$.*')[{last}], 'null'::JSON)"
+    return f"CASE WHEN len(_keys) <> list_unique(_keys) THEN {twice} ELSE _row.{name} END"
+
+
+def _float(name: str) -> str:
+    """A JSON value that is a number but no whole one; null for any other."""
+    written = f"{name}::VARCHAR"
+    is_float = f"regexp_full_match({written}, {literal(FLOATING)}) AND regexp_matches({written}, '[.eE]')"
+    beyond = f"CASE WHEN {written} LIKE '-%' THEN '-inf' ELSE 'inf' END::DOUBLE"
+    return f"CASE WHEN {is_float} THEN coalesce(try_cast({written} AS DOUBLE), {beyond}) END"
+
+
+def _text(name: str) -> str:
+    """A JSON value as text: a string itself, a number as Spark writes it, anything else as JSON."""
+    return (
+        f"CASE WHEN json_type({name}) = 'VARCHAR' THEN {name} ->> '$' "
+        f"WHEN _float_{name} IS NOT NULL THEN {java_number(f'_float_{name}')} ELSE {name}::VARCHAR END"
+    )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,15 @@ def test_the_readmes_scripts_exist() -> None:
 
 def test_the_wheel_holds_what_the_program_reads() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert "feature_store.yaml" in settings["package-data"]["feature_repo"]
+    packed = {file for package, names in settings["package-data"].items() for file in _matches(package, names)}
+    beside = (path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file())
+    assert {path for path in beside if path.suffix not in (".py", ".pyc")} <= packed
     for room in ROOMS:
         assert f"{room}*" in settings["packages"]["find"]["include"]
+
+
+def _matches(package: str, patterns: Sequence[str]) -> Iterator[Path]:
+    return (path for one in patterns for path in ROOT.joinpath(*package.split(".")).glob(one))
 
 
 def test_the_lock_pins_every_dependency() -> None:

@@ -75,7 +75,7 @@ def headline(found: Found) -> str:
 def render(found: Found) -> str:
     """The whole page. found: what comparison.json holds."""
     return page.render(
-        TEMPLATE,
+        "comparison.html.j2",
         found=found,
         headline=headline(found),
         sheets=sheets(found),
@@ -284,62 +284,3 @@ def prediction_figure(found: Found) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].legend(frameon=False, fontsize=8)
     return figure
-
-
-TEMPLATE: Final = """\
-{% extends "page" %}
-{% block title %}Encoders compared: {{ found.dataset.name }}{% endblock %}
-{% block style %}
- thead th { white-space: normal; } tbody th { text-align: left; }
-{% endblock %}
-{% block main %}
-<h1>Encoders compared: {{ found.dataset.name }}</h1>
-<p class="headline">{{ headline }}</p>
-
-<figure>{{ forest | safe }}
-<figcaption>A mark is the mean over seeds, a bar its 95 % interval, a stroke one seed.</figcaption></figure>
-
-{% for sheet in sheets %}
-<h2>{{ sheet.title }}</h2>
-<div class="wide" role="region" aria-label="{{ sheet.title }}" tabindex="0">
-<table>
-<caption>{{ sheet.caption }}</caption>
-<thead><tr>{% for name in sheet.columns %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for line in sheet.lines %}
-<tr><th scope="row">{{ line[0] }}</th>{% for cell in line[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% endfor %}
-
-<figure>{{ scatter | safe }}
-<figcaption>A mark is a run: one encoder with one seed.</figcaption></figure>
-
-{% if found.failures %}
-<h2>Runs that failed</h2>
-<ul>
-{% for failure in found.failures %}
-<li>{{ failure.label }}, seed {{ failure.seed }}: {{ failure.error }}</li>
-{% endfor %}
-</ul>
-{% endif %}
-
-<h2>How it was measured</h2>
-<p>{{ "{:,}".format(found.dataset.test_rows) }} rows of {{ "{:,}".format(found.dataset.test_users) }} users in the test
-period, {{ "{:,}".format(found.dataset.cold_test_rows) }} of them of items without a click before it. Every encoder was
-trained on the same page views of the training period; codebook and CTR models share the run's seed; rows and all other
-features are the same for all.</p>
-<p>Intervals and p-values come from {{ "{:,}".format(found.bootstrap) }} resamples of users with all their rows, the
-same ones for every encoder, seed and image input; within a resample the mean over seeds is taken. They say how sure a
-difference of these trained encoders is for other users; how far another seed may fall, the spread over seeds says.</p>
-{% if found.dataset.sampled_negatives %}
-<p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown, so figures
-compare encoders with each other and are not those of a live page. On items that nobody had chosen before they depend
-most on how the pages were filled.</p>
-{% endif %}
-<p>Settings: {% for label, settings in found.settings.items() %}{{ label }} ({% for name, value in settings.items() %}
-{{- name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}){{ "; " if not loop.last }}{% endfor %}.</p>
-{% endblock %}
-"""

@@ -37,7 +37,7 @@ def render(evaluation: Mapping[str, Any]) -> str:
     """The whole page. evaluation: what evaluation.json holds."""
     rows = evaluation["rows"]
     return page.render(
-        TEMPLATE,
+        "evaluation.html.j2",
         headline=headline(evaluation),
         dataset=evaluation["dataset"],
         lines=table_lines(evaluation),
@@ -227,81 +227,3 @@ def svg(name: str, label: str, figure: Figure) -> str:
     svg = text[text.index("<svg") :]
     svg = re.sub(r'(id="|"#|url\(#)', rf"\g<1>{name}-", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-TEMPLATE: Final = """\
-{% extends "page" %}
-{% block title %}CTR evaluation: {{ dataset.name }}{% endblock %}
-{% block style %}
- th:nth-child(-n+3), td:nth-child(-n+3) { text-align: left; } tr.sure td:nth-child(8) { font-weight: 700; }
- dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { color: #444; } dd { margin: 0; }
-{% endblock %}
-{% block main %}
-<h1>What images add to click prediction: {{ dataset.name }}</h1>
-<p class="headline">{{ headline }}</p>
-
-<h2>The models on the test period</h2>
-<div class="wide" role="region" aria-label="Table of models" tabindex="0">
-<table>
-<caption>Gains are differences of AUC to the same model without images, in points (AUC &times; 100), with 95 %
-intervals; bold where p &lt; 0.05. Cold: items that had no click before the test period.</caption>
-<thead><tr>{% for name in ["model", "images", "encoder", "AUC", "GAUC", "NDCG", "log loss", "gain", "95 % CI", "p",
-"cold gain", "cold 95 % CI"] %}<th scope="col">{{ name }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for line in lines %}
-<tr{% if best[loop.index0] %} class="sure"{% endif %}><th scope="row">{{ line[0] }}</th>{% for cell in line[1:] %}<td>
-{{- cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-
-<h2>The gain of each image input</h2>
-<figure>{{ forest | safe }}
-<figcaption>Each mark is the gain on the test rows, each bar its 95 % interval. A bar that crosses the line at 0 is a
-gain that these rows do not tell apart from none.</figcaption></figure>
-
-<h2>Items clicked before, and new items</h2>
-<figure>{{ warmth | safe }}
-<figcaption>The same gains, on items that had a click before the test period (filled) and on items that had none
-(hollow).</figcaption></figure>
-
-<h2>Calibration</h2>
-<figure>{{ calibration | safe }}
-<figcaption>Ten groups of equal size, from the lowest prediction to the highest, at the positions where the items were
-shown.</figcaption></figure>
-
-<h2>How it was measured</h2>
-{% if dataset.description %}<p>{{ dataset.description }}</p>{% endif %}
-<dl>
-{% for period, counts in dataset.rows.items() %}
-<dt>{{ period }}</dt><dd>{{ "{:,}".format(counts.rows) }} rows, {{ "{:,}".format(counts.clicks) }} clicks</dd>
-{% endfor %}
-{% for name, said in moments.items() if name in dataset.splits %}
-<dt>{{ said }}</dt><dd>{{ dataset.splits[name] }}</dd>
-{% endfor %}
-</dl>
-<p>A row is one item shown in one page view. The periods follow each other in time; features are joined as of the moment
-of the request, so nothing later enters a row. The image encoder, the codebook and the models' vocabularies were fitted
-before the validation period began; training stops by the validation log loss. All models see the same rows and the same
-other features.</p>
-<p>AUC: the chance that a clicked row scores above an unclicked one, each scored as if it were shown at the top,
-because the position is not known when a page is ranked; log loss and calibration take the position as it was. GAUC: the
-same within each user, weighted by the
-user's rows. NDCG: within each page view that has a click. Intervals and p-values come from a paired bootstrap that
-resamples users with all their rows.</p>
-{% if dataset.sampled_negatives %}
-<p><strong>Negatives are sampled.</strong> The source records what users chose, not what they were shown: each click's
-page was filled by drawing items. The figures compare models with each other; they are not those of a live page, and on
-items that nobody had chosen before they depend most on how items were drawn.</p>
-{% endif %}
-{% if true_style %}
-<p>“True style” replaces the cluster IDs with the labels that the images were drawn from: what perfect visual clusters
-would give. No other line has seen them.</p>
-{% endif %}
-{% if oracle %}
-<p>“Oracle” scores each row with the probability that its click was drawn with, position included: no model can be
-expected to pass it.</p>
-{% endif %}
-{% endblock %}
-"""

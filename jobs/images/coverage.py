@@ -7,22 +7,18 @@ that an older artifact lacks, and so are near_duplicate_of: the first item of a 
 item itself; and stale: why a picture that is kept could not be looked at again.
 """
 
-import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from PIL import Image
 
-from jobs.html import page
-from jobs.html.coverage import TEMPLATE
+from jobs.html.coverage import render
 from jobs.paths import arrow_source
-from jobs.rules.items import OK, SENTENCES, STATUS_OF, STATUSES
+from jobs.rules.items import STATUSES
 from model import artifact
 from model.artifact import AnyPath
 from model.errors import CourierError
@@ -30,11 +26,8 @@ from model.errors import CourierError
 EXAMPLES: Final = 6  # of a reason, and pictures of a group
 GROUPS: Final = 20
 GALLERY: Final = 12  # usable pictures
-LINES: Final = 1000  # categories and sources in the JSON ...
-SHOWN_LINES: Final = 40  # ... and on the page
-SHOWN_REASONS: Final = 20  # categories on the page, by reason
+LINES: Final = 1000  # categories and sources
 CHARACTERS: Final = 160  # of a reference or a row
-THUMBNAIL: Final = 96  # pixels
 
 COLUMNS: Final = ("item_id", "image_uri", "image_id", "status", "reason", "category", "title", "duplicate_of")
 FACTS: Final = ("width", "height", "mode", "frames", "near_duplicate_of", "stale")
@@ -84,25 +77,6 @@ def coverage(folder: AnyPath) -> dict[str, Any]:
         "examples": {reason: _examples(failed, reason, shown) for reason in _counts(failed, "reason")},
         "rejected_examples": {reason: _raw_rows(rejected, reason) for reason in _counts(rejected, "reason")},
     }
-
-
-def render(found: Mapping[str, Any], pngs: Mapping[str, bytes]) -> str:
-    """The page. found: what `coverage` gives; pngs: image_id -> PNG."""
-    thumbnails = {image_id: _data_uri(png) for image_id, png in pngs.items()}
-    statuses, total = found["by_status"], found["rows"]["accepted"]
-    return page.render(
-        TEMPLATE,
-        **found,
-        statuses=STATUSES,
-        status_of=STATUS_OF,
-        sentences=SENTENCES,
-        usable=f"{100 * statuses[OK] / total:.1f}" if total else None,
-        most=max(found["by_reason"].values(), default=1),
-        thumbnails=thumbnails,
-        tables={"Category": found["by_category"], "Source": found["by_source"]},
-        shown=SHOWN_LINES,
-        shown_reasons=SHOWN_REASONS,
-    )
 
 
 # --- counts ---------------------------------------------------------------------------------------------------------
@@ -311,11 +285,3 @@ def _pictures(folder: AnyPath, image_ids: Sequence[str]) -> dict[str, bytes]:
     # Sorted by id within each file, so that most row groups are passed over by their statistics.
     table = held.to_table(filter=pc.field("image_id").isin(pa.array(image_ids, pa.string())))
     return dict(zip(table["image_id"].to_pylist(), table["image"].to_pylist(), strict=True))
-
-
-def _data_uri(png: bytes) -> str:
-    with Image.open(BytesIO(png), formats=("PNG",)) as image:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        stream = BytesIO()
-        image.save(stream, "PNG")
-    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -112,7 +112,7 @@ def _changes(workspace: Workspace, stage: Stage, identity: Mapping[str, Any]) ->
         known += [(artifact.read_manifest(folder).created_at, file) for folder in versions]
     if not known:
         return ["it was never built"]
-    last = json.loads(max(known)[1].read_text())
+    last = json.loads(max(known)[1].read_text("utf-8"))
     changed = [f"its revision was {last['revision']} and is {identity['revision']}"]
     changed = changed if last["revision"] != identity["revision"] else []
     was, now = (_flat(one["config"]) for one in (last, identity))

@@ -52,7 +52,7 @@ def read_layers(raw: AnyPath, workspace: Path, file: Path | None) -> list[Layer]
 
 def _read(path: AnyPath) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CourierError(f"{path} is not TOML ({error}): mend that line") from None
 
@@ -105,7 +105,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def remember(workspace: Path, asked: Mapping[str, Any]) -> None:
     """Write into the workspace's courier.toml what a command line said for good; all else in it stays as it is."""
     path = workspace / FILE
-    document = tomlkit.parse(path.read_text()) if path.is_file() else tomlkit.document()
+    document = tomlkit.parse(path.read_text("utf-8")) if path.is_file() else tomlkit.document()
     before = document.as_string()
     _merge(document, asked)
     if document.as_string() != before:

@@ -72,7 +72,7 @@ def open_workspace(
     """
     last: dict[str, Any] = {}
     if (folder / MEMORY).is_file():
-        last = json.loads((folder / MEMORY).read_text())
+        last = json.loads((folder / MEMORY).read_text("utf-8"))
     if raw is None and "raw" not in last:
         raise StageError(f"{folder} has no run yet: say `courier run RAW --workspace {shlex.quote(str(folder))}`")
     found = _absolute(raw or any_path(last["raw"]))

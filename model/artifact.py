@@ -209,7 +209,7 @@ def read_manifest(path: AnyPath, kind: str = "") -> Manifest:
     """
     what = f"{kind} artifact" if kind else "artifact"
     try:
-        return Manifest(**json.loads((path / MANIFEST).read_text()))
+        return Manifest(**json.loads((path / MANIFEST).read_text("utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactMissing(f"no finished {what} at {path}: run the stage that builds it") from None
     except (json.JSONDecodeError, TypeError) as error:
@@ -309,7 +309,7 @@ def _write_synced(path: AnyPath, text: str) -> None:
     if not isinstance(path, Path):
         write_whole(path, text.encode())
         return
-    with path.open("w") as stream:
+    with path.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())

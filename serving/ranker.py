@@ -105,7 +105,7 @@ def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
 
 def _check_store(opened: OpenRelease, workspace: Path) -> None:
     mark = workspace / LOADED_MARK
-    held = mark.read_text() if mark.is_file() else "nothing whole"
+    held = mark.read_text("utf-8") if mark.is_file() else "nothing whole"
     wanted = artifact.read(opened.folders["materialize"], kind="materialize").inputs["features"]
     if held != wanted:
         raise ArtifactMismatch(

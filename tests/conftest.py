@@ -271,7 +271,7 @@ OF_SPARK = re.compile(r"\bdef \w+\([^)]*\bspark\b|usefixtures\(\"spark\"\)|\bpro
 @functools.cache
 def runs_spark(file: Path) -> bool:
     """Whether a file of tests asks for Spark's fixture."""
-    return OF_SPARK.search(file.read_text()) is not None
+    return OF_SPARK.search(file.read_text("utf-8")) is not None
 
 
 @pytest.hookimpl(tryfirst=True)  # before what puts them into a random order

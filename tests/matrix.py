@@ -57,7 +57,7 @@ def whole() -> Iterator[Run]:
 
 
 def numbers() -> Iterator[Run]:
-    avx512 = "avx512f" in Path("/proc/cpuinfo").read_text()
+    avx512 = "avx512f" in Path("/proc/cpuinfo").read_text("utf-8")
     for chosen in product(*KERNELS.values()):
         if avx512 or "SkylakeX" not in chosen:
             yield Run("numbers", (*TOGETHER, *NUMERICAL), dict(zip(KERNELS, chosen, strict=True)))

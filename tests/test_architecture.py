@@ -19,7 +19,7 @@ from model.errors import CourierError
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("feature_repo", "jobs", "model", "serving")
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text("utf-8")
 BUILT_IN = {name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 OF_VALUES = BUILT_IN - {"TypeError"}  # which is for whoever writes code that calls ours
 # How our messages tell a cure: a colon or a semicolon, and what to do.
@@ -52,7 +52,7 @@ def sources() -> list[Path]:
 
 
 def test_every_module_says_first_what_it_is_for() -> None:
-    silent = [path.name for path in sources() if not ast.get_docstring(ast.parse(path.read_text()))]
+    silent = [path.name for path in sources() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert silent == []
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_named_after_a_drawer() -> None:
 def test_every_verb_of_the_front_door_exists() -> None:
     for verb, (target, what) in courier.VERBS.items():
         module, function = target.split(":")
-        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
+        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text("utf-8"))
         assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, verb
         assert what
 
@@ -119,7 +119,9 @@ def test_any_other_exception_is_a_bug_and_keeps_its_traceback(bug: Exception, ve
 def test_what_tells_a_user_the_cure_is_raised_as_a_courier_error() -> None:
     told = []
     for path in sources():
-        for raised in (node.exc for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Raise)):
+        for raised in (
+            node.exc for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Raise)
+        ):
             if isinstance(raised, ast.Call) and isinstance(raised.func, ast.Name) and raised.func.id in OF_VALUES:
                 message = "".join(map(_literal, raised.args))
                 told += [f"{path.name}:{raised.lineno}: {message}"] if re.search(CURE, message) else []
@@ -130,7 +132,7 @@ def test_an_exception_with_a_name_of_ours_is_a_courier_error_unless_it_tells_of_
     ours = {
         node.name
         for path in sources()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.ClassDef) and {base.id for base in node.bases if isinstance(base, ast.Name)} & BUILT_IN
     }
     bugs = {"NotTheSame", "RowsLost"}  # a graph that computes something else, and tables that lost rows
@@ -152,7 +154,7 @@ def test_the_readmes_commands_exist() -> None:
     assert verbs <= {name.split()[0] for name in courier.VERBS}
     targets = set(re.findall(r"^make ([a-z]+)", code, flags=re.M))
     assert {"demo", "test"} <= targets
-    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), flags=re.M))
 
 
 def test_the_readmes_scripts_exist() -> None:
@@ -164,7 +166,7 @@ def test_the_readmes_scripts_exist() -> None:
 
 
 def test_the_wheel_holds_what_the_program_reads() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     packed = {file for package, names in settings["package-data"].items() for file in _matches(package, names)}
     beside = (path for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file())
     assert {path for path in beside if path.suffix not in (".py", ".pyc")} <= packed
@@ -177,8 +179,8 @@ def _matches(package: str, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def test_the_lock_pins_every_dependency() -> None:
-    lock = (ROOT / "requirements.lock").read_text()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = (ROOT / "requirements.lock").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
     names = {re.match(r"[\w.-]+", dependency)[0].lower() for dependency in wanted} - {"courier", "faiss-gpu"}  # type: ignore[index]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lock.splitlines() if "==" in line}
@@ -189,7 +191,7 @@ def slow_and_fast_tests() -> tuple[set[str], set[str]]:
     """Every test by its id, parameters left out: with the mark `slow`, on itself or on its module, and without."""
     found: tuple[set[str], set[str]] = set(), set()
     for path in (ROOT / "tests").rglob("test_*.py"):
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text("utf-8"))
         marks = [ast.unparse(node) for node in tree.body if ast.unparse(node).startswith("pytestmark = ")]
         whole = any("pytest.mark.slow" in mark for mark in marks)
         for node in tree.body:
@@ -248,4 +250,4 @@ def _literal(message: ast.expr) -> str:
 
 def _decision(number: str) -> str:
     [path] = (ROOT / "docs" / "decisions").glob(f"{number}-*.md")
-    return path.read_text()
+    return path.read_text("utf-8")

@@ -35,7 +35,7 @@ def package(dist: Path, commit: str = "HEAD") -> list[Path]:
             shutil.copyfile(wheel, path)
         manifest = _manifest(tree, _git("rev-parse", commit).decode().strip(), written)
     path = dist / f"{written[0].name.split('-py3')[0]}-manifest.json"
-    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", "utf-8")
     return [*written, path]
 
 
@@ -53,8 +53,8 @@ def _wheel(tree: Path, scratch: Path, committed_at: str) -> Path:
 
 
 def _manifest(tree: Path, commit: str, files: list[Path]) -> dict[str, Any]:
-    project = tomllib.loads((tree / "pyproject.toml").read_text())["project"]
-    lines = (tree / "requirements.lock").read_text().splitlines()
+    project = tomllib.loads((tree / "pyproject.toml").read_text("utf-8"))["project"]
+    lines = (tree / "requirements.lock").read_text("utf-8").splitlines()
     return {
         "name": project["name"],
         "version": project["version"],

@@ -55,7 +55,7 @@ def write_items(folder: Path, columns: Mapping[str, Any]) -> None:
 def write_source(folder: Path, *, name: str, sampled_negatives: bool, description: str) -> None:
     """Write SOURCE.json: where the data came from, and whether the items not clicked were drawn, not shown."""
     facts = {"name": name, "sampled_negatives": sampled_negatives, "description": description}
-    (folder / "SOURCE.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "SOURCE.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 
 
 def _write(path: Path, columns: Mapping[str, Any], table_schema: pa.Schema) -> None:

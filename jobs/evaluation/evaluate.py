@@ -76,8 +76,8 @@ def build(
                 variants += fit_true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
-        (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False))
-        (draft.path / FILES[1]).write_text(render(evaluation))
+        (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False), "utf-8")
+        (draft.path / FILES[1]).write_text(render(evaluation), "utf-8")
         draft.facts |= {"space_id": manifest.facts["space_id"], "headline": headline(evaluation)}
     print_table(evaluation)
     return artifact.read(out, kind=KIND)

@@ -69,7 +69,7 @@ def point_sources(workspace: Path, features: Path) -> None:
 def is_loaded(workspace: Path, features: Path) -> bool:
     """Whether the online store holds this features artifact, whole: its load began last, and ended."""
     try:
-        loaded = (workspace / LOADED_MARK).read_text()
+        loaded = (workspace / LOADED_MARK).read_text("utf-8")
     except FileNotFoundError:
         return False
     return loaded == artifact.digest(features) == artifact.digest((workspace / SOURCES).resolve())

@@ -95,7 +95,7 @@ def _table(path: AnyPath, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _rows(folder: AnyPath, accepted: int, rejected: int) -> dict[str, int]:
     counted = folder / "read.json"
-    read = json.loads(counted.read_text())["items_read"] if counted.exists() else accepted + rejected
+    read = json.loads(counted.read_text("utf-8"))["items_read"] if counted.exists() else accepted + rejected
     if read != accepted + rejected:
         raise CoverageWrong(
             f"{folder}: {read} rows were read, {accepted} accepted and {rejected} rejected: build the images anew"
@@ -132,7 +132,7 @@ def _stale(items: pa.Table) -> dict[str, int]:
 def _not_compared(folder: AnyPath) -> dict[str, int]:
     """Pairs of pictures that the search for near-duplicates left out."""
     path = folder / "near_duplicates.json"
-    return {"near_not_compared": json.loads(path.read_text())["not_compared"]} if path.exists() else {}
+    return {"near_not_compared": json.loads(path.read_text("utf-8"))["not_compared"]} if path.exists() else {}
 
 
 def _sources(uris: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -151,7 +151,7 @@ def facts(folder: AnyPath) -> dict[str, Any]:
     statuses, reasons = Counter(items["status"].to_pylist()), Counter(items["reason"].to_pylist())
     near = items["near_duplicate_of"].drop_null()
     counted = {
-        **json.loads((folder / READ).read_text()),
+        **json.loads((folder / READ).read_text("utf-8")),
         "items_accepted": len(items),
         "items_rejected": dict(sorted(rejected.items())),
         "images_ok": statuses[OK],
@@ -162,7 +162,7 @@ def facts(folder: AnyPath) -> dict[str, Any]:
         "placeholder_pictures": pq.read_metadata(f"{where}/placeholders.parquet", filesystem=files).num_rows,
         **{status: statuses[status] for status in STATUSES if status != OK},
         "stale": dict(sorted(Counter(items["stale"].drop_null().to_pylist()).items())),
-        **json.loads((folder / NEAR).read_text()),
+        **json.loads((folder / NEAR).read_text("utf-8")),
         "by_reason": {reason: count for reason, count in sorted(reasons.items()) if reason},
     }
     _check(counted, folder)

@@ -191,7 +191,7 @@ def source(raw: AnyPath) -> dict[str, Any]:
     Raises RawTableUnusable where it is no JSON object.
     """
     try:
-        said = json.loads((raw / SOURCE).read_text())
+        said = json.loads((raw / SOURCE).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -71,7 +71,7 @@ def build(
     )
     with artifact.write(out, kind=KIND, inputs=digests, config={}) as draft:
         recorded = record_and_promote(releases.url_in(workspace), release)
-        (draft.path / RELEASE_FILE).write_text(json.dumps(document(recorded), indent=1, sort_keys=True))
+        (draft.path / RELEASE_FILE).write_text(json.dumps(document(recorded), indent=1, sort_keys=True), "utf-8")
         draft.facts |= {
             "release_id": recorded.release_id,
             "space_id": recorded.space_id,
@@ -141,7 +141,7 @@ def _check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:
 
 def _metrics(manifests: Mapping[str, Manifest], evaluate: Path) -> dict[str, Any]:
     """What was measured of this release: the index's recall, and the released CTR model's row of the evaluation."""
-    evaluation = json.loads((evaluate / "evaluation.json").read_text())
+    evaluation = json.loads((evaluate / "evaluation.json").read_text("utf-8"))
     best = manifests["ctr"].facts["best"]
     rows: list[dict[str, Any]] = evaluation["rows"]
     released = next((row for row in rows if f"{row['model']}/{row['images']}" == best), {})

@@ -150,7 +150,7 @@ def _fit_all(
     splits = encode_splits(tables, vectors, config)
     log.info("ctr_rows_encoded", rows=sum(map(len, splits.rows.values())), seconds=round(time.monotonic() - begun, 1))
     fitted: dict[str, Fitted] = {}
-    with progress_bar() as progress, (folder / HISTORY_FILE).open("w") as history:
+    with progress_bar() as progress, (folder / HISTORY_FILE).open("w", encoding="utf-8") as history:
         for images in config.images:
             given = splits.with_images(images)
             for model in config.models:

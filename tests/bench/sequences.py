@@ -273,7 +273,7 @@ def bench(
     console.print("all tables are equal: " + ", ".join(f"{name} {count:,}" for name, (count, _) in tables.items()))
     if write is not None:
         write.parent.mkdir(parents=True, exist_ok=True)
-        write.write_text(page(runs, seed))
+        write.write_text(page(runs, seed), "utf-8")
 
 
 if __name__ == "__main__":

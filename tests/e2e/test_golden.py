@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def fingerprint(stage: str, folder: Path) -> str:
     """One digest of what a stage made: 16 hex digits."""
     described = {name: describe(stage, paths) for name, paths in tables_and_files(folder).items()}
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     facts = manifest["facts"] if stage not in LEARNED_STAGES else None
     exact = {name: fact for name, fact in (facts or {}).items() if name not in LEARNED and "near" not in name}
     form = {"files": described, "facts": exact, "of": form_of(manifest["facts"])}
@@ -53,7 +53,7 @@ def fingerprint(stage: str, folder: Path) -> str:
 
 def tables_and_files(folder: Path) -> dict[str, list[Path]]:
     """What an artifact holds: each folder of parquet parts as one table, each other file by itself; no log files."""
-    logs = json.loads((folder / "manifest.json").read_text())["log_files"]
+    logs = json.loads((folder / "manifest.json").read_text("utf-8"))["log_files"]
     found: dict[str, list[Path]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -71,7 +71,7 @@ def describe(stage: str, paths: list[Path]) -> Any:
         array = np.load(paths[0])
         return [str(array.dtype), list(array.shape)]
     if paths[0].suffix == ".json":
-        held = json.loads(paths[0].read_text())
+        held = json.loads(paths[0].read_text("utf-8"))
         return form_of(held) if stage in LEARNED_STAGES or "coverage" in paths[0].name else held
     exact = stage not in LEARNED_STAGES and paths[0].suffix != ".html"
     return hashlib.sha256(paths[0].read_bytes()).hexdigest() if exact else "there"
@@ -116,8 +116,8 @@ def test_every_stage_makes_what_its_revision_made(made: dict[str, Path]) -> None
     assert found.keys() == REVISIONS.keys()
     if os.environ.get(WRITE):
         golden = {name: {"revision": REVISIONS[name], "digest": digest} for name, digest in found.items()}
-        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
-    assert list(disagreements(json.loads(GOLDEN.read_text()), found, REVISIONS)) == []
+        GOLDEN.write_text(json.dumps(golden, indent=1) + "\n", "utf-8")
+    assert list(disagreements(json.loads(GOLDEN.read_text("utf-8")), found, REVISIONS)) == []
 
 
 def test_a_change_of_one_value_without_a_new_revision_is_told(made: dict[str, Path], tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_every_stage_speaks_of_one_space(shop: Path) -> None:
 
 
 def test_the_evaluation_compares_every_model_with_and_without_images(shop: Path) -> None:
-    evaluation = json.loads((shop / "ws" / "reports" / "evaluation.json").read_text())
+    evaluation = json.loads((shop / "ws" / "reports" / "evaluation.json").read_text("utf-8"))
     rows = {(row["model"], row["images"]): row for row in evaluation["rows"]}
     (ctr,) = whole(shop, "ctr")
     predictions = pq.read_table(ctr / "predictions.parquet").to_pandas()
@@ -154,7 +154,7 @@ def test_the_evaluation_compares_every_model_with_and_without_images(shop: Path)
             by_scikit_learn = roc_auc_score(predictions["clicked"], predictions[f"{model}/{images}"])
             assert rows[model, images]["auc"] == pytest.approx(by_scikit_learn, abs=1e-9)
     assert evaluation["oracle"]["auc"] > max(row["auc"] for row in evaluation["rows"])
-    assert "<svg" in (shop / "ws" / "reports" / "evaluation.html").read_text()
+    assert "<svg" in (shop / "ws" / "reports" / "evaluation.html").read_text("utf-8")
 
 
 def test_no_encoder_row_lies_after_the_training_period(shop: Path) -> None:

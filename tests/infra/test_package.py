@@ -36,7 +36,7 @@ def stranger(tmp_path: Path) -> dict[str, str]:
     python = tmp_path / "bin" / "python3"
     python.parent.mkdir()
     # -S: an editable install is a line in a .pth file, which only `site` reads.
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n', "utf-8")
     python.chmod(0o755)
     spark = Path(SITE) / "pyspark"
     path = f"{python.parent}:{spark / 'bin'}:{os.environ['PATH']}"
@@ -61,7 +61,7 @@ def test_one_commit_has_one_package(dist, tmp_path) -> None:
 
 
 def test_the_manifest_names_the_commit_the_files_and_the_versions(dist) -> None:
-    manifest = json.loads(dist[".json"].read_text())
+    manifest = json.loads(dist[".json"].read_text("utf-8"))
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert manifest["commit"] == head.strip()
     assert manifest["files"] == {dist[kind].name: artifact.sha256_file(dist[kind]) for kind in (".whl", ".zip")}
@@ -106,7 +106,7 @@ def test_a_beam_job_installed_from_the_wheel_needs_no_repository(dist, stranger,
     subprocess.run([*map(str, install), str(dist[".whl"])], check=True, capture_output=True)
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "items.csv").write_text(
-        "item_id,image_uri,category,title,price,created_at\na,nowhere.png,shirts,A shirt,1,\n"
+        "item_id,image_uri,category,title,price,created_at\na,nowhere.png,shirts,A shirt,1,\n", "utf-8"
     )
     here = stranger | {"PYTHONPATH": f"{tmp_path / 'lib'}:{SITE}"}
     command = [ROOT / "infra" / "beam" / "run.sh", "images.pipeline", "--", "--raw", tmp_path / "raw"]

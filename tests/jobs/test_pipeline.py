@@ -27,25 +27,25 @@ OUTSIDE: dict[str, bool] = {}
 def _build(name: str, out: Path, text: str | None = None, **inputs: Path) -> Manifest:
     BUILT.append(name)
     with artifact.write(out, kind=name, inputs=artifact.digests(inputs), config={}) as draft:
-        (draft.path / "data.txt").write_text(text or name)
+        (draft.path / "data.txt").write_text(text or name, "utf-8")
         draft.parts["kind"] = name
     return artifact.read(out, kind=name)
 
 
 def read_events(_: Path, raw: Path, __: Any) -> dict[str, str]:
-    return {"events": (raw / "events.csv").read_text()}
+    return {"events": (raw / "events.csv").read_text("utf-8")}
 
 
 def build_sequences(raw: Path, raw_digest: str, out: Path) -> Manifest:
     assert raw.is_dir()
-    assert raw_digest == (raw / "events.csv").read_text()
+    assert raw_digest == (raw / "events.csv").read_text("utf-8")
     return _build("sequences", out, raw_digest)
 
 
 def build_images(out: Path, beam_args: Sequence[str] = (), retry_failed: bool = False, **inputs: Path) -> Manifest:
     BUILT.extend(["images retried"] * retry_failed)
     BUILT.extend(beam_args)
-    return _build("images", out, (inputs["sequences"] / "data.txt").read_text(), **inputs)
+    return _build("images", out, (inputs["sequences"] / "data.txt").read_text("utf-8"), **inputs)
 
 
 def build_pretrain(out: Path, **inputs: Path) -> Manifest:
@@ -97,8 +97,8 @@ def revised(monkeypatch: pytest.MonkeyPatch, name: str, **changes: Any) -> None:
 def workspace(tmp_path: Path) -> Workspace:
     raw = tmp_path / "raw"
     raw.mkdir()
-    (raw / "events.csv").write_text("user_id\n")
-    (raw / "items.csv").write_text("item_id\n")
+    (raw / "events.csv").write_text("user_id\n", "utf-8")
+    (raw / "items.csv").write_text("item_id\n", "utf-8")
     asked = {"preset": "tiny"}
     settings = resolve([Layer(origin="a test", settings=asked)])
     return Workspace(folder=tmp_path / "ws", raw=raw, settings=settings, asked=asked)
@@ -132,7 +132,7 @@ def test_what_was_not_changed_by_its_content_is_not_built_again(workspace: Works
 
 def test_a_change_that_leaves_the_part_as_it_was_leaves_who_reads_no_more_than_that(workspace: Workspace) -> None:
     run_stages(workspace)
-    (workspace.raw / "events.csv").write_text("user_id\nu1\n")
+    (workspace.raw / "events.csv").write_text("user_id\nu1\n", "utf-8")
     done = run_stages(workspace)
     assert done == {"sequences": "built", "images": "built", "pretrain": "skipped", "embed": "built"}
 
@@ -159,7 +159,7 @@ def test_why_a_stage_is_stale_is_told_back_to_its_root(workspace: Workspace, mon
     assert explain(workspace, "sequences") == ["sequences: it was never built"]
     run_stages(workspace)
     assert explain(workspace, "embed") == ["embed is up to date"]
-    (workspace.raw / "events.csv").write_text("a\n")
+    (workspace.raw / "events.csv").write_text("a\n", "utf-8")
     assert explain(workspace, "embed") == [
         "sequences: the content of events changed (user_id\n to a\n)",
         "images: its input sequences is not up to date",
@@ -178,7 +178,7 @@ def test_why_names_the_setting_that_changed(workspace: Workspace) -> None:
 def test_a_damaged_file_is_noticed_and_rebuilt(workspace: Workspace) -> None:
     run_stages(workspace)
     (folder,) = versions(workspace, "pretrain")
-    (folder / "data.txt").write_text("half a file")
+    (folder / "data.txt").write_text("half a file", "utf-8")
     assert run_stages(workspace)["pretrain"] == "built"
 
 
@@ -202,7 +202,7 @@ def test_a_refused_run_is_not_remembered(workspace: Workspace) -> None:
     run_stages(workspace)
     other = workspace.raw.with_name("other")
     shutil.copytree(workspace.raw, other)
-    (other / "events.csv").write_text("others\n")
+    (other / "events.csv").write_text("others\n", "utf-8")
     with pytest.raises(StageError, match="embed needs"):
         run_stages(replace(workspace, raw=other), only="embed")
     assert open_workspace(workspace.folder).raw == workspace.raw.resolve()
@@ -262,8 +262,8 @@ def test_an_encoder_of_another_method_lies_beside_the_pipelines_own(
 
 def test_the_last_run_is_remembered(workspace: Workspace) -> None:
     run_stages(workspace)
-    assert json.loads((workspace.folder / "run.json").read_text()) == {"raw": str(workspace.raw.resolve())}
-    assert (workspace.folder / "courier.toml").read_text() == 'preset = "tiny"\n'
+    assert json.loads((workspace.folder / "run.json").read_text("utf-8")) == {"raw": str(workspace.raw.resolve())}
+    assert (workspace.folder / "courier.toml").read_text("utf-8") == 'preset = "tiny"\n'
     again = open_workspace(workspace.folder)
     assert (again.raw, again.settings.preset) == (workspace.raw.resolve(), "tiny")
 
@@ -295,7 +295,7 @@ def test_the_verbs_that_run_beam_hand_its_options_on_and_build_nothing_anew_for_
     monkeypatch.setattr(cli, "_far_images_changed", lambda *_: False)  # what is built here names no images
     where = ["--workspace", str(workspace.folder), "--preset", "tiny", "--", "--runner=FlinkRunner", "--", "--unread=1"]
     for verb in (cli.run_main, cli.images_main):
-        (workspace.raw / "events.csv").write_text(f"user_id\n{verb.__name__}\n")
+        (workspace.raw / "events.csv").write_text(f"user_id\n{verb.__name__}\n", "utf-8")
         run_stages(workspace, only="sequences")
         with pytest.raises(SystemExit) as end:
             verb([str(workspace.raw), *where])

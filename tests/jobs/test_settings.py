@@ -63,14 +63,14 @@ def test_files_are_looked_for_beside_the_raw_folder_in_the_workspace_and_where_a
     workspace, asked = tmp_path / "ws", tmp_path / "mine.toml"
     workspace.mkdir()
     for path, size in ((raw.parent / "courier.toml", 16), (workspace / "courier.toml", 24), (asked, 32)):
-        path.write_text(f"[images]\nsize = {size}\n")
+        path.write_text(f"[images]\nsize = {size}\n", "utf-8")
     sizes = [one.settings["images"]["size"] for one in read_layers(raw, workspace, asked)]
     assert sizes == [16, 24, 32]
     (workspace / "courier.toml").unlink()
     assert resolve(read_layers(raw, workspace, None)).config.images.size == 16
     with pytest.raises(CourierError, match="does not exist"):
         read_layers(raw, workspace, tmp_path / "nowhere.toml")
-    asked.write_text("[images\n")
+    asked.write_text("[images\n", "utf-8")
     with pytest.raises(CourierError, match=r"mine\.toml is not TOML"):
         read_layers(raw, workspace, asked)
 
@@ -91,9 +91,9 @@ def test_what_is_printed_is_a_courier_toml_that_gives_the_same_settings() -> Non
 def test_what_is_asked_for_good_is_written_into_the_workspaces_file_and_nothing_else_of_it_changes(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "courier.toml").write_text("# ours\n[images]  # small\nsize = 32 # pixels\n")
+    (tmp_path / "courier.toml").write_text("# ours\n[images]  # small\nsize = 32 # pixels\n", "utf-8")
     remember(tmp_path, {"preset": "tiny", "images": {"allowed_hosts": ["a.example"]}})
-    text = (tmp_path / "courier.toml").read_text()
+    text = (tmp_path / "courier.toml").read_text("utf-8")
     assert tomllib.loads(text) == {"preset": "tiny", "images": {"size": 32, "allowed_hosts": ["a.example"]}}
     assert "# ours" in text
     assert "size = 32 # pixels" in text
@@ -102,7 +102,7 @@ def test_what_is_asked_for_good_is_written_into_the_workspaces_file_and_nothing_
 def test_a_run_remembers_its_config_file_and_not_what_was_set_for_it_alone(raw: Path, tmp_path: Path) -> None:
     workspace, mine = tmp_path / "ws", tmp_path / "mine.toml"
     workspace.mkdir()
-    mine.write_text("[images]\nsize = 32\n")
+    mine.write_text("[images]\nsize = 32\n", "utf-8")
     opened = open_workspace(workspace, raw, preset="tiny", config_file=mine, given=["images.min_side=2"])
     assert (opened.config.images.size, opened.config.images.min_side) == (32, 2)
     remember_workspace(opened)

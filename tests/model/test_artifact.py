@@ -22,7 +22,7 @@ WRITERS = {"alone": artifact.write, "together": artifact.write_together}
 
 def write_note(out: AnyPath, text: str = "hello", kind: str = "note", how: str = "alone") -> None:
     with WRITERS[how](out, kind=kind, inputs={"raw": "abc"}, config={"size": 3}) as draft:
-        (draft.path / "note.txt").write_text(text)
+        (draft.path / "note.txt").write_text(text, "utf-8")
         draft.facts["words"] = 1
 
 
@@ -39,7 +39,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 def test_a_failed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
     def fail() -> None:
         with artifact.write(tmp_path / "a", kind="note", inputs={}, config={}) as draft:
-            (draft.path / "note.txt").write_text("half")
+            (draft.path / "note.txt").write_text("half", "utf-8")
             raise RuntimeError("disk on fire")
 
     with pytest.raises(RuntimeError, match="disk on fire"):
@@ -53,7 +53,7 @@ def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
         from pathlib import Path
         from model import artifact
         with artifact.write(Path({str(tmp_path / "a")!r}), kind="note", inputs={{}}, config={{}}) as draft:
-            (draft.path / "note.txt").write_text("half")
+            (draft.path / "note.txt").write_text("half", "utf-8")
             os.kill(os.getpid(), signal.SIGKILL)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], env={**os.environ, "PYTHONPATH": "."})
@@ -68,8 +68,8 @@ def test_a_rebuild_of_the_same_content_is_the_same_artifact_whenever_and_whereve
     for name, raw in (("a", "abc"), ("elsewhere/b", "another input")):
         out = tmp_path / name
         with artifact.write(out, kind="note", inputs={"raw": raw}, config={"made": name}) as draft:
-            (draft.path / "note.txt").write_text("hello")
-            (draft.path / "log.txt").write_text(name)
+            (draft.path / "note.txt").write_text("hello", "utf-8")
+            (draft.path / "log.txt").write_text(name, "utf-8")
             draft.facts["words"], draft.notes["seconds"], draft.log_files = 1, len(name), ("log.txt",)
     assert artifact.digest(tmp_path / "a") == artifact.digest(tmp_path / "elsewhere" / "b")
     assert artifact.read(tmp_path / "a", kind="note").notes == {"seconds": 1}
@@ -80,7 +80,7 @@ def test_other_content_is_another_artifact(tmp_path: Path, what: str) -> None:
     write_note(tmp_path / "a")
     with artifact.write(tmp_path / "b", kind="memo" if what == "kind" else "note", inputs={}, config={}) as draft:
         file = draft.path / ("memo.txt" if what == "name" else "note.txt")
-        file.write_text("hullo" if what == "text" else "hello")
+        file.write_text("hullo" if what == "text" else "hello", "utf-8")
         draft.facts["words"] = 2 if what == "words" else 1
     assert artifact.digest(tmp_path / "a") != artifact.digest(tmp_path / "b")
 
@@ -114,7 +114,7 @@ REPLACING = """
             os.kill(os.getpid(), signal.SIGKILL)
         artifact._exchange = killed
     with artifact.write(Path(sys.argv[1]), kind="note", inputs={}, config={}) as draft:
-        (draft.path / "note.txt").write_text("new")
+        (draft.path / "note.txt").write_text("new", "utf-8")
 """
 
 
@@ -130,7 +130,7 @@ def test_a_crash_inside_a_replace_leaves_the_old_or_the_new_artifact(
     assert done.returncode == -signal.SIGKILL
     artifact.sweep(tmp_path)
     artifact.read(tmp_path / "a-1", kind="note")
-    assert (tmp_path / "a-1" / "note.txt").read_text() == left
+    assert (tmp_path / "a-1" / "note.txt").read_text("utf-8") == left
     assert [path.name for path in tmp_path.iterdir()] == ["a-1"]
 
 
@@ -138,7 +138,7 @@ def test_where_folders_cannot_change_places_an_artifact_is_replaced_all_the_same
     monkeypatch.setattr(artifact, "_exchange", lambda *_: False)
     write_note(tmp_path / "a")
     write_note(tmp_path / "a", "new")
-    assert (tmp_path / "a" / "note.txt").read_text() == "new"
+    assert (tmp_path / "a" / "note.txt").read_text("utf-8") == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -150,7 +150,7 @@ def test_a_missing_artifact_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_file_is_no_artifact(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("of the project")
+    (tmp_path / "README.md").write_text("of the project", "utf-8")
     with pytest.raises(artifact.ArtifactMissing, match="no finished embed artifact"):
         artifact.read(tmp_path / "README.md", kind="embed")
 
@@ -165,13 +165,13 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_changed_behind_the_manifest_is_refused(tmp_path: Path, damage: str) -> None:
     write_note(tmp_path / "a")
     file = tmp_path / "a" / "note.txt"
-    file.unlink() if damage == "remove" else file.write_text("hello, hello")
+    file.unlink() if damage == "remove" else file.write_text("hello, hello", "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match="missing or was changed"):
         artifact.read(tmp_path / "a", kind="note")
 
 
 def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path) -> None:
-    (tmp_path / artifact.MANIFEST).write_text(json.dumps({"surprise": 1}))
+    (tmp_path / artifact.MANIFEST).write_text(json.dumps({"surprise": 1}), "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match="is not a manifest"):
         artifact.read(tmp_path, kind="note")
 
@@ -196,7 +196,7 @@ def test_an_artifact_is_the_same_wherever_it_lies_and_however_it_came_there(plac
     assert manifest.facts == {"words": 1}
     assert {name: facts["bytes"] for name, facts in manifest.files.items()} == {"note.txt": 5, "deep/er/old.txt": 3}
     assert manifest.files["note.txt"]["sha256"] == hashlib.sha256(b"hello").hexdigest()
-    assert (place / "note.txt").read_text() == "hello"
+    assert (place / "note.txt").read_text("utf-8") == "hello"
     held = {"note.txt": hashlib.sha256(b"hello").hexdigest(), "deep/er/old.txt": hashlib.sha256(b"old").hexdigest()}
     content = {"kind": "note", "format": artifact.FORMAT, "files": held, "facts": {"words": 1}}
     assert artifact.digest(place) == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -204,8 +204,8 @@ def test_an_artifact_is_the_same_wherever_it_lies_and_however_it_came_there(plac
 
 def write_deep(folder: AnyPath) -> None:
     (folder / "deep" / "er").mkdir(parents=True, exist_ok=True)
-    (folder / "deep" / "er" / "old.txt").write_text("old")
-    (folder / "note.txt").write_text("hello")
+    (folder / "deep" / "er" / "old.txt").write_text("old", "utf-8")
+    (folder / "note.txt").write_text("hello", "utf-8")
 
 
 @pytest.mark.parametrize("how", WRITERS)
@@ -237,7 +237,7 @@ def test_a_replaced_artifact_keeps_no_file_of_the_old_one(place: AnyPath, how: s
 
 def test_a_file_that_is_gone_or_of_another_size_is_refused_wherever_it_lies(place: AnyPath) -> None:
     write_note(place)
-    (place / "note.txt").write_text("longer than before")
+    (place / "note.txt").write_text("longer than before", "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match=r"note\.txt is missing or was changed"):
         artifact.read(place, kind="note")
     (place / "note.txt").unlink()
@@ -316,6 +316,6 @@ KILLED = """
     write = {"alone": artifact.write, "together": artifact.write_together}[sys.argv[2]]
     place = any_path(sys.argv[1])
     with write(place, kind="note", inputs={}, config={}) as draft:
-        (draft.path / "note.txt").write_text("half")
+        (draft.path / "note.txt").write_text("half", "utf-8")
         place.fs.put_file, place.fs.pipe_file = map(killing, (place.fs.put_file, place.fs.pipe_file))
 """

@@ -166,7 +166,7 @@ def test_a_catalogue_whose_tables_were_never_made_has_no_current_release(tmp_pat
 
 
 def test_a_file_that_is_no_catalogue_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / releases.CATALOGUE_FILE).write_text("hello, I am a text file, and not a database at all")
+    (tmp_path / releases.CATALOGUE_FILE).write_text("hello, I am a text file, and not a database at all", "utf-8")
     with pytest.raises(CatalogueUnreadable, match="cannot be read"):
         releases.current(tmp_path)
 

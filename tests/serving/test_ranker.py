@@ -190,6 +190,6 @@ def test_a_store_that_holds_other_features_than_the_release_is_refused(tmp_path:
     )
     if held:
         (tmp_path / "feast").mkdir()
-        (tmp_path / LOADED_MARK).write_text(held)
+        (tmp_path / LOADED_MARK).write_text(held, "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match="holds other features than those of r1: run `courier run`"):
         ranker.load_ranker(OpenRelease(release, {"materialize": tmp_path / "m"}), tmp_path)

@@ -244,7 +244,7 @@ def test_a_workspace_without_a_release_is_told_the_cure(tmp_path: Path) -> None:
 def test_an_artifact_that_was_rebuilt_under_the_release_is_refused(tmp_path: Path) -> None:
     write_release(tmp_path)
     with artifact.write(tmp_path / "index" / "k2", kind="index", inputs={}, config={}) as draft:
-        (draft.path / "x").write_text("other")
+        (draft.path / "x").write_text("other", "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match="was rebuilt after r1 named it"):
         open_release(tmp_path)
 

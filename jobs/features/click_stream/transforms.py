@@ -269,7 +269,7 @@ def _write_rejected(group: tuple[int, Iterable[str]], folder: str) -> str:
     path = Path(folder) / f"rejected-{hashlib.sha256(text.encode()).hexdigest()[:16]}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    aside.write_text(text)
+    aside.write_text(text, "utf-8")
     aside.replace(path)
     return str(path)
 

@@ -87,7 +87,7 @@ def collect(out: AnyPath, max_clicks_per_day: int) -> dict[str, Any]:
     found: dict[str, int] = {}
     refused: dict[str, int] = {}
     for path in (out / FOLDER).iterdir():
-        for group, name, value in map(json.loads, path.read_text().splitlines()):
+        for group, name, value in map(json.loads, path.read_text("utf-8").splitlines()):
             (refused if group == REJECTED else found)[name] = value
     artifact.remove_folder(out / FOLDER)
     accepted = found["rows"] - sum(refused.values())

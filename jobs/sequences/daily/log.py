@@ -138,7 +138,7 @@ def state_folder(workspace: AnyPath, day: date) -> AnyPath:
 def read_watermark(workspace: AnyPath) -> Watermark | None:
     """The watermark, or None where no log has been begun."""
     try:
-        said = json.loads((log_folder(workspace) / "watermark.json").read_text())
+        said = json.loads((log_folder(workspace) / "watermark.json").read_text("utf-8"))
     except FileNotFoundError:
         return None
     first, last = (date.fromisoformat(said[name]) for name in ("first", "last"))
@@ -172,7 +172,7 @@ def refuse_cut_short(workspace: AnyPath, rewritten_from: date | None = None) -> 
     rewritten_from: the first day that is about to be written; None for who only reads.
     """
     try:
-        said = json.loads((log_folder(workspace) / WRITING).read_text())
+        said = json.loads((log_folder(workspace) / WRITING).read_text("utf-8"))
     except FileNotFoundError:
         return
     if rewritten_from is None or rewritten_from > date.fromisoformat(said["from"]):

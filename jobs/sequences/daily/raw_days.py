@@ -42,7 +42,7 @@ def index_file(workspace: AnyPath) -> AnyPath:
 def read_index(workspace: AnyPath) -> dict[str, FileDays]:
     """The counts of each file, by its path; empty where nothing has been counted."""
     try:
-        said = json.loads(index_file(workspace).read_text())
+        said = json.loads(index_file(workspace).read_text("utf-8"))
     except FileNotFoundError:
         return {}
     return {file: FileDays(**one) for file, one in said.items()}

@@ -279,7 +279,7 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     facts = save_encoder(trained.objective.encoder, folder, preprocessing)
     state = {name: t.cpu().contiguous() for name, t in trained.objective.state_dict().items()}
     save_file({name: t for name, t in state.items() if not name.startswith("encoder.")}, folder / OBJECTIVE)
-    (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve))
+    (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve), "utf-8")
     last = trained.curve[-1] if trained.curve else {}
     log.info("encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **last)
     return facts | {"final_loss": last.get("loss")}

@@ -32,7 +32,7 @@ LOADERS: Final[Mapping[str, Callable[[Path], CtrModel]]] = {
 def load_model(folder: Path) -> CtrModel:
     """The model saved in `folder`. Raises ArtifactMissing if none is, ArtifactMismatch if its kind is unknown."""
     try:
-        kind = json.loads((folder / "model.json").read_text())["model"]
+        kind = json.loads((folder / "model.json").read_text("utf-8"))["model"]
     except FileNotFoundError:
         raise ArtifactMissing(f"no CTR model at {folder}: train the CTR models") from None
     if kind not in LOADERS:

@@ -39,14 +39,14 @@ class InputsState:
     def save(self, folder: Path) -> None:
         """Write inputs.json and inputs.npz into `folder`."""
         text = {"format": FORMAT, "items": self.items, "categories": self.categories, "images": list(self.learned)}
-        (folder / "inputs.json").write_text(json.dumps(text, indent=1))
+        (folder / "inputs.json").write_text(json.dumps(text, indent=1), "utf-8")
         arrays = {f"{images}.{name}": value for images, one in self.learned.items() for name, value in one.items()}
         np.savez(folder / "inputs.npz", median_price=self.median_price, **arrays)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path) -> "InputsState":
         """Read what `save` wrote. Raises ArtifactMismatch if it is of another format."""
-        text: dict[str, Any] = json.loads((folder / "inputs.json").read_text())
+        text: dict[str, Any] = json.loads((folder / "inputs.json").read_text("utf-8"))
         if text["format"] != FORMAT:
             raise ArtifactMismatch(f"{folder / 'inputs.json'} is of another format: train the CTR models again")
         learned: dict[str, dict[str, NDArray[Any]]] = {images: {} for images in text["images"]}

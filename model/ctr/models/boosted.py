@@ -89,14 +89,14 @@ class BoostedModel:
     def save(self, folder: Path) -> None:
         """Write model.json, trees.txt and the inputs' state into `folder`, which exists."""
         self.state.only(self.images).save(folder)
-        (folder / "trees.txt").write_text(self.booster.model_to_string())
-        (folder / "model.json").write_text(json.dumps({"model": KIND, "images": self.images}, indent=1))
+        (folder / "trees.txt").write_text(self.booster.model_to_string(), "utf-8")
+        (folder / "model.json").write_text(json.dumps({"model": KIND, "images": self.images}, indent=1), "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "BoostedModel":
         """Read what `save` wrote."""
-        about: dict[str, Any] = json.loads((folder / "model.json").read_text())
-        booster = lgb.Booster(model_str=(folder / "trees.txt").read_text())
+        about: dict[str, Any] = json.loads((folder / "model.json").read_text("utf-8"))
+        booster = lgb.Booster(model_str=(folder / "trees.txt").read_text("utf-8"))
         return cls(about["images"], InputsState.load(folder), booster)
 
 

@@ -212,13 +212,13 @@ class NeuralModel:
             {name: t.contiguous() for name, t in self.network.state_dict().items()}, folder / "weights.safetensors"
         )
         about = {"model": KIND, "images": self.images, "widths": asdict(self.widths)}
-        (folder / "model.json").write_text(json.dumps(about, indent=1))
+        (folder / "model.json").write_text(json.dumps(about, indent=1), "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "NeuralModel":
         """Read what `save` wrote."""
         state = InputsState.load(folder)
-        about: dict[str, Any] = json.loads((folder / "model.json").read_text())
+        about: dict[str, Any] = json.loads((folder / "model.json").read_text("utf-8"))
         widths = Widths(**about["widths"] | {name: tuple(about["widths"][name]) for name in ("hidden", "codes")})
         with torch.random.fork_rng(devices=[]):
             network = TargetAttention(widths)

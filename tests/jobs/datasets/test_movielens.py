@@ -148,7 +148,7 @@ def test_items_keep_their_first_genre_and_their_poster(raw: Path) -> None:
 
 
 def test_the_source_says_that_negatives_are_sampled_and_whom_to_cite(raw: Path) -> None:
-    source = json.loads((raw / "SOURCE.json").read_text())
+    source = json.loads((raw / "SOURCE.json").read_text("utf-8"))
     assert source["sampled_negatives"] is True
     assert "doi:10.1145/2827872" in source["description"]
     assert "research use only" in source["description"]
@@ -196,7 +196,7 @@ def test_a_table_that_cannot_be_used_is_refused_by_name(tmp_path: Path, columns:
 
 def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path) -> None:
     src = write_source(tmp_path / "src")
-    (src / "items.parquet").write_text("<html>")
+    (src / "items.parquet").write_text("<html>", "utf-8")
     with pytest.raises(CourierError, match=r"items\.parquet"):
         convert(src, tmp_path / "raw", seed=0)
 

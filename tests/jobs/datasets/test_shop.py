@@ -82,7 +82,7 @@ def test_the_same_seed_writes_the_same_bytes_and_another_seed_does_not(shop: Pat
 
 
 def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine", "utf-8")
     with pytest.raises(CourierError, match="already exists"):
         generate(tmp_path, items=ITEMS, users=USERS, requests=REQUESTS, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -103,7 +103,7 @@ def test_the_command_writes_the_smallest_shop(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), writer.write(tmp_path / "raw") as folder:
-        (folder / "absent" / "file").write_text("")
+        (folder / "absent" / "file").write_text("", "utf-8")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -114,7 +114,7 @@ def test_the_tables_are_the_contracts_and_their_times_are_microseconds_utc(shop:
     assert pq.read_schema(shop / "events.parquet") == writer.schema(writer.EVENTS)
     assert pq.read_schema(shop / "items.parquet") == writer.schema(writer.ITEMS)
     assert str(pq.read_schema(shop / "events.parquet").field("event_time").type) == "timestamp[us, tz=UTC]"
-    assert json.loads((shop / "SOURCE.json").read_text())["sampled_negatives"] is False
+    assert json.loads((shop / "SOURCE.json").read_text("utf-8"))["sampled_negatives"] is False
 
 
 def test_a_page_holds_distinct_items_of_one_category_at_one_moment(events: pd.DataFrame, items: pd.DataFrame) -> None:

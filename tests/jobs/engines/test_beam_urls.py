@@ -80,7 +80,7 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
         (raw / "a b" / f"{seed % 3}.png").write_bytes(png(seed % 3))
     (raw / "broken.png").write_bytes(png(9)[:300])
     named = ["a b/0.png", "./a b/1.png", "a b/2.png", "a b/1.png", "broken.png", "none.png", "../raw/broken.png", "/x"]
-    (raw / "items.csv").write_text(HEAD + "".join(f"i{n},{uri},c,t,1,\n" for n, uri in enumerate(named)))
+    (raw / "items.csv").write_text(HEAD + "".join(f"i{n},{uri},c,t,1,\n" for n, uri in enumerate(named)), "utf-8")
     here, there = tmp_path / "out" / "images", bucket / "out" / "images"
     called(pipeline.main, "--raw", raw, "--out", here, "--shards", 2)
     called(pipeline.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shards", 2)
@@ -101,7 +101,7 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
 def test_the_road_starts_from_a_raw_folder_in_a_bucket_and_remembers_it(bucket, tmp_path, capsys) -> None:
     raw = bucket / "raw"
     (raw / "0.png").write_bytes(png(0))
-    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n")
+    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n", "utf-8")
     at = ["--workspace", str(tmp_path / "ws"), "--preset", "tiny"]
     courier.main(["images", str(raw), *at])
     [first] = (tmp_path / "ws" / "images").iterdir()
@@ -128,7 +128,7 @@ def test_an_image_job_killed_before_its_manifest_leaves_no_artifact_and_its_stor
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "0.png").write_bytes(png(0))
-    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n")
+    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n", "utf-8")
     program = """
         import os, signal, sys
         from jobs.images import coverage

@@ -188,7 +188,7 @@ def words_of(process: psutil.Process) -> list[str]:
 def losses(log: Path) -> list[dict[str, Any]]:
     """The event log's tasks that failed with their executor, or were run again because it took their results along."""
     [file] = [path for path in log.iterdir() if path.is_file()]
-    events = [json.loads(line) for line in file.read_text().splitlines()]
+    events = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     ends = [one for one in events if one["Event"] == "SparkListenerTaskEnd"]
     return [one for one in ends if one["Task End Reason"]["Reason"] in LOST]
 
@@ -215,7 +215,7 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
         victim, executor = busy_worker(cluster, page)
         end_group(victim)
         status = job.wait(timeout=2 * WAIT)
-    assert status == 0, log.with_suffix(".txt").read_text()[-4000:]
+    assert status == 0, log.with_suffix(".txt").read_text("utf-8")[-4000:]
     lost = losses(log)
     assert executor in {one["Task Info"]["Executor ID"] for one in lost}
     near = build(raw=raw, raw_digest="", out=tmp_path / "near", config=SequencesConfig(page_view_size=3))
@@ -227,7 +227,7 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
 def run_to_its_end(command: list[object], log: Path, **more: str) -> None:
     with running(command, log, **more) as job:
         status = job.wait(timeout=2 * WAIT)
-    assert status == 0, log.with_suffix(".txt").read_text()[-4000:]
+    assert status == 0, log.with_suffix(".txt").read_text("utf-8")[-4000:]
 
 
 def days_of(workspace: Path) -> dict[str, object]:
@@ -236,7 +236,7 @@ def days_of(workspace: Path) -> dict[str, object]:
 
     days = sorted((workspace / "days").glob("2024-*"))
     manifests = {day.name: artifact.read(day, kind="day") for day in days}
-    mark = json.loads((workspace / "days" / "watermark.json").read_text())
+    mark = json.loads((workspace / "days" / "watermark.json").read_text("utf-8"))
     mark.pop("as_of")  # the clock of each run
     return {"watermark": mark} | {name: (one.files, one.facts) for name, one in manifests.items()}
 
@@ -257,7 +257,7 @@ def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
     add_days(raw=raw, workspace=near, start=date(2024, 3, 1), end=date(2024, 3, 4), config=SequencesConfig())
     settings.mkdir()  # what spark-submit takes as --conf, any other program finds here
     told = {name: value for name, value in SETTINGS.items() if "eventLog" not in name}
-    (settings / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in told.items()))
+    (settings / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in told.items()), "utf-8")
     begin = [sys.executable, "-m", "courier", "sequences", raw, "--workspace", far, "--master", cluster.url]
     begin += ["--from", "2024-03-01", "--to", "2024-03-03"]
     run_to_its_end(begin, tmp_path / "begin", SPARK_CONF_DIR=str(settings))

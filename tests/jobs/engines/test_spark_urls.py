@@ -172,8 +172,10 @@ def test_tables_of_every_format_are_checked_at_a_url_and_rejected_rows_name_thei
     folder = tmp_path / "store" / "raw"
     (folder / "events").mkdir(parents=True)
     head = "user_id,item_id,event_time,event_type,request_id,position\n"
-    (folder / "events" / "a [1] b.csv").write_text(f"{head}u,i,2024-03-01T12:00:00Z,impression,r,0\nu,i,,click,r,\n")
-    (folder / "items.jsonl").write_text('{"item_id": "i", "image_uri": "i.png"}\n')
+    (folder / "events" / "a [1] b.csv").write_text(
+        f"{head}u,i,2024-03-01T12:00:00Z,impression,r,0\nu,i,,click,r,\n", "utf-8"
+    )
+    (folder / "items.jsonl").write_text('{"item_id": "i", "image_uri": "i.png"}\n', "utf-8")
     called(check.main, mount("raw"), "--json")
     found = json.loads(capsys.readouterr().out)
     assert [one["file"] for one in found["events"]["examples"]["null_event_time"]] == ["events/a [1] b.csv"]

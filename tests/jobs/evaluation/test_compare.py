@@ -302,7 +302,7 @@ def test_what_cannot_be_compared_is_refused(methods, variants, said):
 def test_the_newest_rows_of_the_present_sequences_are_taken(tmp_path):
     def write(kind, name, inputs):
         with artifact.write(tmp_path / kind / name, kind=kind, inputs=inputs, config={}) as draft:
-            (draft.path / "x").write_text(name)
+            (draft.path / "x").write_text(name, "utf-8")
         return tmp_path / kind / name
 
     old, new = write("sequences", "old", {}), write("sequences", "new", {})

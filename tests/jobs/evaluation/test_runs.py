@@ -284,7 +284,7 @@ def step(out, inputs, config, count):
         count.append(path)
         digests = {name: artifact.digest(one) for name, one in inputs.items()}
         with artifact.write(path, kind=path.name, inputs=digests, config=config) as draft:
-            (draft.path / "x").write_text("something")
+            (draft.path / "x").write_text("something", "utf-8")
 
     ensure(out, inputs, config, build)
 
@@ -299,7 +299,7 @@ def test_a_step_is_built_once_for_the_same_inputs_and_config(tmp_path):
     assert len(built) == 2
     step(out, {"embed": other}, {"seed": 1, "wide": (1, 2)}, built)
     assert len(built) == 3
-    (out / "x").write_text("cut")  # damaged
+    (out / "x").write_text("cut", "utf-8")  # damaged
     step(out, {"embed": other}, {"seed": 1, "wide": (1, 2)}, built)
     assert len(built) == 4
 
@@ -313,7 +313,7 @@ def test_what_an_earlier_run_left_is_not_told_where_a_later_one_failed(bench):
     assert found["failures"] == [{"label": "random", "seed": 0, "error": "Collapsed: at last"}]
     assert found["settings"]["random"] == {"method": "random"}
     reports = bench.folder.parent / "reports"
-    assert json.loads((reports / "comparison.json").read_text()) == found
-    assert "random, seed 0: Collapsed: at last" in (reports / "comparison.html").read_text()
+    assert json.loads((reports / "comparison.json").read_text("utf-8")) == found
+    assert "random, seed 0: Collapsed: at last" in (reports / "comparison.html").read_text("utf-8")
     with pytest.raises(CourierError, match="every run failed; random, seed 0: Collapsed"):
         _summed(bench, workspace, [ENTRANTS[2]], failed, range(1), 30)

@@ -91,7 +91,7 @@ def oracle(rows, users):
 def write(path, rows):
     aside = path.with_name(f".{path.name}")
     if path.suffix == ".jsonl":
-        aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        aside.write_text("".join(f"{json.dumps(row)}\n" for row in rows), "utf-8")
     elif path.suffix == ".csv":
         pd.DataFrame(rows).to_csv(aside, index=False)
     else:
@@ -174,14 +174,16 @@ def test_what_is_no_click_of_the_contract_is_counted_and_kept_aside_with_its_rea
         json.dumps({**good, "event_time": "2024-03-01T12:00:00"}),
         json.dumps({**good, "event_type": "clicked"}),
     ]
-    (tmp_path / "events.jsonl").write_text("\n".join(lines))
-    (tmp_path / "ragged.csv").write_text(",".join(COLUMNS) + "\nj1,b,2024-03-01T12:00:00Z,click,r,0,too many\nj1,b\n")
+    (tmp_path / "events.jsonl").write_text("\n".join(lines), "utf-8")
+    (tmp_path / "ragged.csv").write_text(
+        ",".join(COLUMNS) + "\nj1,b,2024-03-01T12:00:00Z,click,r,0,too many\nj1,b\n", "utf-8"
+    )
     found = run([tmp_path / "events.jsonl", tmp_path / "ragged.csv"], settings)
     reasons = {"bad_row": 3, "naive_event_time": 1, "null_user_id": 1, "unknown_event_type": 1}
     assert found["rejected"] == reasons
     assert found["read"] == found["clicks"] + found["passed_over"] + sum(reasons.values()) == 7
     [kept] = Path(settings.rejected).iterdir()
-    rejected = [json.loads(line) for line in kept.read_text().splitlines()]
+    rejected = [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
     assert Counter(row["reason"] for row in rejected) == reasons
     assert {"reason": "bad_row", "row": "not json"} in rejected
     assert held(["j1"])["j1"] == (("a", (NOON + 1) * SECOND),)
@@ -262,7 +264,7 @@ def test_a_records_value_is_the_event_whatever_its_key(settings, held):
     stream = ScriptedStream().advance_watermark_to(NOON).add_elements(records)
     scripted(stream.advance_processing_time(2).advance_watermark_to_infinity(), settings, DecodeRecords())
     assert held(["k1"]) == oracle(rows, ["k1"])
-    kept = "".join(path.read_text() for path in Path(settings.rejected).iterdir())
+    kept = "".join(path.read_text("utf-8") for path in Path(settings.rejected).iterdir())
     assert kept.count("bad_row") == 3
 
 
@@ -291,7 +293,7 @@ def test_beams_own_watch_of_a_folder_reads_each_finished_file_of_events_once(tmp
     write(tmp_path / "one.jsonl", rows[:2])
     write(tmp_path / "two.csv", rows[2:])
     for unfinished in (".three.jsonl", "_SUCCESS", "notes.txt"):
-        (tmp_path / unfinished).write_text("not yet")
+        (tmp_path / unfinished).write_text("not yet", "utf-8")
     with beam.Pipeline(runner=beam_runner.LOCAL_RUNNER) as pipeline:
         source = ReadGrowingFolder(tmp_path, every=1, stop=Timestamp.now() + 2)
         items = pipeline | source | beam.Map(lambda read: read[0]["item_id"])
@@ -435,8 +437,8 @@ def test_what_cannot_be_streamed_is_refused_with_the_cure(settings, tmp_path):
         return program.stream(str(address), settings, options, **asked)
 
     (tmp_path / "empty").mkdir()
-    (tmp_path / "events.xlsx").write_text("")
-    (tmp_path / "items.csv").write_text("item_id,image_uri\n")
+    (tmp_path / "events.xlsx").write_text("", "utf-8")
+    (tmp_path / "items.csv").write_text("item_id,image_uri\n", "utf-8")
     with pytest.raises(RawTableMissing, match="nowhere does not exist: give a file or a folder"):
         stream(tmp_path / "nowhere")
     with pytest.raises(RawTableMissing, match="empty holds no file of events"):

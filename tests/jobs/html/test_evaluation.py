@@ -155,9 +155,9 @@ def test_an_evaluation_lies_in_its_artifact(tmp_path, capsys):
     stages, table = _stages(tmp_path)
     truth = table.select(["request_id", "item_id"]).append_column("p_click", table["lightgbm/cluster_id"])
     pq.write_table(truth, stages["raw"] / "truth.parquet")
-    (stages["raw"] / "SOURCE.json").write_text('{"name": "toy", "sampled_negatives": true}')
+    (stages["raw"] / "SOURCE.json").write_text('{"name": "toy", "sampled_negatives": true}', "utf-8")
     _evaluate(stages, tmp_path)
-    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text("utf-8"))
     assert found["schema"] == 1
     assert [(row["images"], row["encoder"]) for row in found["rows"]] == [
         ("none", None),
@@ -166,14 +166,14 @@ def test_an_evaluation_lies_in_its_artifact(tmp_path, capsys):
     assert found["oracle"]["auc"] == pytest.approx(found["rows"][1]["auc"])
     assert found["dataset"]["sampled_negatives"] is True
     assert found["dataset"]["rows"]["test"] == {"rows": 200, "clicks": sum(table["clicked"].to_pylist())}
-    assert "Negatives are sampled" in (tmp_path / "evaluate" / "evaluation.html").read_text()
+    assert "Negatives are sampled" in (tmp_path / "evaluate" / "evaluation.html").read_text("utf-8")
     assert "CTR models on toy" in capsys.readouterr().out
 
 
 def test_without_truth_there_is_no_oracle_and_the_folder_names_the_data(tmp_path):
     stages, _ = _stages(tmp_path)
     _evaluate(stages, tmp_path)
-    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text("utf-8"))
     assert found["oracle"] is None
     assert found["dataset"]["name"] == "raw"
 

@@ -48,7 +48,7 @@ def write_folder(folder, rows, rejected=(), pictures=(), placeholders=(), read=N
         pq.write_table(pa.table(table), folder / "shards" / f"images-{shard:05d}-of-00002.parquet")
     pq.write_table(pa.Table.from_pylist(list(placeholders), PLACEHOLDERS), folder / "placeholders.parquet")
     if read is not None:
-        (folder / "read.json").write_text(json.dumps({"items_read": read}))
+        (folder / "read.json").write_text(json.dumps({"items_read": read}), "utf-8")
     return folder
 
 
@@ -73,13 +73,13 @@ def shop(tmp_path):
     ]
     pictures = [f"p{name}" for name in "acdef"]
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "near_duplicates.json").write_text('{"not_compared": 1234}')
+    (tmp_path / "images" / "near_duplicates.json").write_text('{"not_compared": 1234}', "utf-8")
     return write_folder(tmp_path / "images", rows, rejected, pictures, shared, read=12)
 
 
 def test_the_figures_are_those_counted_by_hand(shop):
     found = write_coverage(shop)
-    assert found == json.loads((shop / "coverage.json").read_text())
+    assert found == json.loads((shop / "coverage.json").read_text("utf-8"))
     assert found["rows"] == {"read": 12, "accepted": 10, "rejected": 2}
     assert found["by_status"] == {"ok": 6, "missing": 3, "broken": 0, "placeholder": 1, "refused": 0}
     assert list(found["by_reason"].items()) == [("not_found", 2), ("no_reference", 1), ("shared_by_many", 1)]
@@ -143,7 +143,7 @@ def test_a_reason_is_told_in_a_sentence_by_category_and_with_the_picture_where_t
     assert found["examples"]["shared_by_many"] == [
         {"item_id": "i", "image_uri": "S3://Bucket/i.jpg", "image_id": "none"}
     ]
-    words = " ".join(" ".join(Page((shop / "coverage.html").read_text()).texts).split())
+    words = " ".join(" ".join(Page((shop / "coverage.html").read_text("utf-8")).texts).split())
     for told in (*(SENTENCES[reason] for reason in found["by_reason"]), "1 timed_out: " + SENTENCES["timed_out"]):
         assert told in words
     assert "Category not usable not_found no_reference shared_by_many shoe 3 1 1 1 hat 1 1" in words
@@ -168,7 +168,7 @@ class Page(HTMLParser):
 
 def test_the_page_shows_the_pictures_and_needs_nothing_from_elsewhere(shop):
     write_coverage(shop)
-    page = Page((shop / "coverage.html").read_text())
+    page = Page((shop / "coverage.html").read_text("utf-8"))
     assert "script" not in page.tags
     assert "link" not in page.tags
     assert page.tags.count("img") == 5 + 3 + 1 + 1  # the gallery, the group, the placeholder, and the item with it
@@ -183,7 +183,7 @@ def test_what_a_catalogue_says_is_shown_as_text_and_run_by_nobody(tmp_path):
     rejected = [{"row": attack, "reason": "bad_row"}]
     folder = write_folder(tmp_path / "images", rows, rejected, ["pa"])
     write_coverage(folder)
-    text = (folder / "coverage.html").read_text()
+    text = (folder / "coverage.html").read_text("utf-8")
     assert "script" not in Page(text).tags
     assert "<script>" not in text
     assert "onerror='" not in text
@@ -198,8 +198,8 @@ def test_names_passwords_and_signatures_are_not_repeated(tmp_path):
     folder = write_folder(tmp_path / "images", rows, rejected)
     write_coverage(folder)
     for name in ("coverage.json", "coverage.html"):
-        assert "secret" not in (folder / name).read_text()
-    assert "img.test" in (folder / "coverage.json").read_text()
+        assert "secret" not in (folder / name).read_text("utf-8")
+    assert "img.test" in (folder / "coverage.json").read_text("utf-8")
 
 
 def test_the_report_stays_small_however_much_is_wrong(tmp_path):
@@ -218,7 +218,7 @@ def test_the_report_stays_small_however_much_is_wrong(tmp_path):
     assert len(found["near_duplicate_groups"]) == len(found["placeholders"]) == 20
     assert {len(group["examples"]) for group in found["near_duplicate_groups"]} == {6}
     assert (found["by_category"]["values"], len(found["by_category"]["lines"])) == (1501, 1000)
-    page = Page((folder / "coverage.html").read_text())
+    page = Page((folder / "coverage.html").read_text("utf-8"))
     assert page.tags.count("img") <= 12 + 20 + 20 * 6
     assert page.tags.count("tr") <= 2 * 41
     assert found["placeholders"][0]["items"] == 34
@@ -229,7 +229,7 @@ def test_a_large_picture_is_shown_small(tmp_path):
     table = pa.table({"image_id": ["pa"], "image": pa.array([png(1, side=400)], pa.binary())})
     pq.write_table(table, folder / "shards" / "images-00000-of-00002.parquet")
     write_coverage(folder)
-    [address] = Page((folder / "coverage.html").read_text()).addresses
+    [address] = Page((folder / "coverage.html").read_text("utf-8")).addresses
     with Image.open(BytesIO(b64decode(address.partition(",")[2]))) as image:
         assert image.size == (96, 96)
 
@@ -246,7 +246,7 @@ def test_an_artifact_without_the_newer_columns_is_reported_all_the_same(tmp_path
 def test_an_empty_catalogue_is_reported(tmp_path):
     found = write_coverage(write_folder(tmp_path / "images", []))
     assert found["rows"] == {"read": 0, "accepted": 0, "rejected": 0}
-    assert "holds no item" in (tmp_path / "images" / "coverage.html").read_text()
+    assert "holds no item" in (tmp_path / "images" / "coverage.html").read_text("utf-8")
 
 
 def test_rows_that_got_lost_are_not_glossed_over(tmp_path):

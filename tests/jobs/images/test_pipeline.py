@@ -206,7 +206,7 @@ def test_every_distinct_ok_image_lies_in_one_shard_once_and_sorted(shop):
 
 def test_the_stats_beside_a_shard_are_those_of_the_shard(shop):
     for path in (shop[1] / "shards").glob("*.parquet"):
-        stats = json.loads(path.with_suffix(".json").read_text())
+        stats = json.loads(path.with_suffix(".json").read_text("utf-8"))
         pngs = pq.read_table(path)["image"].to_pylist()
         assert stats == {
             "images": len(pngs),
@@ -257,7 +257,9 @@ def test_csv_and_json_lines_hold_the_same_catalogue_as_parquet(shop, tmp_path, f
 
 def test_lines_that_are_no_json_object_are_kept_aside(tmp_path):
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "items.jsonl").write_text('{"item_id": "a"}\n{"item_id": \n[1]\n\n{"item_id": "\\ud800"}\n')
+    (tmp_path / "raw" / "items.jsonl").write_text(
+        '{"item_id": "a"}\n{"item_id": \n[1]\n\n{"item_id": "\\ud800"}\n', "utf-8"
+    )
     manifest = build(tmp_path / "raw", tmp_path / "images")
     assert manifest.facts["items_rejected"] == {"bad_row": 2}
     assert [row["row"] for row in pq.read_table(tmp_path / "images" / "rejected.parquet").to_pylist()] == [
@@ -269,7 +271,7 @@ def test_lines_that_are_no_json_object_are_kept_aside(tmp_path):
 
 def test_an_empty_catalogue_is_an_artifact_without_images(tmp_path):
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "items.csv").write_text("item_id,image_uri\n")
+    (tmp_path / "raw" / "items.csv").write_text("item_id,image_uri\n", "utf-8")
     manifest = build(tmp_path / "raw", tmp_path / "images")
     assert (manifest.facts["items_read"], manifest.facts["distinct_images"]) == (0, 0)
     assert load_images(tmp_path / "images")[1].shape == (0, 16, 16, 3)
@@ -279,7 +281,7 @@ def test_an_empty_catalogue_is_an_artifact_without_images(tmp_path):
 
 
 def test_a_table_without_its_columns_is_refused_before_anything_runs(tmp_path):
-    (tmp_path / "items.csv").write_text("id,picture\n1,a.jpg\n")
+    (tmp_path / "items.csv").write_text("id,picture\n1,a.jpg\n", "utf-8")
     with pytest.raises(RawTableUnusable, match=r"items.csv has no column item_id and no column image_uri"):
         build(tmp_path, tmp_path / "images")
     assert not (tmp_path / "images").exists()
@@ -292,7 +294,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 
 def test_a_damaged_csv_is_named_with_its_line(tmp_path):
-    (tmp_path / "items.csv").write_text('item_id,image_uri\na,b\nc,"' + "d" * 200_000)
+    (tmp_path / "items.csv").write_text('item_id,image_uri\na,b\nc,"' + "d" * 200_000, "utf-8")
     with pytest.raises(RawTableUnusable, match=r"items.csv, after line 2.*unclosed quote$"):
         build(tmp_path, tmp_path / "images")
     assert not (tmp_path / "images").exists()

@@ -239,7 +239,7 @@ def test_what_was_saved_is_known_and_old_pictures_stay(store):
 def test_stats_stand_beside_a_shard(store):
     store.save(0, {"a": usable("a"), "b": Outcome(uri="b", reason="empty")}, {"a": b"12345"})
     [stats] = store.folder.glob("*.json")
-    assert json.loads(stats.read_text()) == {"references": 2, "by_reason": {"empty": 1}, "png_bytes": 5}
+    assert json.loads(stats.read_text("utf-8")) == {"references": 2, "by_reason": {"empty": 1}, "png_bytes": 5}
 
 
 @pytest.mark.parametrize("wanted", [("2", ("x", "a")), ("1", ("x", "gone"))])
@@ -252,10 +252,10 @@ def test_a_store_that_changed_meanwhile_is_no_silent_loss(store, wanted):
 def test_rows_that_do_not_add_up_are_an_error(raw):
     build(raw, "images")
     out = raw.parent / "images"
-    (out / write.READ).write_text('{"items_read": 14}')
+    (out / write.READ).write_text('{"items_read": 14}', "utf-8")
     with pytest.raises(write.RowsLost, match="14 rows were read, 13 accepted and 0 rejected"):
         write.facts(out)
-    (out / write.READ).write_text('{"items_read": 13}')
+    (out / write.READ).write_text('{"items_read": 13}', "utf-8")
     next((out / "shards").glob("*.parquet")).unlink()
     with pytest.raises(write.RowsLost, match="12 distinct images were found, the shards hold"):
         write.facts(out)

@@ -33,7 +33,7 @@ def write_stage(workspace: Path, stage: str, **changes: Any) -> Path:
     facts = {**FACTS.get(stage, {"space_id": "s1"}), **changes.get("facts", {})}
     with artifact.write(folder, kind=stage, inputs=changes.get("inputs", {}), config={}) as draft:
         if stage == "evaluate":
-            (draft.path / "evaluation.json").write_text(json.dumps(EVALUATION))
+            (draft.path / "evaluation.json").write_text(json.dumps(EVALUATION), "utf-8")
         draft.facts.update(facts)
     return folder
 
@@ -63,7 +63,7 @@ def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured
         stage: {"path": f"{stage}/k", "digest": artifact.digest(path)} for stage, path in stages.items()
     }
     assert found.metrics == {"recall_at_10": 0.99, "auc": 0.65, "n": 10}
-    written = json.loads((tmp_path / "release" / "k" / "release.json").read_text())
+    written = json.loads((tmp_path / "release" / "k" / "release.json").read_text("utf-8"))
     assert written == build.document(found)
     assert manifest.facts["release_id"] == found.release_id == written["release_id"]
     assert manifest.inputs == {stage: artifact.digest(path) for stage, path in stages.items()}
@@ -106,7 +106,7 @@ def test_killed_between_the_catalogue_and_the_artifact_it_comes_to_the_same_end(
     assert not (tmp_path / "release" / "k").exists()
     build_release(tmp_path, stages)
     assert current(tmp_path) == promised
-    assert json.loads((tmp_path / "release" / "k" / "release.json").read_text()) == build.document(promised)
+    assert json.loads((tmp_path / "release" / "k" / "release.json").read_text("utf-8")) == build.document(promised)
 
 
 def test_a_workspace_that_moved_still_knows_its_artifacts(tmp_path: Path) -> None:

@@ -280,7 +280,7 @@ def beam_statistics(was_shown, was_clicked, until: datetime, path: Path) -> dict
     law.holds()
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for file in path.parent.iterdir():
-        for row in map(json.loads, file.read_text().splitlines()):
+        for row in map(json.loads, file.read_text("utf-8").splitlines()):
             row["event_timestamp"] = datetime.fromisoformat(row["event_timestamp"])
             found[row["item_id"]].append(row)
     return found
@@ -291,7 +291,7 @@ def beam_statistics(was_shown, was_clicked, until: datetime, path: Path) -> dict
 
 def write_csv(folder: Path, *lines: str, header: str = HEADER) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "events.csv").write_text("\n".join([header, *lines]) + "\n")
+    (folder / "events.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
     return folder
 
 
@@ -306,7 +306,7 @@ def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_pa
         "u,a,2024-03-01T12:00:00Z,impression,r",  # a cell too few
         ",a,2024-03-01T12:00:00Z,impression,r,0",
     )
-    (raw / "SOURCE.json").write_text('{"sampled_negatives": true}')
+    (raw / "SOURCE.json").write_text('{"sampled_negatives": true}', "utf-8")
     out = tmp_path / "out"
     called(behavior_sequences.main, "--raw", str(raw), "--out", str(out), "--ctr-history", "7")
     manifest = artifact.read(out, kind="sequences")

@@ -78,7 +78,7 @@ def test_rows_of_all_files_add_up_by_day_without_those_of_no_day() -> None:
 
 def test_a_file_of_the_same_size_that_was_written_later_is_another_version(tmp_path) -> None:
     file = tmp_path / "events.csv"
-    file.write_text("1")
+    file.write_text("1", "utf-8")
     version = file_version(file)
     assert file_version(file) == version
     os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
@@ -123,7 +123,7 @@ def write(file: Path, table: pa.Table, form: str) -> None:
             more.write("too,few\n")
     elif form == "jsonl":
         lines = [json.dumps(row | {"event_time": row["event_time"].isoformat()}) for row in table.to_pylist()]
-        file.with_suffix(".jsonl").write_text("\n".join([*lines, "no JSON", ""]))
+        file.with_suffix(".jsonl").write_text("\n".join([*lines, "no JSON", ""]), "utf-8")
     else:
         pq.write_table(in_form(table, form), file.with_suffix(".parquet"), row_group_size=10)
 

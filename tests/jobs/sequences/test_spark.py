@@ -253,7 +253,7 @@ def test_a_history_too_long_or_empty_is_refused(changed, said) -> None:
 
 def test_columns_and_types_are_those_that_the_next_stages_read(write_events, tmp_path) -> None:
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "SOURCE.json").write_text('{"sampled_negatives": true}')
+    (tmp_path / "raw" / "SOURCE.json").write_text('{"sampled_negatives": true}', "utf-8")
     manifest = built(write_events(tmp_path / "raw", [shown("a", 0)]), tmp_path / "out")  # and not one click
     when = pa.timestamp("us", tz="UTC")
     assert manifest.facts["sampled_negatives"] is True

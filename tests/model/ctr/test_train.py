@@ -56,7 +56,7 @@ def test_every_variant_is_saved_with_its_validation_figures(built):
     best = manifest.facts["validation"][manifest.facts["best"]]["auc"]
     assert best == max(figures["auc"] for figures in manifest.facts["validation"].values())
     assert (manifest.facts["space_id"], manifest.facts["encoder"]) == ("s1", "courier-test")
-    steps = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    steps = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
     assert {(step["model"], step["images"]) for step in steps} == set(VARIANTS)
 
 
@@ -135,6 +135,6 @@ def test_a_period_without_a_click_is_said_in_a_sentence(shop):
 def test_a_folder_that_holds_no_known_model_is_refused(tmp_path):
     with pytest.raises(artifact.ArtifactMissing, match="no CTR model"):
         load_model(tmp_path)
-    (tmp_path / "model.json").write_text('{"model": "oracle"}')
+    (tmp_path / "model.json").write_text('{"model": "oracle"}', "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match="'oracle'"):
         load_model(tmp_path)

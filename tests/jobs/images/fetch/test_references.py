@@ -90,7 +90,7 @@ def test_a_link_that_the_owner_of_the_folder_made_is_followed(tmp_path):
 
 
 def test_every_reason_in_the_source_has_a_status_and_what_may_pass_is_among_what_may_be_retried():
-    source = "".join(Path(module.__file__).read_text() for module in (references, https))
+    source = "".join(Path(module.__file__).read_text("utf-8") for module in (references, https))
     reasons = set(re.findall(r'(?:NotFetched|_MayPass)\("(\w+)"', source))
     assert {"not_found", "timed_out", "private_address"} <= reasons <= set(STATUS_OF)
     assert (

@@ -236,7 +236,7 @@ def test_courier_is_trained_with_each_ablation(
 ) -> None:
     config = replace(TINY, batch_rows=16, steps=3, warmup_steps=1, **changes)
     train.build(**pretrain_inputs, out=tmp_path / "out", config=config)
-    losses = json.loads((tmp_path / "out" / "loss.jsonl").read_text().splitlines()[-1])
+    losses = json.loads((tmp_path / "out" / "loss.jsonl").read_text("utf-8").splitlines()[-1])
     assert np.isfinite(losses["loss"])
 
 

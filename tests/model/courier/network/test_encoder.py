@@ -203,9 +203,9 @@ def test_an_unknown_choice_is_refused(wrong: dict[str, str], says: str) -> None:
 
 def test_an_encoder_whose_config_is_of_another_version_is_refused_with_the_cure(tmp_path: Path) -> None:
     out = written(tmp_path / "out", seeded())
-    manifest = json.loads((out / artifact.MANIFEST).read_text())
+    manifest = json.loads((out / artifact.MANIFEST).read_text("utf-8"))
     manifest["config"] |= {"heads": 4}  # where it once stood
-    (out / artifact.MANIFEST).write_text(json.dumps(manifest))
+    (out / artifact.MANIFEST).write_text(json.dumps(manifest), "utf-8")
     with pytest.raises(artifact.ArtifactMismatch, match=r"did you mean courier.heads.*: rebuild the pretrain artifact"):
         load_encoder(out)
 

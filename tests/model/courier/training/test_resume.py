@@ -42,7 +42,7 @@ class Stopped(Exception):
 
 
 def curve(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "loss.jsonl").read_text("utf-8").splitlines()]
     speeds = ("images_per_second", "loader_stall")
     return [{name: value for name, value in line.items() if name not in speeds} for line in lines]
 

@@ -153,7 +153,7 @@ def inputs(pretrain_inputs: dict[str, Path]) -> dict[str, Path]:
 
 
 def curve(out: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "loss.jsonl").read_text("utf-8").splitlines()]
     return [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
 
 
@@ -205,7 +205,7 @@ def test_the_curve_shows_the_collapse_figures_and_the_loaders_stall_as_it_grows(
     inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     train.build(**inputs, out=tmp_path / "out", config=replace(TINY, trainable="all"))
-    lines = [json.loads(line) for line in (tmp_path / "out" / "loss.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "loss.jsonl").read_text("utf-8").splitlines()]
     assert [line["step"] for line in lines] == [10, 20, 25]
     for line in lines:
         assert 1 <= line["effective_rank"] <= IMAGES

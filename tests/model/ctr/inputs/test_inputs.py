@@ -334,7 +334,7 @@ def test_the_state_survives_the_disk(state, tmp_path):
         assert alone[images].keys() == state.learned[images].keys()
         for name, value in alone[images].items():
             np.testing.assert_array_equal(value, state.learned[images][name])
-    (tmp_path / "inputs.json").write_text(json.dumps({"format": 99}))
+    (tmp_path / "inputs.json").write_text(json.dumps({"format": 99}), "utf-8")
     with pytest.raises(ArtifactMismatch, match="train the CTR models again"):
         InputsState.load(tmp_path)
 

@@ -81,12 +81,12 @@ def test_an_input_named_in_the_registry_is_trained_saved_served_evaluated_and_re
         out=tmp_path / "evaluate",
         config=EvaluateConfig(bootstrap=20),
     )
-    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text())
+    found = json.loads((tmp_path / "evaluate" / "evaluation.json").read_text("utf-8"))
     auc = metrics.auc(labels(shop.test), predictions.column("lightgbm/toy").to_numpy())
     assert {(row["model"], row["images"]) for row in found["rows"]} == {(m, i) for m in MODELS for i in ("none", "toy")}
     assert next(row["auc"] for row in found["rows"] if row["images"] == "toy") == auc
     assert TOY.title in [line[1] for line in report.table_lines(found)]
-    assert TOY.title in (tmp_path / "evaluate" / "evaluation.html").read_text()
+    assert TOY.title in (tmp_path / "evaluate" / "evaluation.html").read_text("utf-8")
     assert "Half of" in capsys.readouterr().out
 
 

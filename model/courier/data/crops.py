@@ -1,6 +1,6 @@
 """Where a step's augmented crops come from: drawn anew for every step, or among features computed once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,10 @@ from torch import Tensor
 
 from model.courier.data.augmentation import draw_crops
 from model.courier.data.loader import Numbers, rows
-from model.courier.network.encoder import Encoder, feature_batches, normalise_tensor
+from model.courier.data.normalise import normalise_tensor
 from model.space import Preprocessing
+
+Pixels = npt.NDArray[np.uint8]
 
 VERSIONS = 4  # of every image where the backbone is frozen: six pairs to tell apart, at four times the features' cost
 DRAWN = 256  # images drawn at a time
@@ -19,11 +21,14 @@ DRAWN = 256  # images drawn at a time
 
 @dataclass(frozen=True, slots=True)
 class PixelCrops:
-    """Crops drawn from the images (N, S, S, 3) for each step; what is drawn depends on seed, rank and step alone."""
+    """Crops drawn from the images (N, S, S, 3) for each step; what is drawn depends on seed, rank and step alone.
+
+    below: what the frozen parts of the encoder make of normalised images (N, 3, S, S).
+    """
 
     pixels: npt.NDArray[np.uint8]
     preprocessing: Preprocessing
-    encoder: Encoder
+    below: Callable[[Tensor], Tensor]
     crops: int
     seed: int
     rank: int
@@ -35,7 +40,7 @@ class PixelCrops:
 
     def prepare(self, raw: Tensor) -> Tensor:
         """See Source."""
-        return self.encoder.below(normalise_tensor(raw, self.preprocessing))
+        return self.below(normalise_tensor(raw, self.preprocessing))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +67,12 @@ class FeatureCrops:
         return self.standard.flatten(0, 1)[raw]
 
 
-def version_batches(
-    encoder: Encoder, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, seed: int
-) -> Iterator[Tensor]:
-    """Standardised features of VERSIONS versions of the images (N, S, S, 3), version by version: (<= 64, F) each.
-
-    The encoder's features must be standardised already.
-    """
+def version_batches(features: Callable[[Pixels], Iterable[Tensor]], pixels: Pixels, seed: int) -> Iterator[Tensor]:
+    """Features of VERSIONS versions of the images (N, S, S, 3), version by version, in parts as `features` gives."""
     drawn = generator(seed)
     for _ in range(VERSIONS):
         for start in range(0, len(pixels), DRAWN):
-            some = draw_crops(pixels[start : start + DRAWN], 1, drawn)
-            yield from map(encoder.standard, feature_batches(encoder, some, preprocessing))
+            yield from features(draw_crops(pixels[start : start + DRAWN], 1, drawn))
 
 
 def generator(*seeds: int) -> torch.Generator:

@@ -14,14 +14,35 @@ import torch
 from torch import Tensor
 
 from model.courier.data.batches import Batch
-from model.courier.losses.objective import BatchTensors
-from model.courier.network.encoder import normalise_tensor
+from model.courier.data.normalise import normalise_tensor
 from model.space import Preprocessing
 
 Numbers = npt.NDArray[np.int64]
 
 AHEAD = 2  # steps; one would do if all took the same time
 COPIED = 256  # rows copied between two moments at which another thread may run
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTensors:
+    """A Batch as tensors on a device; see Batch."""
+
+    images: Tensor
+    page: Tensor
+    shown: Tensor
+    clicked: Tensor
+    history: Tensor
+    history_mask: Tensor
+    page_image: Tensor
+    history_image: Tensor
+    page_category: Tensor
+    history_category: Tensor
+
+    @staticmethod
+    def of(batch: Batch, device: torch.device) -> "BatchTensors":
+        """The batch's numbers; the images' pixels or features come apart."""
+        names = BatchTensors.__slots__
+        return BatchTensors(**{name: torch.from_numpy(getattr(batch, name)).to(device) for name in names})
 
 
 class Source(Protocol):

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews
+from model.courier.data.loader import BatchTensors
 from model.courier.losses.baseline_losses import image_title_contrast, negative_cosine, nt_xent
-from model.courier.losses.objective import BatchTensors, Objective, gather_crops, gather_images
+from model.courier.losses.objective import Objective, gather_crops, gather_images
 from model.courier.network.encoder import Encoder
 from model.courier.network.text import TextTower, tokenise
 from model.errors import CourierError

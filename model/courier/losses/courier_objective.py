@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.data.batches import PageViews
+from model.courier.data.loader import BatchTensors
 from model.courier.losses.courier_losses import click_prediction, pv_contrast, user_click_sequence_contrast
-from model.courier.losses.objective import BatchTensors, Objective, gather
+from model.courier.losses.objective import Objective, gather
 from model.courier.network.encoder import Encoder
 from model.courier.network.intention import ClickHead, IntentionReconstruction, SequencePrediction
 from model.errors import CourierError
@@ -77,10 +78,6 @@ class BehaviourObjective(Objective):
         seen = self._seen(vectors)
         page, history = F.embedding(batch.page, seen), F.embedding(batch.history, seen)
         return self.intention.entropy(*map(gather, (page, history, batch.history_mask, batch.shown)))
-
-    def figures(self, batch: BatchTensors) -> dict[str, float]:
-        """See Objective.figures; the attention's entropy is over all rows."""
-        return super().figures(batch) | {"attention_entropy": round(self.attention_entropy(self.seen, batch), 4)}
 
     def _seen(self, vectors: Tensor) -> Tensor:
         """What the losses of behaviour see of these vectors."""

@@ -2,41 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from model.courier.data.batches import Batch
+from model.courier.data.loader import BatchTensors
 from model.courier.network.encoder import Encoder
-from model.courier.training import collapse_metrics
-
-FIGURE_ROWS = 64  # a singular value decomposition every ten steps must not be felt
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTensors:
-    """A Batch as tensors on a device; see Batch."""
-
-    images: Tensor
-    page: Tensor
-    shown: Tensor
-    clicked: Tensor
-    history: Tensor
-    history_mask: Tensor
-    page_image: Tensor
-    history_image: Tensor
-    page_category: Tensor
-    history_category: Tensor
-
-    @staticmethod
-    def of(batch: Batch, device: torch.device) -> "BatchTensors":
-        """The batch's numbers; the images' pixels or features come apart."""
-        names = BatchTensors.__slots__
-        return BatchTensors(**{name: torch.from_numpy(getattr(batch, name)).to(device) for name in names})
 
 
 class Objective(nn.Module, ABC):
@@ -78,20 +51,8 @@ class Objective(nn.Module, ABC):
         return self.losses(vectors, batch)
 
     def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float | None:  # noqa: ARG002
-        """See CollapseMetrics.attention_entropy; vectors: (U, D), as for `losses`."""
+        """Of the weights over a user's clicks, in [0, 1]; None without attention. vectors: (U, D), as for `losses`."""
         return None
-
-    @torch.no_grad()
-    def figures(self, batch: BatchTensors) -> dict[str, float]:
-        """The collapse figures of the last step's vectors: images shown in the first rows of the global batch."""
-        page, newest = F.embedding(batch.page, self.seen), F.embedding(batch.history[:, 0], self.seen)
-        page, newest, shown, clicked, known = (
-            gather(part)[:FIGURE_ROWS].cpu()
-            for part in (page, newest, batch.shown, batch.clicked, batch.history_mask[:, 0].contiguous())
-        )
-        row, column = (clicked & known[:, None]).nonzero(as_tuple=True)
-        positives = page[row, column], newest[row]
-        return collapse_metrics.measure_pairs(page[shown].float(), *positives).as_facts()
 
 
 def gather(local: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from model import artifact
 from model.courier.config import CourierConfig
+from model.courier.data.normalise import normalise
 from model.courier.network.backbones import Backbone, build_backbone
 from model.errors import CourierError
 from model.settings import from_mapping
@@ -181,23 +182,6 @@ def _frozen_parts(backbone: Backbone, config: CourierConfig) -> int:
             f"frozen_parts {config.frozen_parts}: {config.backbone} has {parts}, choose 1 to {parts - 1}"
         )
     return config.frozen_parts
-
-
-def normalise(images: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
-    """images: (N, S, S, 3) uint8 -> (N, 3, S, S) float32, channels_last. Raises ValueError for another size."""
-    size = preprocessing.size
-    if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-        raise ValueError(
-            f"images are {images.shape[1:]} {images.dtype}, the encoder takes ({size}, {size}, 3) uint8: "
-            "resize them with model.courier.data.images"
-        )
-    return normalise_tensor(torch.from_numpy(images), preprocessing)
-
-
-def normalise_tensor(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """images: (N, S, S, 3) uint8 -> (N, 3, S, S) float32, channels_last, on the same device."""
-    pixels = images.permute(0, 3, 1, 2)  # a view: the memory already lies channels last
-    return pixels.to(torch.float32).sub_(preprocessing.mean).div_(preprocessing.scale)
 
 
 def feature_batches(

@@ -1,15 +1,19 @@
 """How an embedding fills its space: the figures that show a collapsed encoder, and the refusal of one."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from model.courier.data.loader import BatchTensors
+from model.courier.losses.objective import Objective, gather
 from model.errors import CourierError
 
 MIN_EFFECTIVE_RANK = 4.0  # of 256: fewer directions than this cannot tell a catalogue's styles apart
 MIN_DEVIATION = 0.1  # of what vectors spread evenly over the sphere have
 UNIFORMITY_SAMPLE = 2000  # images: the figure is a mean over pairs, four million of them are plenty
+STEP_ROWS = 64  # a singular value decomposition every ten steps must not be felt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,22 @@ def measure_pairs(vectors: Tensor, one: Tensor, other: Tensor) -> CollapseMetric
         alignment=float((one - other).square().sum(1).mean()) if len(one) else 0.0,
         uniformity=_uniformity(vectors[:: max(1, len(vectors) // UNIFORMITY_SAMPLE)]),
     )
+
+
+@torch.no_grad()
+def step_figures(objective: Objective, batch: BatchTensors) -> dict[str, float]:
+    """Of the last step's vectors: the images shown in the first rows of the global batch, the attention over all rows.
+
+    Every process must ask.
+    """
+    page, newest = F.embedding(batch.page, objective.seen), F.embedding(batch.history[:, 0], objective.seen)
+    page, newest, shown, clicked, known = (
+        gather(part)[:STEP_ROWS].cpu()
+        for part in (page, newest, batch.shown, batch.clicked, batch.history_mask[:, 0].contiguous())
+    )
+    row, column = (clicked & known[:, None]).nonzero(as_tuple=True)
+    metrics = measure_pairs(page[shown].float(), page[row, column], newest[row])
+    return replace(metrics, attention_entropy=objective.attention_entropy(objective.seen, batch)).as_facts()
 
 
 def is_collapsed(metrics: CollapseMetrics, images: int) -> bool:

@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from model.courier.losses.objective import BatchTensors, Objective
+from model.courier.data.loader import BatchTensors
+from model.courier.losses.objective import Objective
 from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 

@@ -2,9 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,21 +19,18 @@ from model import artifact
 from model.artifact import Manifest
 from model.courier.config import CourierConfig
 from model.courier.data.batches import Batch, PageViews, check_history, rows_of_step, take_batch
-from model.courier.data.crops import VERSIONS, FeatureCrops, PixelCrops, version_batches
-from model.courier.data.loader import Activations, Features, Pixels, Source
+from model.courier.data.loader import BatchTensors
 from model.courier.data.page_views import read_page_views
-from model.courier.data.stored_images import decode_images, image_size
-from model.courier.losses.objective import BatchTensors, Objective
+from model.courier.losses.objective import Objective
 from model.courier.network.backbones import warm_start
-from model.courier.network.encoder import KIND, activation_batches, feature_batches, save_encoder
-from model.courier.progress import watched
+from model.courier.network.encoder import KIND, feature_batches, save_encoder
 from model.courier.training import collapse_metrics
-from model.courier.training.array_cache import ArrayCache, Fill, digest, digest_of_tensor, digest_of_weights
+from model.courier.training.array_cache import ArrayCache, digest
 from model.courier.training.card import card_of
 from model.courier.training.checkpoint import Checkpoint, checkpoint_folder, identity_of, sweep
-from model.courier.training.linear_start import prepare
 from model.courier.training.methods import build_objective, settle
 from model.courier.training.process_group import ProcessGroup, process_group
+from model.courier.training.sources import build_source, decoded_images, frozen_features
 from model.courier.training.trainer import Trained, Trainer
 from model.errors import CourierError
 from model.settings import from_mapping, parse_settings, unflatten
@@ -45,7 +41,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 OBJECTIVE = "objective.safetensors"  # what was trained beside the encoder
 CURVE = "loss.jsonl"
-STANDARD_IMAGES = 512  # about so many give a trained backbone's starting mean and deviation
 MEASURED_IMAGES = 4000  # of a larger catalogue those that some rows show: the figures are means
 MEASURED_ROWS = 400  # of at most ten images each
 CHECKPOINT_EVERY = 100  # steps
@@ -89,7 +84,7 @@ def build(
                 sweep(shared)
         seen = {"images": inputs["images/pictures"], "image_ids": page_views.image_ids, "device": group.device.type}
         cache = ArrayCache(shared or checkpoint.folder, digest(**seen), group)
-        pixels = _pixels(images, page_views, cache)
+        pixels = decoded_images(images, page_views, cache)
         trained = train(page_views, pixels, preprocessing, config, group, cache, checkpoint)
         took = time.perf_counter() - begun
         figures = _collapse_metrics(trained.objective, page_views, pixels, preprocessing, config, cache)
@@ -137,7 +132,7 @@ def train(
         torch.manual_seed(config.seed)
         objective = build_objective(config, page_views).to(group.device)
         warm_start(objective.encoder.backbone, config.backbone_weights)
-        source = _source(objective, page_views, pixels, preprocessing, config, group, cache)
+        source = build_source(objective, page_views, pixels, preprocessing, config, group, cache)
         torch.manual_seed(config.seed + group.rank)  # dropout differs from process to process
         return Trainer(objective, config, group).run(
             lambda step: _local_batch(page_views, config, step, group), source, checkpoint
@@ -153,77 +148,6 @@ def _check(config: CourierConfig, rows: int, processes: int) -> None:
         raise CourierError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
     if rows < 2:
         raise CourierError(f"{rows} page view to train on: the contrast needs at least 2")
-
-
-def _pixels(images: Path, page_views: PageViews, cache: ArrayCache) -> npt.NDArray[np.uint8]:
-    """The images of `page_views`, decoded once, into a file that is mapped: a catalogue may be larger than memory."""
-    size = image_size(images)
-    shape = (len(page_views.image_ids), size, size, 3)
-    return cache.array("pixels", shape, np.uint8, partial(decode_images, images, page_views.image_ids))
-
-
-def _source(
-    objective: Objective,
-    page_views: PageViews,
-    pixels: npt.NDArray[np.uint8],
-    preprocessing: Preprocessing,
-    config: CourierConfig,
-    group: ProcessGroup,
-    cache: ArrayCache,
-) -> Source:
-    """What gives a step its input: features or activations computed once, the images themselves, or crops of them."""
-    encoder, drawn = objective.encoder, {"crops": objective.crops, "seed": config.seed, "rank": group.rank}
-    if config.trainable == "head":
-        features = torch.from_numpy(_features(objective, pixels, preprocessing, cache)).to(group.device)
-        standard = prepare(encoder, features, page_views, config)
-        if objective.crops:
-            shape = (VERSIONS * len(pixels), standard.shape[1])
-            fill = _filled(lambda: version_batches(encoder, pixels, preprocessing, config.seed), "crops", shape[0])
-            basis = [digest_of_tensor(t) for t in (encoder.feature_mean, encoder.feature_scale, encoder.feature_basis)]
-            of_seed = _of_backbone(objective, preprocessing, cache).of(seed=config.seed, basis=basis, versions=VERSIONS)
-            versions = torch.from_numpy(of_seed.array("crops", shape, np.float32, fill)).to(group.device)
-            return FeatureCrops(versions.reshape(VERSIONS, len(pixels), -1), **drawn)
-        return Features(standard)  # a fraction of the features' width: a step costs so much less
-    # Pooled activations share a large mean: left in, all vectors start at nearly one place and may stay there.
-    sample = pixels[:: max(1, len(pixels) // STANDARD_IMAGES)]
-    encoder.standardise_by(torch.cat(list(feature_batches(encoder, sample, preprocessing))))
-    if objective.crops:
-        return PixelCrops(pixels, preprocessing, encoder, **drawn)
-    if config.trainable == "all":
-        return Pixels(pixels, preprocessing)
-    first = next(activation_batches(encoder, pixels[:1], preprocessing))
-    fill = _filled(lambda: activation_batches(encoder, pixels, preprocessing), "activations", len(pixels))
-    of_parts = _of_backbone(objective, preprocessing, cache).of(parts=encoder.frozen_parts)
-    return Activations(of_parts.array("activations", (len(pixels), *first.shape[1:]), np.float32, fill))
-
-
-def _features(
-    objective: Objective, pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing, cache: ArrayCache
-) -> npt.NDArray[np.float32]:
-    """What a frozen backbone makes of the images: (N, feature_width)."""
-    encoder = objective.encoder
-    fill = _filled(lambda: feature_batches(encoder, pixels, preprocessing), "features", len(pixels))
-    of_backbone = _of_backbone(objective, preprocessing, cache)
-    return of_backbone.array("features", (len(pixels), encoder.feature_width), np.float32, fill)
-
-
-def _of_backbone(objective: Objective, preprocessing: Preprocessing, cache: ArrayCache) -> ArrayCache:
-    """For arrays that a backbone, as it is now, makes of the images."""
-    encoder = objective.encoder
-    weights = digest_of_weights(encoder.backbone)
-    return cache.of(weights=weights, pooling=encoder.pooling, preprocessing=asdict(preprocessing))
-
-
-def _filled(parts: Callable[[], Iterator[Any]], what: str, images: int) -> Fill:
-    """What writes these parts one after the other, under a bar. Tensors or arrays, one entry an image."""
-
-    def fill(array: npt.NDArray[Any]) -> None:
-        start = 0
-        for part in watched(parts(), what, images):
-            array[start : start + len(part)] = part.cpu() if isinstance(part, Tensor) else part
-            start += len(part)
-
-    return fill
 
 
 def _local_batch(page_views: PageViews, config: CourierConfig, step: int, group: ProcessGroup) -> Batch:
@@ -243,7 +167,7 @@ def _collapse_metrics(
     encoder = objective.encoder.eval()
     chosen, rows = _measured(page_views)
     if config.trainable == "head":
-        features = _features(objective, pixels, preprocessing, cache)
+        features = frozen_features(objective, pixels, preprocessing, cache)
 
         def features_of(part: npt.NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(features[part]).to(encoder.feature_mean.device)

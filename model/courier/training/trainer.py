@@ -14,6 +14,7 @@ from model.courier.data.loader import Loaded, Source, loaded
 from model.courier.losses.objective import Objective
 from model.courier.progress import TrainingLog
 from model.courier.training.checkpoint import Checkpoint, State
+from model.courier.training.collapse_metrics import step_figures
 from model.courier.training.gradients import Gradients, random_state, set_random_state
 from model.courier.training.process_group import ProcessGroup
 
@@ -69,7 +70,7 @@ class Trainer:
         self.gradients.scaler.step(self.optimizer)
         self.gradients.scaler.update()
         self.step += 1
-        figures = self.objective.figures(part.batch) if self.log.ends_line(self.step) else {}
+        figures = step_figures(self.objective, part.batch) if self.log.ends_line(self.step) else {}
         self.log.add(losses, self.gradients.weights, part.images, part.waited, figures)
 
     def state(self) -> State:

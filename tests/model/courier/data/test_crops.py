@@ -1,5 +1,7 @@
 """Where crops come from: seed, rank and step decide them, and features computed once are those of such crops."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from model.courier.config import CourierConfig
 from model.courier.data import crops
 from model.courier.data.augmentation import draw_crops
 from model.courier.data.crops import FeatureCrops, PixelCrops, generator, version_batches
-from model.courier.network.encoder import Encoder, build_encoder, feature_batches, normalise
+from model.courier.data.normalise import normalise
+from model.courier.network.encoder import Encoder, build_encoder, feature_batches
 from model.space import Preprocessing
 
 SIZE, IMAGES = 16, 9
@@ -25,25 +28,24 @@ def encoder(trainable: str = "all") -> Encoder:
     return build_encoder(config).eval()
 
 
-def pixel_views(*, seed: int = 0, rank: int = 0, trainable: str = "all") -> PixelCrops:
-    return PixelCrops(PIXELS, PLAIN, encoder(trainable), crops=2, seed=seed, rank=rank)
+def pixel_crops(*, seed: int = 0, rank: int = 0, trainable: str = "all") -> PixelCrops:
+    return PixelCrops(PIXELS, PLAIN, encoder(trainable).below, crops=2, seed=seed, rank=rank)
 
 
 def test_a_step_draws_its_own_crops_and_the_same_when_it_is_made_again() -> None:
-    source = pixel_views()
+    source = pixel_crops()
     again = source.fetch(SOME, 5)
     assert torch.equal(again, source.fetch(SOME, 5))
     assert (again.numpy() == draw_crops(PIXELS[SOME], 2, generator(0, 0, 5))).all()
-    for other in (source.fetch(SOME, 6), pixel_views(seed=1).fetch(SOME, 5), pixel_views(rank=1).fetch(SOME, 5)):
+    for other in (source.fetch(SOME, 6), pixel_crops(seed=1).fetch(SOME, 5), pixel_crops(rank=1).fetch(SOME, 5)):
         assert not torch.equal(again, other)
 
 
 @pytest.mark.parametrize("trainable", ["all", "upper"])
 def test_what_is_drawn_passes_the_frozen_parts_and_then_is_encoded(trainable: str) -> None:
-    source = pixel_views(trainable=trainable)
+    source, whole = pixel_crops(trainable=trainable), encoder(trainable)
     raw = source.fetch(SOME, 0)
-    expected = source.encoder(normalise(raw.numpy(), PLAIN))
-    torch.testing.assert_close(source.encoder.above(source.prepare(raw)), expected)
+    torch.testing.assert_close(whole.above(source.prepare(raw)), whole(normalise(raw.numpy(), PLAIN)))
 
 
 def test_of_the_versions_of_an_image_a_step_takes_different_ones() -> None:
@@ -63,7 +65,11 @@ def test_features_computed_once_are_those_of_drawn_crops(monkeypatch: pytest.Mon
     monkeypatch.setattr(crops, "DRAWN", 4)  # the last part is shorter
     plain = encoder("head")
     plain.standardise_by(torch.cat(list(feature_batches(plain, PIXELS, PLAIN))))
-    found = torch.cat(list(version_batches(plain, PIXELS, PLAIN, 3))).reshape(crops.VERSIONS, IMAGES, -1)
+
+    def features(some: np.ndarray) -> Iterator[torch.Tensor]:
+        return map(plain.standard, feature_batches(plain, some, PLAIN))
+
+    found = torch.cat(list(version_batches(features, PIXELS, 3))).reshape(crops.VERSIONS, IMAGES, -1)
     assert found.shape == (crops.VERSIONS, IMAGES, plain.components)
     drawn = generator(3)
     first = np.concatenate([draw_crops(PIXELS[start : start + 4], 1, drawn) for start in (0, 4, 8)])

@@ -19,9 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from model.courier.config import ClipConfig, CourierConfig, CourierMethodConfig, SimClrConfig, for_method
 from model.courier.data.augmentation import draw_crops
 from model.courier.data.batches import PageViews, take_batch
+from model.courier.data.loader import BatchTensors
+from model.courier.data.normalise import normalise
 from model.courier.losses.baseline_objectives import Clip, SimClr, SimSiam
-from model.courier.losses.objective import BatchTensors, Objective
-from model.courier.network.encoder import embed_images, feature_batches, load_encoder, normalise
+from model.courier.losses.objective import Objective
+from model.courier.network.encoder import embed_images, feature_batches, load_encoder
 from model.courier.training import train
 from model.courier.training.gradients import Gradients
 from model.courier.training.methods import METHODS, UNTRAINED, build_objective, settle

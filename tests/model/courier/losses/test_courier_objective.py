@@ -14,8 +14,8 @@ from torch import Tensor
 
 from model.courier.config import CourierConfig, CourierMethodConfig
 from model.courier.data.batches import Batch, PageViews, take_batch
+from model.courier.data.loader import BatchTensors
 from model.courier.losses.courier_objective import BehaviourObjective
-from model.courier.losses.objective import BatchTensors
 from model.courier.network.encoder import build_encoder
 from model.courier.training.methods import build_objective
 from model.errors import CourierError

@@ -12,6 +12,7 @@ import torch
 
 from model import artifact
 from model.courier.config import CourierConfig
+from model.courier.data.normalise import normalise
 from model.courier.network.backbones import build_backbone, warm_start
 from model.courier.network.encoder import (
     Encoder,
@@ -19,7 +20,6 @@ from model.courier.network.encoder import (
     build_encoder,
     embed_images,
     load_encoder,
-    normalise,
     save_encoder,
 )
 from model.errors import CourierError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from model.courier.config import CourierConfig
-from model.courier.training import train
+from model.courier.training import sources, train
 from model.courier.training.array_cache import ArrayCache, cached_array, digest_of_weights
 from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
@@ -93,9 +93,9 @@ def test_a_second_run_computes_nothing_of_the_frozen_part_again_and_ends_alike(
     assert not list(tmp_path.glob("alone.*"))  # what one run keeps goes with it
     assert built(pretrain_inputs, tmp_path / "first", config, shared=shared) == alone
     for name in ("decode_images", "version_batches", *(["feature_batches"] if config.trainable == "head" else [])):
-        monkeypatch.setattr(train, name, refuse)
-    activations = train.activation_batches  # of one image it is asked for their shape
-    monkeypatch.setattr(train, "activation_batches", lambda *a: activations(*a) if len(a[1]) == 1 else refuse())
+        monkeypatch.setattr(sources, name, refuse)
+    activations = sources.activation_batches  # of one image it is asked for their shape
+    monkeypatch.setattr(sources, "activation_batches", lambda *a: activations(*a) if len(a[1]) == 1 else refuse())
     assert built(pretrain_inputs, tmp_path / "second", config, shared=shared) == alone
     assert not list(tmp_path.glob("second.*"))
 

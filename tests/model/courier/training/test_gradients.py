@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews, take_batch
-from model.courier.losses.objective import BatchTensors, Objective
+from model.courier.data.loader import BatchTensors
+from model.courier.losses.objective import Objective
 from model.courier.network.backbones import warm_start
 from model.courier.network.encoder import Encoder
 from model.courier.training.gradients import Gradients

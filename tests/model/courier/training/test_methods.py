@@ -8,7 +8,7 @@ import torch
 
 from model.courier.config import CourierConfig
 from model.courier.data.batches import PageViews, take_batch
-from model.courier.losses.objective import BatchTensors
+from model.courier.data.loader import BatchTensors
 from model.courier.training.methods import METHODS, build_objective
 from model.errors import CourierError
 from model.settings import replace_setting

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from model.courier.config import CourierConfig
-from model.courier.training import train
+from model.courier.training import sources, train
 from model.courier.training.checkpoint import STATE, Checkpoint, CheckpointMismatch, State
 from model.settings import flatten
 
@@ -236,5 +236,5 @@ def test_images_are_decoded_once_however_often_a_run_is_stopped(
     stopped(pretrain_inputs, tmp_path / "out", monkeypatch)
     (cached,) = (tmp_path / "out.checkpoint").glob("pixels-*.npy")
     assert np.load(cached).shape == (24, 16, 16, 3)
-    monkeypatch.setattr(train, "decode_images", refuse)
+    monkeypatch.setattr(sources, "decode_images", refuse)
     train.build(**pretrain_inputs, out=tmp_path / "out", config=TINY)

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.courier.config import CourierConfig
 from model.courier.data.batches import Batch, PageViews, rows_of_step, take_batch
-from model.courier.data.loader import Features
+from model.courier.data.loader import BatchTensors, Features
 from model.courier.losses.courier_objective import BehaviourObjective
-from model.courier.losses.objective import BatchTensors, Objective
+from model.courier.losses.objective import Objective
 from model.courier.network.encoder import build_encoder, load_encoder
 from model.courier.training import collapse_metrics, train
 from model.courier.training.array_cache import ArrayCache

@@ -269,15 +269,24 @@ OF_SPARK = re.compile(r"\bdef \w+\([^)]*\bspark\b|usefixtures\(\"spark\"\)|\bpro
 
 
 @functools.cache
-def runs_spark(file: Path) -> bool:
-    """Whether a file of tests asks for Spark's fixture."""
+def asks_for_spark(file: Path) -> bool:
     return OF_SPARK.search(file.read_text("utf-8")) is not None
 
 
+def runs_spark(test: str, root: Path) -> bool:
+    """Whether a test, by its id, runs Spark: its file asks for the fixture, or one of its parameters is the engine."""
+    file, _, name = test.partition("::")
+    return asks_for_spark(root / file) or "spark" in name.partition("[")[2]
+
+
 @pytest.hookimpl(tryfirst=True)  # before what puts them into a random order
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (not runs_spark(item.path), places.get(item.path.name, len(places))))
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        return not runs_spark(item.nodeid, config.rootpath), places.get(item.path.name, len(places))
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -287,8 +296,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class TogetherScheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "spark" if runs_spark(config.rootpath / file) else file
+            return "spark" if runs_spark(nodeid, config.rootpath) else nodeid.partition("::")[0]
 
     return TogetherScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -26,7 +26,7 @@ HEADS = ("linear", "mlp")
 TRAINABLE = ("head", "upper", "all")
 PRODUCT_CHANNELS = 80  # up to the fourth stage of Lite0; wider maps have more products than images to learn from
 BASIS_IMAGES = 3000  # more change the leading components little and cost their cube
-MIN_SCALE = 1e-6  # a feature that never varies on the training images is divided by one, not by nothing
+MIN_SCALE = 1e-6  # of the mean, or of one: a feature that varies by rounding alone is divided by one, not by that
 
 
 class Encoder(nn.Module):
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
         """
         features = features.cpu()  # a GPU adds in no fixed order: a run that goes on would see another basis
         mean, scale = features.mean(0), features.std(0, correction=0)
-        scale = torch.where(scale > MIN_SCALE, scale, torch.ones_like(scale))
+        scale = torch.where(scale > MIN_SCALE * mean.abs().clamp(min=1), scale, torch.ones_like(scale))
         self.feature_mean.copy_(mean)
         self.feature_scale.copy_(scale)
         if self.components:

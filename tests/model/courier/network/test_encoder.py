@@ -101,6 +101,15 @@ def test_the_whole_is_project_after_features() -> None:
     torch.testing.assert_close(encoder(images), encoder.project(encoder.features(images)))
 
 
+def test_a_feature_that_varies_by_rounding_alone_is_not_blown_up() -> None:
+    encoder = seeded()
+    features = torch.randn(50, encoder.feature_width)
+    features[:, 0] = torch.nextafter(torch.full((50,), 1000.0), torch.linspace(0, 2000, 50))  # an ulp up or down
+    assert 0 < float(features[:, 0].std()) < 1e-4
+    encoder.standardise_by(features)
+    assert float(encoder.feature_scale[0]) == 1
+
+
 def test_standardised_features_have_mean_zero_and_deviation_one_and_a_constant_one_stays_finite() -> None:
     encoder = seeded()
     features = torch.randn(50, encoder.feature_width) * 3 + 2

@@ -37,7 +37,7 @@ class ImagesConfig:
     """Reading, verifying and resizing image references."""
 
     size: int = 96
-    shards: int = 8
+    shard_bytes: int = 128_000_000  # of pictures in one file at most; two are in memory while they are written
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
     min_side: int = 8
@@ -102,7 +102,7 @@ class PipelineConfig:
 PRESETS: Final[dict[str, PipelineConfig]] = {
     # For tests and a first look: minutes become seconds, and the figures mean nothing.
     "tiny": PipelineConfig(
-        images=ImagesConfig(size=64, shards=2),
+        images=ImagesConfig(size=64),
         pretrain=CourierConfig(image_size=64, steps=60, batch_rows=64),
         cluster=ClusterConfig(clusters=16),
         index=IndexConfig(recall_queries=100),
@@ -124,7 +124,7 @@ PRESETS: Final[dict[str, PipelineConfig]] = {
     ),
     # A GPU: the whole backbone is trained at the paper's resolution.
     "full": PipelineConfig(
-        images=ImagesConfig(size=224, shards=64),
+        images=ImagesConfig(size=224),
         pretrain=CourierConfig(trainable="all", image_size=224, steps=20_000, batch_rows=512, learning_rate=1e-4),
         cluster=ClusterConfig(clusters=1000),
         ctr=CtrConfig(boosted=BoostedConfig(trees=1000, leaves=63)),

@@ -59,14 +59,14 @@ def wire(pipeline: Any, job: Job) -> None:
     """Put the transforms together."""
     config, out = job.config, job.out
     read = pipeline | "ReadItems" >> ReadItems(job.table)
-    items, rejected = read | "KeepItems" >> KeepItems(config.shards)
+    items, rejected = read | "KeepItems" >> KeepItems(config.store_shards)
     examine = ExamineReferences(job.store, job.folder, config, job.retry_failed, job.pool)
     examined = items | "ExamineReferences" >> examine
     pictures = examined | "FindPictures" >> FindPictures(config)
 
     write_items = partial(write.write_items, config=config)
     write_placeholders = partial(write.write_placeholders, store=job.store)
-    pictures.images | "WriteShards" >> WriteShards(out / "shards", config.shards, job.store)
+    pictures.images | "WriteShards" >> WriteShards(out / "shards", config, job.store)
     pictures.placeholders | "WritePlaceholders" >> WriteTable(out / "placeholders.parquet", write_placeholders)
     examined | "WriteItems" >> WriteTable(out / "items.parquet", write_items)
     rejected | "WriteRejected" >> WriteTable(out / "rejected.parquet", write.write_rejected)
@@ -187,11 +187,11 @@ def image_references(
         list[str] | None, typer.Option(help="A host that https:// references may name; *.example.com for all below it.")
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the square each image is resized to, in pixels.")] = 96,
-    shards: Annotated[int, typer.Option(help="Number of files the images are spread over.")] = 8,
+    shard_bytes: Annotated[int, typer.Option(help="The most that a file of pictures may hold.")] = 128_000_000,
 ) -> None:
     """Open, verify, hash and resize every image of the items table."""
     args = beam_runner.beam_args(context)
-    config = ImagesConfig(size=size, shards=shards, allowed_hosts=tuple(allow_host or ()))
+    config = ImagesConfig(size=size, shard_bytes=shard_bytes, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
         raw=raw,
         raw_digest=items_digest(raw),

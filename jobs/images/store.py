@@ -50,6 +50,7 @@ SCHEMA: Final = pa.schema(
         ("png", pa.binary()),
     ]
 )
+CHOSEN: Final = ("uri", "image_id", "png")
 PICTURES: Final = pa.schema([("image_id", pa.string()), ("image", pa.binary())])
 FACTS: Final = tuple(field.name for field in fields(Outcome))
 
@@ -113,14 +114,23 @@ class ImageStore:
             path.unlink(missing_ok=True)
 
     def _pictures(self, number: int, ids: Mapping[str, str]) -> pa.Table:
-        table = self._read(number, ("uri", "image_id", "png"))
-        if table is not None:
-            table = table.filter(pc.is_in(table["uri"], value_set=pa.array(ids, pa.string())))
-        if table is None or [ids[uri] for uri in table["uri"].to_pylist()] != table["image_id"].to_pylist():
-            raise self._changed(number)
-        if len(table) != len(ids):
+        where, files = arrow_source(self._path(number))
+        try:
+            with pq.ParquetFile(where, filesystem=files) as file:
+                found = [self._chosen(file, group, ids) for group in range(file.num_row_groups)]
+        except (FileNotFoundError, pa.ArrowInvalid):
+            raise self._changed(number) from None
+        table = pa.concat_tables([pa.schema([SCHEMA.field(name) for name in CHOSEN]).empty_table(), *found])
+        if [ids[uri] for uri in table["uri"].to_pylist()] != table["image_id"].to_pylist() or len(table) != len(ids):
             raise self._changed(number)
         return table.select(["image_id", "png"]).rename_columns(PICTURES.names)
+
+    def _chosen(self, file: pq.ParquetFile, group: int, ids: Mapping[str, str]) -> pa.Table:
+        """The rows of one row group whose uri is among `ids`: no more of a shard's pictures are in memory at a time."""
+        chosen = pc.is_in(file.read_row_group(group, ["uri"])["uri"], value_set=pa.array(ids, pa.string()))
+        if not pc.any(chosen).as_py():
+            return pa.schema([SCHEMA.field(name) for name in CHOSEN]).empty_table()
+        return file.read_row_group(group, list(CHOSEN)).filter(chosen)
 
     def _changed(self, number: int) -> StoreChanged:
         return StoreChanged(f"{self._path(number)} changed while the job ran: one job at a time may use it, run again")

@@ -2,10 +2,10 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import apache_beam as beam
@@ -20,7 +20,8 @@ from jobs.config import ImagesConfig
 from jobs.engines import beam_progress
 from jobs.images import duplicates
 from jobs.images.examine import KIND, ExamineShards
-from jobs.images.store import ImageStore, Location
+from jobs.images.shards import Wanted, cut, most_pictures, plan
+from jobs.images.store import ImageStore
 from jobs.images.write import write_shard
 from jobs.paths import any_path
 from jobs.raw import beam_rows
@@ -103,8 +104,8 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
 class FindPictures(beam.PTransform):  # type: ignore[misc]
     """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`.
 
-    They are divided by their ids into as many groups as there are shards; a worker holds the uses of one group, rows
-    without pixels.
+    They are divided by their ids into as many groups as the store has shards; a worker holds the uses of one group,
+    rows without pixels.
     """
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -115,24 +116,32 @@ class FindPictures(beam.PTransform):  # type: ignore[misc]
         """PCollection of EXAMINED -> outputs of lists of (image_id, Location), and of rows of `pictures.uses`."""
         return (
             examined
-            | "Use" >> beam.FlatMap(_uses, groups=self.config.shards)
+            | "Use" >> beam.FlatMap(_uses, groups=self.config.store_shards)
             | "Uses" >> beam.GroupByKey()
             | "Divide" >> beam.FlatMap(_divide, config=self.config).with_outputs("placeholders", main="images")
         )
 
 
 class WriteShards(beam.PTransform):  # type: ignore[misc]
-    """Assemble each shard from its share of the store's shards, sorted; a shard without images is written too."""
+    """Assemble each shard from its share of the store's shards, sorted; without any image there is an empty one.
 
-    def __init__(self, folder: AnyPath, shards: int, store: ImageStore) -> None:
+    How many shards there are, and which of the store's each holds, follows from how many pictures each of those holds.
+    """
+
+    def __init__(self, folder: AnyPath, config: ImagesConfig, store: ImageStore) -> None:
         super().__init__()
-        self.shards, self.store = shards, store
-        self.write = partial(write_shard, folder=folder, shards=shards, store=store)
+        self.most, self.store = most_pictures(config.size, config.shard_bytes), store
+        self.write = partial(write_shard, folder=folder, store=store)
 
     def expand(self, images: Any) -> Any:
         """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
-        keyed = images | "Shard" >> beam.FlatMap(_shards, shards=self.shards, store=self.store)
-        return _grouped(keyed, list(range(self.shards))) | "Write" >> beam.ParDo(TwoAtOnce(self.write))
+        stored = images | "Stored" >> beam.FlatMap(_stored, store=self.store) | "ByStoreShard" >> beam.GroupByKey()
+        counted = beam.pvalue.AsDict(stored | "Count" >> beam.Map(_count))
+        cut = stored | "Cut" >> beam.FlatMap(_cut, counted, most=self.most)
+        first = images.pipeline | "One" >> beam.Create([0], reshuffle=False)
+        first |= "First" >> beam.Map(lambda _, pictures: ((0, plan(pictures, self.most).count), []), counted)
+        shards = (cut, first) | "Shards" >> beam.Flatten() | "ByShard" >> beam.GroupByKey()
+        return shards | "Write" >> beam.ParDo(TwoAtOnce(self.write))
 
 
 class WriteTable(beam.PTransform):  # type: ignore[misc]
@@ -254,14 +263,23 @@ def _divide(group: tuple[int, Iterable[pa.Table]], config: ImagesConfig) -> Iter
     yield list(zip(image_ids, zip(*locations, strict=True), strict=True))
 
 
-def _shards(
-    images: list[tuple[str, Location]], shards: int, store: ImageStore
-) -> Iterator[tuple[int, list[tuple[str, Location]]]]:
-    # By the store's shard, so that each shard of the store is read for one shard of the artifact only.
-    found: defaultdict[int, list[tuple[str, Location]]] = defaultdict(list)
+def _stored(images: list[Wanted], store: ImageStore) -> Iterator[tuple[int, list[Wanted]]]:
+    found: defaultdict[int, list[Wanted]] = defaultdict(list)
     for image_id, location in images:
-        found[store.number(location[0]) % shards].append((image_id, location))
+        found[store.number(location[0])].append((image_id, location))
     yield from found.items()
+
+
+def _count(group: tuple[int, Iterable[list[Wanted]]]) -> tuple[int, int]:
+    return group[0], sum(map(len, group[1]))
+
+
+def _cut(
+    group: tuple[int, Iterable[list[Wanted]]], pictures: Mapping[int, int], most: int
+) -> Iterator[tuple[tuple[int, int], list[Wanted]]]:
+    shards = plan(pictures, most)
+    for shard, wanted in cut(list(chain.from_iterable(group[1])), shards.parts[group[0]]):
+        yield (shard, shards.count), wanted
 
 
 def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], AnyPath], None], path: AnyPath) -> None:

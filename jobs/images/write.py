@@ -66,10 +66,13 @@ class RowsLost(RuntimeError):
 
 
 def write_shard(
-    group: tuple[int, list[list[tuple[str, Location]]]], folder: AnyPath, shards: int, store: ImageStore
+    group: tuple[tuple[int, int], list[list[tuple[str, Location]]]], folder: AnyPath, store: ImageStore
 ) -> str:
-    """Write (shard, lists of (image_id, where the store holds it)), sorted by id, and statistics; returns its path."""
-    shard, wanted = group
+    """Write ((shard, of so many), lists of (image_id, where the store holds it)), sorted by id; returns its path.
+
+    Statistics of it lie beside it.
+    """
+    (shard, shards), wanted = group
     path = folder / f"images-{shard:05d}-of-{shards:05d}.parquet"
     images = store.gather(chain.from_iterable(wanted))
     write_pictures(images, path, pixels="image")

@@ -82,19 +82,19 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
     named = ["a b/0.png", "./a b/1.png", "a b/2.png", "a b/1.png", "broken.png", "none.png", "../raw/broken.png", "/x"]
     (raw / "items.csv").write_text(HEAD + "".join(f"i{n},{uri},c,t,1,\n" for n, uri in enumerate(named)), "utf-8")
     here, there = tmp_path / "out" / "images", bucket / "out" / "images"
-    called(pipeline.main, "--raw", raw, "--out", here, "--shards", 2)
-    called(pipeline.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", raw, "--out", here, "--shard-bytes", 300_000)
+    called(pipeline.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shard-bytes", 300_000)
     first, manifest = (artifact.read(place, kind="images") for place in (here, there))
     assert {n: f for n, f in manifest.files.items() if "placeholders" not in n and n != "coverage.html"} == {
         n: f for n, f in first.files.items() if "placeholders" not in n and n != "coverage.html"
     }
     assert manifest.facts["by_reason"] == {"not_found": 1, "outside_folder": 1, "truncated": 2}
     assert manifest.facts["images_ok"] == 4
-    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shard-bytes", 300_000)
     again = artifact.read(there, kind="images")
     assert (again.notes["work"]["opened"], again.notes["work"]["shards_written"]) == (0, 0)
     (bucket / "raw" / "a b" / "2.png").write_bytes(png(7))
-    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shards", 2)
+    called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shard-bytes", 300_000)
     assert artifact.read(there, kind="images").notes["work"]["opened"] == 1
 
 

@@ -27,7 +27,7 @@ from jobs.images.look import Looker, Reference
 from jobs.images.recheck import far_images_changed
 from model.courier.data.stored_images import from_png
 
-CONFIG = ImagesConfig(size=16, shards=2, store_shards=3)
+CONFIG = ImagesConfig(size=16, shard_bytes=10_000, store_shards=3)
 
 
 class Bucket(MemoryFileSystem):

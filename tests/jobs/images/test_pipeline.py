@@ -21,7 +21,7 @@ from model import artifact
 from model.courier.data import images
 from model.courier.data.stored_images import load_images
 
-CONFIG = ImagesConfig(size=16, shards=3, max_bytes=20_000, max_pixels=10_000, placeholder_items=3)
+CONFIG = ImagesConfig(size=16, shard_bytes=4_000, max_bytes=20_000, max_pixels=10_000, placeholder_items=3)
 
 
 def noise(seed, width=40, height=30):
@@ -200,8 +200,16 @@ def test_every_distinct_ok_image_lies_in_one_shard_once_and_sorted(shop):
     held = [image_id for shard in shards for image_id in shard]
     assert sorted(held) == sorted({row["image_id"] for row in items_of(out) if row["image_id"]})
     assert [path.name for path in sorted((out / "shards").iterdir())] == [
-        f"images-0000{shard}-of-00003.{end}" for shard in range(3) for end in ("json", "parquet")
+        f"images-{n:05d}-of-{len(shards):05d}.{end}" for n in range(len(shards)) for end in ("json", "parquet")
     ]
+
+
+def test_no_shard_holds_more_bytes_than_it_may(shop):
+    sizes = [path.stat().st_size for path in (shop[1] / "shards").glob("*.parquet")]
+    pngs = [json.loads(path.read_text())["png_bytes"] for path in (shop[1] / "shards").glob("*.json")]
+    assert len(pngs) > 2
+    assert max(pngs) <= CONFIG.shard_bytes
+    assert max(sizes) <= CONFIG.shard_bytes + 3_000  # what parquet says of a file, however small
 
 
 def test_the_stats_beside_a_shard_are_those_of_the_shard(shop):
@@ -325,16 +333,15 @@ def unconfigured_log():
 def test_the_command_prints_nothing_but_the_facts_and_takes_beams_options(shop, tmp_path, capsys):
     raw = shop[0]
     with pytest.raises(SystemExit) as ended:
-        pipeline.main(
-            ["--raw", str(raw), "--out", str(tmp_path / "images"), "--size=8", "--shards=2", "--runner=FnApiRunner"]
-        )
+        paths = ["--raw", str(raw), "--out", str(tmp_path / "images")]
+        pipeline.main([*paths, "--size=8", "--shard-bytes=5000", "--runner=FnApiRunner"])
     assert ended.value.code == 0
     built = artifact.read(tmp_path / "images", kind="images")
     written = capsys.readouterr()
     assert json.loads(written.out) == built.facts
     assert "images_built" in written.err
     assert "WARNING" not in written.err
-    assert (built.config["size"], built.config["shards"]) == (8, 2)
+    assert (built.config["size"], built.config["shard_bytes"]) == (8, 5000)
 
 
 def test_other_limits_lead_to_other_fates(shop, tmp_path):

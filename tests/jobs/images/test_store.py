@@ -24,7 +24,7 @@ from jobs.images.outcome import Outcome
 from jobs.images.store import StoreBusy, StoreChanged, open_store
 from model import artifact
 
-CONFIG = ImagesConfig(size=16, shards=2, store_shards=5, max_bytes=200_000, max_pixels=200_000)
+CONFIG = ImagesConfig(size=16, shard_bytes=10_000, store_shards=5, max_bytes=200_000, max_pixels=200_000)
 NAMES = [f"{number:02d}.png" for number in range(12)]
 
 
@@ -151,7 +151,9 @@ def test_other_sizes_and_limits_are_decoded_anew(raw):
     assert work(build(raw, "smaller", config=replace(CONFIG, size=8)))[:3] == (13, 12, 12)
     assert work(build(raw, "stricter", config=replace(CONFIG, min_side=25)))[:3] == (13, 12, 0)
     assert work(build(raw, "as before"))[:3] == (13, 0, 0)
-    fewer = build(raw, "fewer", config=replace(CONFIG, placeholder_items=1, shards=3))  # of no picture's own concern
+    fewer = build(
+        raw, "fewer", config=replace(CONFIG, placeholder_items=1, shard_bytes=4_000)
+    )  # of no picture's own concern
     assert work(fewer)[:3] == (13, 0, 0)
 
 
@@ -376,7 +378,7 @@ def start(raw, name, store):
     """The job as a program of its own, which lets whoever is to kill it go first."""
     options = ["--raw", str(raw), "--out", str(raw.parent / name), "--store", str(raw.parent / store)]
     return subprocess.Popen(
-        ["nice", "-n", "19", sys.executable, "-m", "jobs.images.pipeline", *options, "--size=16", "--shards=2"],
+        ["nice", "-n", "19", sys.executable, "-m", "jobs.images.pipeline", *options, "--size=16"],
         cwd=Path(pipeline.__file__).parents[3],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -397,7 +399,7 @@ def test_a_killed_run_goes_on_with_the_shards_that_are_missing(tmp_path, files):
     assert 10 <= len(finished) < 64
     assert not (tmp_path / "images").exists()
 
-    config = replace(ImagesConfig(), size=16, shards=2)
+    config = replace(ImagesConfig(), size=16)
     resumed = build(raw, "images", config=config)
     whole = build(raw, "whole", store="another", config=config)
     assert work(resumed)[3] == 64 - len(finished)

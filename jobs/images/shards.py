@@ -31,8 +31,8 @@ def most_pictures(size: int, shard_bytes: int) -> int:
 def most_png_bytes(size: int) -> int:
     """The largest PNG that model.courier.data.images.to_png makes of size x size pixels.
 
-    A byte a row says how it was filtered; where nothing can be compressed, deflate stores blocks as they are, some bytes
-    more for each; a chunk has 12 bytes beside its 64 KiB, the headers less than 200.
+    A byte a row says how it was filtered; where nothing can be compressed, deflate stores blocks as they are, a few
+    bytes more each; a chunk has 12 bytes beside its 64 KiB, the headers less than 200.
     """
     filtered = size * (3 * size + 1)
     return filtered + filtered // 500 + 200

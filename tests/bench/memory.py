@@ -28,7 +28,7 @@ import typer
 IMAGES: Final = 200_000
 CLUSTERS: Final = 1_000
 PAGE_VIEWS: Final = 5_000_000
-ROWS: Final = 5_000_000
+ROWS: Final = 1_000_000
 USERS: Final = 250_000
 RESAMPLES: Final = 2_000
 SIDE: Final = 64

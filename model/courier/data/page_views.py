@@ -44,13 +44,19 @@ def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history
     Never more than one batch is held as strings, but for the ids of requests and users.
     """
     catalogue = _Catalogue.of(items)
-    parts = deque(_Part.of(batch, catalogue, history) for batch in read)
+    parts, strings = deque[_Part](), []
+    for batch in read:
+        parts.append(_Part.of(batch, catalogue, history))
+        strings.append(batch.select(["request_time", "request_id", "user_id"]).take(pa.array(parts[-1].rows)))
     if not any(map(len, parts)):
         raise CourierError(
             "no page view of the training period shows an item with a usable image: check the images stage"
         )
-    place = _places_in_time(parts)
-    users = pa.chunked_array([part.user_id for part in parts], pa.string()).combine_chunks().dictionary_encode()
+    keys = pa.Table.from_batches(strings)
+    strings.clear()
+    place = _places_in_time(keys)
+    users = _in_sorted_order(keys["user_id"], place)
+    del keys  # the strings make room for the arrays
     shape = len(place), max(part.width for part in parts)
     page, clicked = np.full(shape, PADDING, np.int32), np.zeros(shape, np.bool_)
     clicks_before = np.empty((len(place), history), np.int32)
@@ -72,7 +78,7 @@ def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history
         clicked=clicked,
         history=_renumbered(clicks_before, number),
         titles=tuple(catalogue.titles.take(shown).to_pylist()),
-        users=_in_sorted_order(users)[np.argsort(place)],
+        users=users,
     )
 
 
@@ -110,12 +116,11 @@ class _Catalogue:
 class _Part:
     """Some page views as numbers of the catalogue's images; rows without a usable image are left out.
 
+    rows: which of the batch's rows these are.
     width: of the longest page, counting items without an image.  used: the images met in any row, ascending.
     """
 
-    request_time: pa.Array
-    request_id: pa.Array
-    user_id: pa.Array
+    rows: npt.NDArray[np.int64]
     page: Ints
     clicked: npt.NDArray[np.bool_]
     history: Ints
@@ -139,11 +144,8 @@ class _Part:
         page = _padded(pages, pages >= 0, shown, width, PADDING)
         marks = batch["labels"].flatten().to_numpy(zero_copy_only=False) != 0
         kept = page[:, 0] >= 0  # the usable ones come first
-        row = pa.array(np.flatnonzero(kept))
         return cls(
-            batch["request_time"].take(row),
-            batch["request_id"].take(row),
-            batch["user_id"].cast(pa.string()).take(row),
+            np.flatnonzero(kept),
             page[kept],
             _padded(marks, pages >= 0, shown, width, False)[kept],
             _padded(clicks, clicks >= 0, before, history, PADDING)[kept],
@@ -173,11 +175,10 @@ def _padded(
     return out
 
 
-def _places_in_time(parts: Iterable[_Part]) -> npt.NDArray[np.int64]:
-    """Where each row of the parts stands when all are sorted by time, then by request: (rows,)."""
-    names = ("request_time", "request_id")
-    keys = pa.table({name: pa.chunked_array([getattr(part, name) for part in parts]) for name in names})
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in names]).to_numpy()
+def _places_in_time(keys: pa.Table) -> npt.NDArray[np.int64]:
+    """Where each row stands when all are sorted by time, then by request: (rows,)."""
+    by = [(name, "ascending") for name in ("request_time", "request_id")]
+    order = pc.sort_indices(keys, sort_keys=by).to_numpy()
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     return place
@@ -190,11 +191,16 @@ def _renumbered(images: Ints, number: Ints) -> Ints:
     return images
 
 
-def _in_sorted_order(encoded: pa.DictionaryArray) -> npt.NDArray[np.int64]:
-    """The place of each entry's value among the sorted distinct values: (n,)."""
-    rank = np.empty(len(encoded.dictionary), np.int64)
-    rank[pc.array_sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
-    found: npt.NDArray[np.int64] = rank[encoded.indices.to_numpy()]
+def _in_sorted_order(column: pa.ChunkedArray, place: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The number of each row's value among the sorted distinct values, at the row's place: (rows,)."""
+    encoded = column.dictionary_encode().unify_dictionaries()
+    dictionary = encoded.chunk(0).dictionary
+    rank = np.empty(len(dictionary), np.int64)
+    rank[pc.array_sort_indices(dictionary).to_numpy()] = np.arange(len(rank))
+    found, start = np.empty(len(place), np.int64), 0
+    for chunk in encoded.chunks:
+        found[place[start : start + len(chunk)]] = rank[chunk.indices.to_numpy()]
+        start += len(chunk)
     return found
 
 

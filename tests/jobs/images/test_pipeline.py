@@ -331,9 +331,8 @@ def unconfigured_log():
 
 @pytest.mark.usefixtures("unconfigured_log")
 def test_the_command_prints_nothing_but_the_facts_and_takes_beams_options(shop, tmp_path, capsys):
-    raw = shop[0]
+    paths = ["--raw", str(shop[0]), "--out", str(tmp_path / "images")]
     with pytest.raises(SystemExit) as ended:
-        paths = ["--raw", str(raw), "--out", str(tmp_path / "images")]
         pipeline.main([*paths, "--size=8", "--shard-bytes=5000", "--runner=FnApiRunner"])
     assert ended.value.code == 0
     built = artifact.read(tmp_path / "images", kind="images")

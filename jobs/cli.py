@@ -106,10 +106,11 @@ def _held(workspace: Workspace) -> dict[str, Any] | None:
     mark = read_watermark(workspace.folder)
     if mark is None:
         return None
-    from jobs.sequences.daily.raw_days import sentence
-    from jobs.sequences.daily.raw_days_spark import left_out_now  # Spark, which a workspace without a log need not load
+    from jobs.sequences.build import daily_engine  # with an engine, which a workspace without a log need not load
+    from jobs.sequences.daily.raw_days import left_out_now, sentence
 
-    out = left_out_now(workspace.raw, workspace.folder, mark, workspace.config.master)
+    by = daily_engine(workspace.folder, workspace.config.engine, workspace.config.master)
+    out = left_out_now(workspace.raw, workspace.folder, mark, by.count_days)
     days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
@@ -221,7 +222,7 @@ def sequences(
     if days is None:
         run_stages(opened, only="sequences")
         return
-    from jobs.sequences.daily.build import (  # Spark, which an up-to-date stage need not load
+    from jobs.sequences.daily.build import (  # with what an up-to-date stage need not load
         add_days,
         refuse_to_leave_out,
         tell_left_out,
@@ -229,12 +230,17 @@ def sequences(
 
     opened.folder.mkdir(parents=True, exist_ok=True)
     with locked(opened.folder):
-        where = opened.config.master
+        engine, master = opened.config.engine, opened.config.master
         if day is not None and read_watermark(opened.folder) is None:
-            refuse_to_leave_out(opened.raw, opened.folder, *days, master=where)
-        config = opened.config.sequences
+            refuse_to_leave_out(opened.raw, opened.folder, *days, engine=engine, master=master)
         done = add_days(
-            raw=opened.raw, workspace=opened.folder, start=days[0], end=days[1], config=config, master=where
+            raw=opened.raw,
+            workspace=opened.folder,
+            start=days[0],
+            end=days[1],
+            config=opened.config.sequences,
+            engine=engine,
+            master=master,
         )
         tell_left_out(opened.folder, done)
         remember(opened)

@@ -39,8 +39,8 @@ class Stage:
 STAGES: Final = (
     Stage(
         name="sequences",
-        build="jobs.sequences.daily.build:build",
-        options=("raw", "raw_digest", "workspace", "config", "master"),
+        build="jobs.sequences.build:build",
+        options=("raw", "raw_digest", "workspace", "config", "engine", "master", "beam_args"),
         reads="jobs.sequences.daily.log:sequences_inputs",
     ),
     Stage(

@@ -23,6 +23,7 @@ from feature_repo.contract import (
     View,
 )
 from jobs.rules.statistics import midnight_after
+from jobs.sequences.duckdb import item_statistics
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.rows import KIND_TYPES, TIME
@@ -38,25 +39,32 @@ def build(
     """The features artifact: `<view>/*.parquet` for every view of the contract.
 
     Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id.
-    master: where Spark runs, if not here.
+    master: where Spark counts the statistics; without one DuckDB does, here.
     Raises ArtifactMissing or ArtifactMismatch where an input is not what it should be, or embeddings and clusters are
     of different spaces.
     """
-    from jobs.sequences.spark.item_statistics import write_statistics  # Spark's own import costs seconds
-
     space_id = shared_space(embed, cluster)
     artifact.read(images, kind="images")
     start, as_of = period(sequences)
     paths = {"sequences": sequences, "images": images, "embed": embed, "cluster": cluster}
     inputs = artifact.digests(paths)
     with artifact.write(out, kind="features", inputs=inputs, config={}) as draft:
-        write_statistics(sequences, draft.path, master)
+        _write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)
         write_item_facts(sequences, images, embed, cluster, draft.path, space_id=space_id)
         rows = {view.name: checked_rows(draft.path, view) for view in VIEWS}
         draft.facts = {"rows": rows, "start": start.isoformat(), "as_of": as_of.isoformat(), "space_id": space_id}
     log.info("features_written", as_of=as_of.isoformat(), **rows)
     return artifact.read(out, kind="features")
+
+
+def _write_statistics(sequences: Path, out: Path, master: str | None) -> None:
+    if master:
+        from jobs.sequences.spark import item_statistics as on_spark  # Spark's own import costs seconds
+
+        on_spark.write_statistics(sequences, out, master)
+    else:
+        item_statistics.write_statistics(sequences, out)
 
 
 def shared_space(embed: Path, cluster: Path) -> str:

@@ -39,7 +39,8 @@ def grow_log(
 
     workspace: an empty folder for the log, and for a raw folder of its own.
     """
-    from jobs.sequences.daily.build import add_days, build  # Spark's own import costs seconds
+    from jobs.sequences.build import build
+    from jobs.sequences.daily.build import add_days
 
     raw, events = workspace / "raw", read_parquet(whole.workspace / "raw" / "events.parquet")
     (raw / "events").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """The probes pass on the pipeline, and each sabotaged stage or log fails the check that names its leak."""
 
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -38,27 +39,24 @@ def first_failed(sources, scratch):
 
 def valid_from_its_own_moment(monkeypatch):
     """Histories hold the click of the very moment: <= where < is meant."""
-    from pyspark.sql import functions as F
+    from jobs.sequences.duckdb import behavior_sequences
 
-    from jobs.sequences.spark import behavior_sequences, histories
+    def early(length):
+        rows = honest(length)
+        query = f"SELECT * REPLACE (event_timestamp - 1 AS event_timestamp) FROM ({rows.query})"
+        return replace(rows, query=query)
 
-    def early(kept, length):
-        earlier = F.timestamp_micros(F.unix_micros("event_timestamp") - 1)
-        return honest(kept, length).withColumn("event_timestamp", earlier)
-
-    honest = histories.histories
+    honest = behavior_sequences.histories
     monkeypatch.setattr(behavior_sequences, "histories", early)
 
 
 def counted_from_the_morning(monkeypatch):
     """Statistics hold the day of the request."""
-    from pyspark.sql import functions as F
+    from jobs.sequences.duckdb import item_statistics
 
-    from jobs.sequences.spark import item_statistics
-
-    def early(*frames, **options):
-        counted = honest(*frames, **options)
-        return counted.withColumn("event_timestamp", F.col("event_timestamp") - F.expr("INTERVAL 1 DAY"))
+    def early(*queries, **options):
+        a_day_before = f"event_timestamp - {item_statistics.DAY_US} AS event_timestamp"
+        return f"SELECT * REPLACE ({a_day_before}) FROM ({honest(*queries, **options)})"
 
     honest = item_statistics.statistics
     monkeypatch.setattr(item_statistics, "statistics", early)
@@ -93,10 +91,10 @@ def test_a_sabotaged_stage_fails_the_check_that_names_its_leak(sources, tmp_path
 
 def reads_a_day_too_far(monkeypatch):
     """A day is added with the events of the day after it, where they lie in the raw folder already."""
-    from jobs.sequences.daily import build as daily_log
+    from jobs.sequences.duckdb import daily_log
 
-    def too_far(spark, table, start, end, as_of):
-        return honest(spark, table, start, end + timedelta(days=1), as_of)
+    def too_far(db, table, start, end, as_of):
+        return honest(db, table, start, end + timedelta(days=1), as_of)
 
     honest = daily_log.events_between
     monkeypatch.setattr(daily_log, "events_between", too_far)
@@ -112,7 +110,7 @@ def takes_in_what_is_late(monkeypatch):
 @pytest.fixture(scope="module")
 def built(sources, tmp_path_factory):
     """The planted events, all and before dusk, each with sequences that were built from them at once."""
-    from jobs.sequences.daily.build import build
+    from jobs.sequences.build import build
 
     def sequences_alone(name, cut):
         workspace = root / name

@@ -54,10 +54,14 @@ def count_events(db: duckdb.DuckDBPyConnection, *, by_day: bool = False) -> dict
         refused.setdefault(key, {})[reason] = int(rows)
     kept = {row[0]: row[1:] for row in db.sql(query).fetchall()}
     keys = {*kept, *refused} if by_day else {None}
-    return {key: _facts(kept.get(key), refused.get(key, {})) for key in keys}
+    return {key: event_facts(kept.get(key), refused.get(key, {})) for key in keys}
 
 
-def _facts(kept: tuple[Any, ...] | None, refused: dict[str, int]) -> dict[str, Any]:
+def event_facts(kept: tuple[Any, ...] | None, refused: dict[str, int]) -> dict[str, Any]:
+    """What is said of some events.
+
+    kept: rows accepted, how many of them had been sent before, clicks, first, last.  refused: reason -> rows.
+    """
     rows, again, clicks, first, last = kept or (0, 0, 0, None, None)
     accepted = int(rows or 0)
     return {

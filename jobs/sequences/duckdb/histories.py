@@ -14,9 +14,9 @@ from jobs.sequences.duckdb.parts import Rows
 
 HISTORY_ROWS: Final = 100_000  # of a part: each holds up to a thousand clicks
 
-CLICKED: Final = (
-    f"CREATE TEMP TABLE clicked AS SELECT DISTINCT user_id, us, item_id, TRUE AS fresh FROM deed WHERE {CLICK}"
-)
+CLICKED: Final = f"""
+CREATE TEMP TABLE clicked AS SELECT DISTINCT user_id, us, item_id, TRUE AS fresh FROM deed WHERE {CLICK} AND {{since}}
+"""
 # Newest first; of clicks at one moment only the first row has all of them ahead.
 _SNAPSHOTS: Final = """
 SELECT user_id, us, fresh, list(item_id) OVER newest_first AS items{more}
@@ -28,9 +28,9 @@ QUALIFY lag(us) OVER (PARTITION BY user_id ORDER BY us DESC, item_id) IS DISTINC
 """
 
 
-def make_clicked(db: duckdb.DuckDBPyConnection) -> None:
-    """Make the table `clicked` of `deed`."""
-    db.execute(CLICKED)
+def make_clicked(db: duckdb.DuckDBPyConnection, since: int | None = None) -> None:
+    """Make the table `clicked` of `deed`: of all clicks, or of those since a moment in microseconds."""
+    db.execute(CLICKED.replace("{since}", "TRUE" if since is None else f"us >= {since}"))
 
 
 def make_newest(db: duckdb.DuckDBPyConnection, length: int) -> None:

@@ -93,7 +93,7 @@ def write_statistics(sequences: Path, out: Path) -> dict[str, int]:
 def _write(db: duckdb.DuckDBPyConnection, sequences: Path, out: Path, prefix: str, until: datetime) -> int:
     key, view = VIEWS[prefix]
     shown, clicked = (
-        f"SELECT {key}, {AT[name]} FROM {parquet_files([sequences / name])}" for name in (IMPRESSIONS, CLICKS)
+        f"SELECT {key}, {AT[name]} FROM {parquet_files(sequences / name)}" for name in (IMPRESSIONS, CLICKS)
     )
     query = statistics(shown, clicked, key=key, prefix=prefix, windows=WINDOWS_DAYS, until=until)
     db.execute(f"CREATE TEMP TABLE {view.name} AS {query}")

@@ -4,7 +4,8 @@ shown    a row per distinct item of a page view: page, item_id, position, shown_
 known    page, history_item_ids: the user's newest clicks strictly before the page view, where there are some
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import duckdb
 
@@ -71,6 +72,12 @@ def page_views(config: SequencesConfig, splits: Splits | None) -> Rows:
     return Rows(query, "page", ("page",), _columns("page_views", splits), "shown")
 
 
+def written_page_views(splits: Splits) -> Rows:
+    """The pre-training table of page views that days have written, each already whole in `opened`."""
+    query = "SELECT *, opened_by AS user_id, opened_us AS request_time FROM opened WHERE {range}"
+    return Rows(_with_period(query, splits), "page", ("page",), _columns("page_views", splits), "shown")
+
+
 def _columns(table: str, splits: Splits | None) -> dict[str, str]:
     return dict(TABLES[table].columns) | ({} if splits is None else {PERIOD: "text"})
 
@@ -87,15 +94,14 @@ def period(us: str, splits: Splits) -> str:
     )
 
 
-def time_splits(
-    db: duckdb.DuckDBPyConnection, times: str, first: int, last: int, train_fraction: float, valid_fraction: float
-) -> Splits:
-    """The moments that part the periods of page views.
+def split_of(db: duckdb.DuckDBPyConnection, counted: Mapping[str, Any], config: SequencesConfig) -> Splits:
+    """The moments that part the periods of the page views in `opened`.
 
-    times: a query of their request times in microseconds, one column, not empty.
-    first, last: when the first and the last event happened.
+    counted: how many page views there are (`requests` > 0), and when the first and the last event happened.
     """
-    [[views]] = db.sql(f"SELECT count(*) FROM ({times})").fetchall()
-    places = (cut(views, train_fraction), cut(views, train_fraction + valid_fraction))
-    found = [db.sql(f"SELECT * FROM ({times}) ORDER BY 1 LIMIT 1 OFFSET {place}").fetchall()[0][0] for place in places]
-    return Splits(start=first, valid_start=found[0], test_start=found[1], end=last + 1)
+    views, train = counted["requests"], config.train_fraction
+    valid_start, test_start = (
+        db.sql(f"SELECT opened_us FROM opened ORDER BY 1 LIMIT 1 OFFSET {place}").fetchall()[0][0]
+        for place in (cut(views, train), cut(views, train + config.valid_fraction))
+    )
+    return Splits(start=counted["first"], valid_start=valid_start, test_start=test_start, end=counted["last"] + 1)

@@ -15,7 +15,7 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts
 from jobs.engines.spark_session import spark_session
 from jobs.paths import path_option
-from jobs.raw.folder import source, table_files
+from jobs.raw.folder import TableFiles, source, table_files
 from jobs.raw.identity import events_digest
 from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
 from jobs.rules.events import CLICK, IMPRESSION
@@ -91,8 +91,12 @@ def build(
 
 def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
     """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
-    size = sum(file.stat().st_size for file in table_files(raw, "events").files)
-    return spark_session("courier sequences", master, large=size > LARGE_BYTES)
+    return spark_session("courier sequences", master, large=is_large(table_files(raw, "events")))
+
+
+def is_large(table: TableFiles) -> bool:
+    """Whether there is enough in these files for Java to compile thoroughly."""
+    return sum(file.stat().st_size for file in table.files) > LARGE_BYTES
 
 
 def tables(judged: DataFrame, shown: DataFrame, kept: DataFrame, config: SequencesConfig) -> dict[str, DataFrame]:

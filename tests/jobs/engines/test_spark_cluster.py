@@ -254,7 +254,8 @@ def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
 
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(600)))
     near, far, settings = tmp_path / "near", tmp_path / "far", tmp_path / "settings"
-    add_days(raw=raw, workspace=near, start=date(2024, 3, 1), end=date(2024, 3, 4), config=SequencesConfig())
+    days = {"start": date(2024, 3, 1), "end": date(2024, 3, 4)}
+    add_days(raw=raw, workspace=near, **days, config=SequencesConfig(), engine="spark")
     settings.mkdir()  # what spark-submit takes as --conf, any other program finds here
     told = {name: value for name, value in SETTINGS.items() if "eventLog" not in name}
     (settings / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in told.items()), "utf-8")

@@ -154,15 +154,16 @@ def test_what_a_killed_job_left_at_a_url_is_no_artifact_and_is_replaced_by_the_n
 @pytest.mark.slow
 @pytest.mark.usefixtures("raw")
 def test_a_daily_log_at_a_url_grows_and_is_assembled_to_the_bytes_of_a_folder(mount, here) -> None:
-    from jobs.sequences.daily.build import add_days, build
+    from jobs.sequences.build import build
+    from jobs.sequences.daily.build import add_days
 
     place, config = mount("workspace"), SequencesConfig()
-    add_days(raw=mount("raw"), workspace=place, start=DAYS[0], end=DAYS[1], config=config)
+    add_days(raw=mount("raw"), workspace=place, start=DAYS[0], end=DAYS[1], config=config, engine="spark")
     assert (place / "days" / "2024-03-02" / "manifest.json").exists()
-    add_days(raw=mount("raw"), workspace=place, start=DAYS[2], end=DAYS[2], config=config)
+    add_days(raw=mount("raw"), workspace=place, start=DAYS[2], end=DAYS[2], config=config, engine="spark")
     assert read_watermark(place).last == DAYS[2]
     assert not [path for path in (place / "days").rglob("*") if artifact.PARTIAL in str(path)]
-    build(raw=mount("raw"), raw_digest="r", workspace=place, out=mount("joined"), config=config)
+    build(raw=mount("raw"), raw_digest="r", workspace=place, out=mount("joined"), config=config, engine="spark")
     assert hashes(mount("joined")) == hashes(here / "sequences")
 
 

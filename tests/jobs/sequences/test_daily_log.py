@@ -1,7 +1,9 @@
 """Days added one by one are the days of one back-fill, and together what a build from all raw events writes."""
 
+import functools
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -16,7 +18,10 @@ from jobs.config import SequencesConfig
 from jobs.rules import events as logic
 from jobs.rules.events import Event
 from jobs.rules.page_views import PageView, page_views
+from jobs.sequences.build import build
+from jobs.sequences.daily import build as daily_build
 from jobs.sequences.daily import log as daily_log
+from jobs.sequences.daily.build import add_days, refuse_to_leave_out
 from jobs.sequences.daily.log import DailyLogError, Plan, Watermark, asked_days, plan, read_watermark
 from model import artifact
 
@@ -112,10 +117,25 @@ def clock(last: date) -> datetime:
     return daily_log.midnight(last + DAY) - logic.TOLERANCE
 
 
-def add(raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL) -> Watermark:
-    from jobs.sequences.daily.build import add_days
+Add = Callable[..., Watermark]
 
-    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, as_of=clock(end))
+
+@pytest.fixture(scope="module", params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
+def engine(request) -> str:
+    if request.param == "spark":
+        request.getfixturevalue("spark")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def add(engine) -> Add:
+    return functools.partial(added, engine)
+
+
+def added(
+    engine: str, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL
+) -> Watermark:
+    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, engine=engine, as_of=clock(end))
 
 
 def contents(workspace: Path) -> dict[str, object]:
@@ -128,14 +148,13 @@ def contents(workspace: Path) -> dict[str, object]:
     return found
 
 
-def assembled(workspace: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
-    from jobs.sequences.daily.build import build
-
-    return build(raw=workspace / "nowhere", raw_digest="", workspace=workspace, out=out, config=config)
+def assembled(engine: str, workspace: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
+    given = {"raw": workspace / "nowhere", "raw_digest": "", "workspace": workspace}
+    return build(**given, out=out, config=config, engine=engine)
 
 
 @pytest.fixture(scope="module")
-def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: ARG001
+def raw(drawn_events, write_events, tmp_path_factory) -> Path:
     """900 events around the midnights of six days, a bot on the fourth, and rows that cannot be used."""
     rng = random.Random(11)
     events = drawn_events([rng.randrange(10**12) for _ in range(900)])
@@ -158,7 +177,7 @@ def raw(spark, drawn_events, write_events, tmp_path_factory) -> Path:  # noqa: A
 
 
 @pytest.fixture(scope="module")
-def grown(raw, tmp_path_factory) -> Path:
+def grown(add, raw, tmp_path_factory) -> Path:
     """A workspace whose days were added four at once, and then one after another."""
     workspace = tmp_path_factory.mktemp("grown")
     add(raw, workspace, DAYS[0], DAYS[3])
@@ -167,18 +186,17 @@ def grown(raw, tmp_path_factory) -> Path:
     return workspace
 
 
-def test_days_added_one_by_one_are_those_of_a_back_fill(grown, raw, tmp_path) -> None:
+def test_days_added_one_by_one_are_those_of_a_back_fill(add, grown, raw, tmp_path) -> None:
     add(raw, tmp_path, DAYS[0], LAST)
     assert contents(tmp_path) == contents(grown)
     assert read_watermark(grown).last == LAST
     assert {path.name for path in (grown / "days" / "states").iterdir()} == {"2024-03-03", "2024-03-04"}
 
 
-def test_the_days_together_are_what_a_build_from_all_raw_events_writes(grown, raw, tmp_path) -> None:
-    from jobs.sequences.spark.behavior_sequences import build
-
-    whole = build(raw=raw, raw_digest="a digest", out=tmp_path / "whole", config=SMALL, as_of=clock(LAST))
-    joined = assembled(grown, tmp_path / "joined")
+def test_the_days_together_are_what_a_build_from_all_raw_events_writes(engine, grown, raw, tmp_path) -> None:
+    given = {"raw": raw, "raw_digest": "a digest", "workspace": tmp_path / "no log", "as_of": clock(LAST)}
+    whole = build(**given, out=tmp_path / "whole", config=SMALL, engine=engine)
+    joined = assembled(engine, grown, tmp_path / "joined")
     assert joined.files == whole.files
     assert joined.facts == whole.facts
     assert whole.facts["capped_users"]["most_clicks"] >= 30
@@ -204,15 +222,14 @@ def cut_short(grown, tmp_path) -> Path:
     return workspace
 
 
-def test_a_run_killed_before_the_watermark_is_noticed(cut_short, tmp_path) -> None:
+def test_a_run_killed_before_the_watermark_is_noticed(engine, cut_short, tmp_path) -> None:
     cure = "was cut short: say `courier sequences --from 2024-03-04 --to 2024-03-05`"
-    for refused in (lambda: daily_log.log_digest(cut_short), lambda: assembled(cut_short, tmp_path / "out")):
+    for refused in (lambda: daily_log.log_digest(cut_short), lambda: assembled(engine, cut_short, tmp_path / "o")):
         with pytest.raises(DailyLogError, match=cure):
             refused()
 
 
-@pytest.mark.slow
-def test_a_run_killed_before_the_watermark_is_repeated_without_harm(cut_short, grown, raw, monkeypatch) -> None:
+def test_a_run_killed_before_the_watermark_is_repeated_without_harm(add, cut_short, grown, raw, monkeypatch) -> None:
     workspace, older = cut_short, read_watermark(cut_short)
     shutil.rmtree(workspace / "days" / "states" / "2024-03-03")  # what can be computed of the days is no loss
 
@@ -230,13 +247,10 @@ def test_a_run_killed_before_the_watermark_is_repeated_without_harm(cut_short, g
     assert not list((workspace / "days").glob(f".*{artifact.PARTIAL}"))
 
 
-@pytest.mark.slow
 def test_a_back_fill_killed_midway_is_neither_read_nor_gone_on_from_until_it_is_repeated(
-    grown, raw, tmp_path, monkeypatch
+    add, grown, raw, tmp_path, monkeypatch
 ) -> None:
-    from jobs.sequences.daily import build as spark_log
-
-    workspace, write = tmp_path / "ws", spark_log._write_day
+    workspace, write = tmp_path / "ws", daily_build._write_day
     shutil.copytree(grown, workspace)
 
     def killed_at_the_fourth(scratch: Path, at: Path, day: date, *more: object) -> None:
@@ -245,7 +259,7 @@ def test_a_back_fill_killed_midway_is_neither_read_nor_gone_on_from_until_it_is_
         write(scratch, at, day, *more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(spark_log, "_write_day", killed_at_the_fourth)
+        patched.setattr(daily_build, "_write_day", killed_at_the_fourth)
         with pytest.raises(KeyboardInterrupt):
             add(raw, workspace, DAYS[2], DAYS[2])
     cure = "was cut short: say `courier sequences --from 2024-03-01 --to 2024-03-06`"
@@ -265,16 +279,36 @@ def test_a_day_that_is_missing_is_named_with_the_command_that_makes_it(grown, tm
         daily_log.log_digest(tmp_path)
 
 
-def test_another_config_is_refused_until_the_log_is_built_again(grown, raw, tmp_path) -> None:
+def test_another_config_is_refused_until_the_log_is_built_again(engine, add, grown, raw, tmp_path) -> None:
     other = SequencesConfig()
-    for refused in (lambda: add(raw, grown, LAST, LAST, other), lambda: assembled(grown, tmp_path / "out", other)):
+    for refused in (
+        lambda: add(raw, grown, LAST, LAST, other),
+        lambda: assembled(engine, grown, tmp_path / "out", other),
+    ):
         with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-06` to build it again"):
             refused()
 
 
 def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw, tmp_path) -> None:
-    from jobs.sequences.daily.build import refuse_to_leave_out
-
     refuse_to_leave_out(raw, tmp_path, DAYS[0], DAYS[0])
     with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-03"):
         refuse_to_leave_out(raw, tmp_path, DAYS[2], DAYS[2])
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_log_that_one_engine_has_begun_another_goes_on_with_to_the_same_rows(raw, tmp_path) -> None:
+    for workspace, engines in ((tmp_path / "ds", ["duckdb", "spark"]), (tmp_path / "sd", ["spark", "duckdb"])):
+        added(engines[0], raw, workspace, DAYS[0], DAYS[3])
+        added(engines[1], raw, workspace, DAYS[4], LAST)
+        assembled(engines[0], workspace, workspace / "out")
+    assert rows_of(tmp_path / "ds" / "days") == rows_of(tmp_path / "sd" / "days")
+    assert rows_of(tmp_path / "ds" / "out") == rows_of(tmp_path / "sd" / "out")
+    logs = [contents(tmp_path / name) for name in ("ds", "sd")]
+    facts = [{path: one[1] for path, one in log.items() if path != "watermark"} for log in logs]
+    assert facts[0] == facts[1]
+
+
+def rows_of(folder: Path) -> dict[str, list[str]]:
+    """The rows of each table in a folder, however they lie in parts."""
+    tables = {path.parent for path in folder.rglob("*.parquet")}
+    return {str(one.relative_to(folder)): sorted(map(str, pq.read_table(one).to_pylist())) for one in tables}

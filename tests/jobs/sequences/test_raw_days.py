@@ -1,5 +1,6 @@
 """A day is read from the files and row groups that hold it, and events that the log leaves out are counted and told."""
 
+import functools
 import json
 import os
 import random
@@ -14,7 +15,18 @@ import pytest
 
 from jobs.raw.folder import file_version, table_files
 from jobs.sequences.daily.log import Watermark, midnight
-from jobs.sequences.daily.raw_days import UNDATED, FileDays, LeftOut, left_out, read_index, rows_a_day, sentence
+from jobs.sequences.daily.raw_days import (
+    UNDATED,
+    FileDays,
+    LeftOut,
+    files_of,
+    indexed,
+    left_out,
+    read_index,
+    rows_a_day,
+    sentence,
+)
+from jobs.sequences.duckdb.daily_log import DuckdbEngine
 
 FIRST = date(2024, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -145,10 +157,11 @@ def test_what_is_read_of_some_days_or_of_no_day_is_what_all_that_is_read_says_of
     from pyspark.sql import functions as F
 
     from jobs.raw.spark_tables import events_between, read_events, undated_events
-    from jobs.sequences.daily.raw_days_spark import files_of, indexed
+    from jobs.sequences.daily.raw_days_spark import count_days
 
     raw = raw_folder(tmp_path / "raw", form)
-    index, table = indexed(raw, tmp_path / "ws"), table_files(raw, "events")
+    table = table_files(raw, "events")
+    index = indexed(raw, tmp_path / "ws", functools.partial(count_days, spark))
     everything = read_events(spark, raw, NOW)
     start, end = midnight(DAYS[1]), midnight(DAYS[3])
     two_days = events_between(spark, files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), start, end, NOW)
@@ -188,14 +201,15 @@ def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_t
     spark, tmp_path
 ) -> None:
     from jobs.raw.spark_tables import events_between, undated_events
-    from jobs.sequences.daily.raw_days_spark import files_of, indexed
+    from jobs.sequences.daily.raw_days_spark import count_days
 
     raw, rng = tmp_path / "raw", random.Random(5)
     tables = [rows_of(day, rng).sort_by("event_time") for day in DAYS[:6]]
     lost = tables[0].slice(0, 1).set_column(2, "event_time", pa.nulls(1, pa.timestamp("us", tz="UTC")))
     write(raw / "events" / "one", pa.concat_tables(tables[:3]), "us")  # row groups of ten rows, in order of time
     write(raw / "events" / "two", pa.concat_tables([*tables[3:], lost]), "us")
-    index, table = indexed(raw, tmp_path / "ws"), table_files(raw, "events")
+    table = table_files(raw, "events")
+    index = indexed(raw, tmp_path / "ws", functools.partial(count_days, spark))
     files = files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[1]))
     day = events_between(spark, files, midnight(DAYS[1]), midnight(DAYS[2]), NOW)
     assert re.search(r"PushedFilters: \[.*GreaterThanOrEqual\(event_time,2024-03-02", str(day._jdf.queryExecution()))
@@ -204,24 +218,20 @@ def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_t
     assert scanned(undated) == (1, 1)
 
 
-def test_files_are_counted_once_and_again_only_when_they_change(spark, tmp_path, monkeypatch) -> None:  # noqa: ARG001
-    from jobs.sequences.daily import raw_days_spark as raw_days
-
+def test_files_are_counted_once_and_again_only_when_they_change(tmp_path) -> None:
     counted: list[list[str]] = []
 
-    def spy(spark, table):
+    def spy(table):
         counted.append([file.parent.name for file in table.files])
-        return honest(spark, table)
+        return DuckdbEngine(tmp_path).count_days(table)
 
-    honest = raw_days.count_days
-    monkeypatch.setattr(raw_days, "count_days", spy)
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
-    first = raw_days.indexed(raw, workspace)
-    assert raw_days.indexed(raw, workspace) == first
+    first = indexed(raw, workspace, spy)
+    assert indexed(raw, workspace, spy) == first
     write(raw / "events" / f"date={DAYS[1]}" / "part-0", rows_of(DAYS[1], random.Random(1), 50), "us")
     write(raw / "events" / f"date={DAYS[5]}" / "part-0", rows_of(DAYS[5], random.Random(1), 60), "us")
     (raw / "events" / f"date={DAYS[4]}" / "part-0.parquet").unlink()
-    again = raw_days.indexed(raw, workspace)
+    again = indexed(raw, workspace, spy)
     assert [len(files) for files in counted] == [5, 2]
     assert counted[1] == ["date=2024-03-02", "date=2024-03-06"]
     assert rows_a_day(again.values()) == dict(zip([*DAYS[:4], DAYS[5]], [40, 50, 40, 40, 60], strict=True))
@@ -232,15 +242,14 @@ def test_files_are_counted_once_and_again_only_when_they_change(spark, tmp_path,
 
 
 def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_command_they_name(
-    spark,  # noqa: ARG001
-    tmp_path,
-    capsys,
+    tmp_path, capsys
 ) -> None:
     from jobs.cli import stage_main, status_main
     from jobs.config import SequencesConfig
-    from jobs.sequences.daily.build import build
+    from jobs.sequences.build import build
 
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
+    (raw / "items.csv").write_text("item_id,image_uri,category,title,price,created_at\n")
 
     def courier(main, *words: object) -> str:
         """What the command answers on stdout; our log goes there too, as no front door has turned it to stderr."""
@@ -261,6 +270,6 @@ def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_c
     assert "say `courier sequences --from 2024-03-01 --to 2024-03-05`" in held["said"]
     config = SequencesConfig()
     made = build(raw=raw, raw_digest="", workspace=workspace, out=tmp_path / "out", config=config)
-    assert made.facts["left_out"] == held["left_out"]
+    assert made.notes["left_out"] == held["left_out"]
     assert "events_left_out" not in courier(*add, "--from", "2024-03-01", "--to", "2024-03-05")
     assert json.loads(courier(*status))["log"]["left_out"] is None

@@ -137,10 +137,10 @@ class WriteShards(beam.PTransform):  # type: ignore[misc]
         """PCollection of lists of (image_id, Location) -> PCollection of the paths written."""
         stored = images | "Stored" >> beam.FlatMap(_stored, store=self.store) | "ByStoreShard" >> beam.GroupByKey()
         counted = beam.pvalue.AsDict(stored | "Count" >> beam.Map(_count))
-        cut = stored | "Cut" >> beam.FlatMap(_cut, counted, most=self.most)
-        first = images.pipeline | "One" >> beam.Create([0], reshuffle=False)
-        first |= "First" >> beam.Map(lambda _, pictures: ((0, plan(pictures, self.most).count), []), counted)
-        shards = (cut, first) | "Shards" >> beam.Flatten() | "ByShard" >> beam.GroupByKey()
+        parts = stored | "Cut" >> beam.FlatMap(_cut, counted, most=self.most)
+        one = images.pipeline | "One" >> beam.Create([0], reshuffle=False)
+        first = one | "First" >> beam.Map(_first, counted, most=self.most)
+        shards = (parts, first) | "Shards" >> beam.Flatten() | "ByShard" >> beam.GroupByKey()
         return shards | "Write" >> beam.ParDo(TwoAtOnce(self.write))
 
 
@@ -280,6 +280,11 @@ def _cut(
     shards = plan(pictures, most)
     for shard, wanted in cut(list(chain.from_iterable(group[1])), shards.parts[group[0]]):
         yield (shard, shards.count), wanted
+
+
+def _first(_: int, pictures: Mapping[int, int], most: int) -> tuple[tuple[int, int], list[Wanted]]:
+    """No picture of the first shard: so that it is written without any picture too."""
+    return (0, plan(pictures, most).count), []
 
 
 def _write_all(group: tuple[int, list[Any]], write: Callable[[list[Any], AnyPath], None], path: AnyPath) -> None:

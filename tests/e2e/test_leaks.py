@@ -15,7 +15,6 @@ from jobs.leakage.probe_run import SOURCES, ProbeRun, write_events
 from jobs.leakage.probes import check_probes
 
 USERS = 4
-pytestmark = pytest.mark.usefixtures("spark")  # else the first to need it would start one for short jobs
 
 
 @pytest.fixture(scope="module")

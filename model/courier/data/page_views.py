@@ -1,7 +1,7 @@
 """Read the page views of the training period as arrays of image numbers, a batch of Arrow strings at a time."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,19 @@ def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HI
     An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
     loss learns from them. Raises CourierError if no row is left.
     """
-    read = dataset.dataset(sequences / "page_views", partitioning="hive").to_batches(
-        columns=["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"],
-        filter=dataset.field("period") == "train",
-        batch_size=READ_ROWS,
-        batch_readahead=1,
-        fragment_readahead=1,
-    )
+    read = _training_batches(sequences / "page_views")
     return index_page_views(read, _usable_items(images / "items.parquet"), history=history)
+
+
+def _training_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of the training period, `READ_ROWS` at most at a time."""
+    stored, trained = dataset.dataset(folder, partitioning="hive"), dataset.field("period") == "train"
+    columns = ["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"]
+    # By row groups: Arrow's scanner decodes as far ahead of a slower reader as memory goes.
+    for fragment in stored.get_fragments(filter=trained):
+        for group in fragment.split_by_row_group(filter=trained, schema=stored.schema):
+            rows = group.to_table(schema=stored.schema, columns=columns, filter=trained)
+            yield from rows.to_batches(max_chunksize=READ_ROWS)
 
 
 def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history: int = PRETRAIN_HISTORY) -> PageViews:

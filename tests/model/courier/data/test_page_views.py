@@ -204,6 +204,7 @@ def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
             }
         ),
         tmp_path / "page_views" / "part-0.parquet",
+        row_group_size=3,  # the fourth row, of the training period too, lies in a row group of its own
     )
     ids, status = ["a", "b", "c"], ["ok", "ok", "ok"]
     items = {"image_id": ["x", "y", "z"], "category": ["hat", None, "hat"], "title": ["Old Hat", None, "Sun Hat"]}

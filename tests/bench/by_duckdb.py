@@ -1,4 +1,4 @@
-"""The sequences tables as someone at home in DuckDB would write them: the rival in the bench."""
+"""The sequences tables as someone at home in DuckDB would write them: a peer in the bench, bare."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The sequences tables as someone at home in polars would write them: the rival in the bench."""
+"""The sequences tables as someone at home in polars would write them: a peer in the bench."""
 
 from pathlib import Path
 

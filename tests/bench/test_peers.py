@@ -1,4 +1,4 @@
-"""The rivals of the bench make the tables that plain Python makes: else their seconds would say nothing."""
+"""The peers of the bench make the tables that plain Python makes: else their seconds would say nothing."""
 
 import random
 import sys
@@ -18,20 +18,20 @@ SMALL = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4, max
 
 
 @pytest.fixture
-def rival(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+def peer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "bench"))
     yield import_module(request.param)
     sys.modules.pop(request.param)
 
 
-@pytest.mark.parametrize("rival", ["by_duckdb", "by_polars"], indirect=True)
+@pytest.mark.parametrize("peer", ["by_duckdb", "by_polars"], indirect=True)
 @pytest.mark.parametrize("seed", range(4))
-def test_a_rival_makes_what_plain_python_makes(rival, drawn_events, write_events, tmp_path, seed) -> None:
+def test_a_peer_makes_what_plain_python_makes(peer, drawn_events, write_events, tmp_path, seed) -> None:
     rng, out = random.Random(seed), tmp_path / "out"
     events = drawn_events([rng.randrange(10**12) for _ in range(600)])
     write_events(tmp_path / "raw" / "events", events)
     out.mkdir()
-    rival.build(tmp_path / "raw", out, SMALL, **({"threads": 1} if rival.__name__ == "by_duckdb" else {}))
+    peer.build(tmp_path / "raw", out, SMALL, **({"threads": 1} if peer.__name__ == "by_duckdb" else {}))
     fates, pages = logic.rejections(events, SMALL.max_clicks_per_day), logic.page_keys(events)
     kept = logic.deduplicate([one for one in events if one not in fates])
     clicks, views = logic.clicks_of(kept), page_views(kept, pages)

@@ -1,6 +1,8 @@
-"""Counts over windows: Spark says at every midnight what plain counting says, and is silent where nothing changes."""
+"""Counts over windows: engines say at every midnight what plain counting says, and nothing where nothing changes."""
 
+import functools
 from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contract import ITEM_STATISTICS, WINDOWS_DAYS
+from jobs.engines.duckdb_session import connect
 from jobs.rules.statistics import changes, count_in_window, midnight_after, smoothed_ctr
+from jobs.sequences.duckdb import item_statistics as on_duckdb
 
 D = datetime(2024, 3, 10, tzinfo=UTC)
 DAY, MICRO = timedelta(days=1), timedelta(microseconds=1)
@@ -45,11 +49,26 @@ def test_a_count_that_loses_one_and_gains_one_is_not_written_again() -> None:
     assert [at for at, _ in changes({"clicks": [D, D + DAY]}, [1], until=D + 9 * DAY)] == [D + DAY, D + 3 * DAY]
 
 
-def frame_of(spark, folder: Path, name: str, at: str, rows: list[tuple[str, datetime]]):
+def file_of(folder: Path, name: str, at: str, rows: list[tuple[str, datetime]]) -> Path:
     schema = pa.schema([("item_id", pa.string()), (at, pa.timestamp("us", tz="UTC"))])
     table = pa.Table.from_pylist([{"item_id": item, at: time} for item, time in rows], schema=schema)
     pq.write_table(table, folder / name)
-    return spark.read.parquet(str(folder / name))
+    return folder / name
+
+
+Changes = Callable[[list, list, datetime], list[tuple]]
+
+
+@pytest.fixture(params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
+def engine_changes(request, tmp_path) -> Changes:
+    """What an engine says changes, of (item, moment) shown and clicked, until a midnight."""
+    if request.param == "spark":
+        return functools.partial(spark_changes, request.getfixturevalue("spark"), tmp_path)
+    return functools.partial(duckdb_changes, tmp_path)
+
+
+GIVEN = {"key": "item_id", "prefix": "item", "windows": WINDOWS_DAYS}
+COLUMNS = ["item_id", "event_timestamp", *(feature.name for feature in ITEM_STATISTICS.features)]
 
 
 def spark_changes(spark, folder: Path, shown, clicked, until: datetime) -> list[tuple]:
@@ -57,17 +76,19 @@ def spark_changes(spark, folder: Path, shown, clicked, until: datetime) -> list[
 
     from jobs.sequences.spark.item_statistics import statistics
 
-    frame = statistics(
-        frame_of(spark, folder, "shown.parquet", "shown_at", shown),
-        frame_of(spark, folder, "clicked.parquet", "event_time", clicked),
-        key="item_id",
-        prefix="item",
-        windows=WINDOWS_DAYS,
-        until=until,
-    )
-    assert frame.columns == ["item_id", "event_timestamp", *(feature.name for feature in ITEM_STATISTICS.features)]
+    files = file_of(folder, "shown.parquet", "shown_at", shown), file_of(folder, "c.parquet", "event_time", clicked)
+    frame = statistics(*(spark.read.parquet(str(file)) for file in files), **GIVEN, until=until)
+    assert frame.columns == COLUMNS
     micros = F.unix_micros("event_timestamp").alias("at")
     return sorted(tuple(row) for row in frame.select("item_id", micros, *frame.columns[2:]).collect())
+
+
+def duckdb_changes(folder: Path, shown, clicked, until: datetime) -> list[tuple]:
+    files = file_of(folder, "shown.parquet", "shown_at", shown), file_of(folder, "c.parquet", "event_time", clicked)
+    with connect(folder / "spilled") as db:
+        found = db.sql(on_duckdb.statistics(*(f"SELECT * FROM '{file}'" for file in files), **GIVEN, until=until))
+        assert found.columns == COLUMNS
+        return sorted(found.fetchall())
 
 
 def numbers(counts, days: int) -> tuple[int, int, float]:
@@ -100,20 +121,20 @@ HAPPENED = st.lists(
 
 
 @settings(
-    max_examples=4,
+    max_examples=8,
     deadline=None,
     phases=[Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(HAPPENED, HAPPENED)
-def test_spark_counts_as_plain_counting_does(spark, tmp_path, shown, clicked) -> None:
+def test_an_engine_counts_as_plain_counting_does(engine_changes, shown, clicked) -> None:
     until = midnight_after(max((at for _, at in shown + clicked), default=D) + MICRO)
-    assert spark_changes(spark, tmp_path, shown, clicked, until) == plain_changes(shown, clicked, until)
+    assert engine_changes(shown, clicked, until) == plain_changes(shown, clicked, until)
 
 
-def test_quiet_years_cost_no_rows(spark, tmp_path) -> None:
+def test_quiet_years_cost_no_rows(engine_changes) -> None:
     happened = [("a", D), ("a", D + 8000 * DAY)]
     until = midnight_after(D + 8000 * DAY + MICRO)
-    rows = spark_changes(spark, tmp_path, [], happened, until)
+    rows = engine_changes([], happened, until)
     assert rows == plain_changes([], happened, until)
     assert len(rows) == 1 + 3 + 1  # it rises, falls back in each of three windows, and rises again

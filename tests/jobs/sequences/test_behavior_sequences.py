@@ -1,10 +1,12 @@
 """The sequences artifact says what plain Python says, on events that tie, repeat, contradict and touch every edge."""
 
+import itertools
 import os
 import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,21 +22,32 @@ from jobs.rules import events as logic
 from jobs.rules.events import Event
 from jobs.rules.histories import snapshots
 from jobs.rules.page_views import page_views, pretrain_row, time_split, unmatched_clicks
+from jobs.rules.sequence_tables import TABLES
+from jobs.sequences.build import build
+from jobs.sequences.duckdb import behavior_sequences as on_duckdb
 from model import artifact
 from model.errors import CourierError
 
-pytestmark = pytest.mark.usefixtures("spark")
-TABLES = ("impressions", "page_views", "histories", "clicks", "conversions", "rejected")
 ROOT = Path(__file__).parents[3]
 SMALL = SequencesConfig(page_view_size=3, pretrain_history=2, ctr_history=4, max_clicks_per_day=3)
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 
 
-def built(raw: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
-    from jobs.sequences.spark.behavior_sequences import build
+Build = Callable[..., artifact.Manifest]
 
-    return build(raw=raw, raw_digest="a digest", out=out, config=config)
+
+@pytest.fixture(scope="module", params=["duckdb", pytest.param("spark", marks=pytest.mark.slow)])
+def built(request) -> Build:
+    """The stage by an engine: (raw, out, config) -> manifest."""
+    if request.param == "spark":
+        request.getfixturevalue("spark")
+
+    def build_with(raw: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
+        given = {"raw": raw, "raw_digest": "a digest", "workspace": out.parent / "no workspace"}
+        return build(**given, out=out, config=config, engine=request.param)
+
+    return build_with
 
 
 def rows(folder: Path) -> list[dict]:
@@ -101,7 +114,7 @@ def plain_histories(clicks) -> list[dict]:
     suppress_health_check=list(HealthCheck),
 )
 @given(st.integers(0, 2**32))
-def test_spark_builds_what_plain_python_builds(drawn_events, write_events, tmp_path, seed) -> None:
+def test_an_engine_builds_what_plain_python_builds(built, drawn_events, write_events, tmp_path, seed) -> None:
     rng = random.Random(seed)
     raw_events = drawn_events([rng.randrange(10**12) for _ in range(600)])
     manifest = built(write_events(tmp_path / "raw", raw_events), tmp_path / "sequences")
@@ -165,7 +178,7 @@ def shown(item_id: str, position: int, at: datetime = AT, request_id: str = "r")
 
 
 @pytest.fixture(scope="module")
-def one_build(spark, drawn_events, write_events, tmp_path_factory) -> tuple[list[Event], Path]:  # noqa: ARG001
+def one_build(built, drawn_events, write_events, tmp_path_factory) -> tuple[list[Event], Path]:
     """600 events, and the sequences artifact built of them."""
     folder = tmp_path_factory.mktemp("one")
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
@@ -173,7 +186,7 @@ def one_build(spark, drawn_events, write_events, tmp_path_factory) -> tuple[list
     return events, folder / "out"
 
 
-def test_the_same_events_in_another_order_give_the_same_bytes(one_build, write_events, tmp_path) -> None:
+def test_the_same_events_in_another_order_give_the_same_bytes(built, one_build, write_events, tmp_path) -> None:
     events, folder = one_build
     other = built(write_events(tmp_path / "other", events[::-1]), tmp_path / "out")
     assert artifact.read(folder, kind="sequences").files == other.files
@@ -225,7 +238,7 @@ def test_a_history_is_as_long_as_there_are_clicks_and_never_longer_than_asked(on
         assert len(row["history_item_ids"]) == len(row["history_clicked_at"]) == min(before, SMALL.ctr_history)
 
 
-def test_a_history_of_a_thousand_clicks_is_carried(write_events, tmp_path) -> None:
+def test_a_history_of_a_thousand_clicks_is_carried(built, write_events, tmp_path) -> None:
     clicks = [
         Event(user_id="u", item_id=f"i{n}", event_time=AT + n * SECOND, event_type="click", request_id=f"r{n}")
         for n in range(1200)
@@ -251,7 +264,7 @@ def test_a_history_too_long_or_empty_is_refused(changed, said) -> None:
         SequencesConfig(**changed)
 
 
-def test_columns_and_types_are_those_that_the_next_stages_read(write_events, tmp_path) -> None:
+def test_columns_and_types_are_those_that_the_next_stages_read(built, write_events, tmp_path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "SOURCE.json").write_text('{"sampled_negatives": true}', "utf-8")
     manifest = built(write_events(tmp_path / "raw", [shown("a", 0)]), tmp_path / "out")  # and not one click
@@ -269,11 +282,60 @@ def test_columns_and_types_are_those_that_the_next_stages_read(write_events, tmp
     assert pq.read_table(tmp_path / "out" / "page_views").schema.field("labels").type.value_type == pa.int8()
 
 
-def test_events_without_an_impression_are_refused_in_one_sentence(write_events, tmp_path) -> None:
+def test_events_without_an_impression_are_refused_in_one_sentence(built, write_events, tmp_path) -> None:
     click = Event(user_id="u", item_id="a", event_time=AT, event_type="click", request_id="r")
     with pytest.raises(RawTableUnusable, match="no impression is accepted"):
         built(write_events(tmp_path / "raw", [click]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- DuckDB's parts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(write_events, drawn_events, tmp_path_factory) -> Path:
+    rng = random.Random(3)
+    return write_events(tmp_path_factory.mktemp("many"), drawn_events([rng.randrange(10**12) for _ in range(3000)]))
+
+
+def by_duckdb(raw: Path, out: Path, **options: int) -> artifact.Manifest:
+    return on_duckdb.build(raw=raw, raw_digest="", out=out, config=SMALL, as_of=AT + timedelta(days=60), **options)
+
+
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 7}, {"threads": 2, "memory": 60 * 2**20}])
+def test_neither_threads_nor_memory_change_a_byte(many, tmp_path, options) -> None:
+    assert by_duckdb(many, tmp_path / "other", **options).files == by_duckdb(many, tmp_path / "one").files
+
+
+def test_a_table_is_cut_into_parts_of_about_so_many_rows_that_are_sorted_as_a_whole(
+    many, tmp_path, monkeypatch
+) -> None:
+    by_duckdb(many, tmp_path / "whole")
+    monkeypatch.setattr(on_duckdb, "PART_ROWS", 50)
+    monkeypatch.setattr(on_duckdb, "PART_SIZES", {"histories": 20})
+    by_duckdb(many, tmp_path / "parts")
+    for name, table in TABLES.items():
+        parts = [rows(path) for path in sorted((tmp_path / "parts" / name).iterdir())]
+        together = [row for part in parts for row in part]
+        assert together == rows(tmp_path / "whole" / name)
+        assert together == sorted(together, key=by(*table.by, *table.then))
+        assert len(parts) > 2
+        keys = [{row[key] for row in part} for part in parts for key in table.by]
+        if name not in ("impressions", "page_views"):  # a request_id may have two page views, and those lie apart
+            assert all(not one & other for one, other in itertools.pairwise(keys))
+
+
+def test_a_build_that_fails_leaves_nothing_behind(many, tmp_path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(on_duckdb, "write_tables", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        by_duckdb(many, tmp_path / "out" / "sequences")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- Spark's program ------------------------------------------------------------------------------------------------
 
 
 def test_it_runs_as_a_file_as_spark_submit_runs_it(tmp_path) -> None:

@@ -62,7 +62,7 @@ def run_stages(
     """
     raw = write_events(connection, workspace / "raw", cut=cut)
     offered: dict[str, Any] = {"raw": raw, "raw_digest": PROBE_ID, "config": config, "workspace": workspace}
-    offered |= {"engine": None, "master": None, "beam_args": ()}
+    offered |= {"engine": "duckdb", "master": None, "beam_args": ()}  # a few users: no cluster, and no Java
     offered |= restrict_items(connection, stages, workspace, cut=cut)
     for name in ("sequences", "features"):
         offered[name] = _build(name, offered, workspace / name / PROBE_ID)

@@ -74,7 +74,6 @@ def joined_by_the_latest(monkeypatch):
     monkeypatch.setattr(training_rows, "features_as_of", latest)
 
 
-@pytest.mark.slow  # the stages run anew for each; tests/jobs/leakage sabotages their artifacts instead
 @pytest.mark.parametrize(
     ("sabotage", "check"),
     [
@@ -108,7 +107,7 @@ def takes_in_what_is_late(monkeypatch):
 
 @pytest.fixture(scope="module")
 def built(sources, tmp_path_factory):
-    """The planted events, all and before dusk, each with sequences that were built from them at once."""
+    """The planted events, all and before the cutoff, each with sequences that were built from them at once."""
     from jobs.sequences.build import build
 
     def sequences_alone(name, cut):
@@ -124,7 +123,6 @@ def built(sources, tmp_path_factory):
         yield connection, {"whole": sequences_alone("whole", cut=False), "before": sequences_alone("before", cut=True)}
 
 
-@pytest.mark.slow  # two minutes: the log is grown again for each
 @pytest.mark.parametrize(
     ("sabotage", "check"),
     [(reads_a_day_too_far, "probe.daily_log.future"), (takes_in_what_is_late, "probe.daily_log.late")],

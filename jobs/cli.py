@@ -290,7 +290,7 @@ def images_main(argv: Sequence[str]) -> None:
             workspace, raw, preset=preset, allowed_hosts=allow_host or (), config_file=config_file, given=given or ()
         )
         opened = replace(opened, beam_args=tuple(beam_args))
-        state = stage_states(opened)["images"]
+        state = stage_states(opened, only="images")["images"]
         if not retry_failed:
             changed = state.fresh and _far_images_changed(opened, state)
             run_stages(opened, only="images", rebuild=frozenset({"images"} if changed else ()))

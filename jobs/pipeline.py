@@ -48,12 +48,20 @@ def stage_key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def stage_states(workspace: Workspace) -> dict[str, State]:
-    """How every stage stands, in their order."""
+def stage_states(workspace: Workspace, only: str | None = None) -> dict[str, State]:
+    """How every stage stands, in their order.  only: this stage and those it is made of; nothing else is read."""
     found: dict[str, State] = {}
-    for stage in STAGES:
+    for stage in _stages_of(only):
         found[stage.name] = _state(workspace, stage, found)
     return found
+
+
+def _stages_of(only: str | None) -> list[Stage]:
+    """The stages that `only` is made of and itself, in their order; all where it is None."""
+    wanted = {only}
+    for stage in reversed(STAGES):
+        wanted.update(stage.sources if stage.name in wanted else ())
+    return [stage for stage in STAGES if only is None or stage.name in wanted]
 
 
 def _state(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -> State:
@@ -195,7 +203,7 @@ def run_stages(
     with locked(workspace.folder):
         done: dict[str, str] = {}
         states: dict[str, State] = {}
-        for stage in STAGES:
+        for stage in _stages_of(only):
             artifact.sweep(workspace.folder / stage.name)
             states[stage.name] = state = _state(workspace, stage, states)
             if only not in (None, stage.name):

@@ -61,6 +61,10 @@ def build_embed(out: Path, **inputs: Path) -> Manifest:
     return _build("embed", out, **inputs)
 
 
+def build_index(out: Path) -> Manifest:
+    return _build("index", out)
+
+
 def stands(_: Path, built: Path, __: Mapping[str, Path]) -> bool:
     assert built.is_dir()
     return OUTSIDE.get("embed", True)
@@ -196,6 +200,17 @@ def test_only_builds_one_stage_and_refuses_without_its_inputs(workspace: Workspa
     BUILT.clear()
     run_stages(workspace, only="images", rebuild=frozenset({"images"}))
     assert BUILT == ["images"]
+
+
+def test_one_stage_alone_reads_nothing_that_it_is_not_made_of(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_stages(monkeypatch, *pipeline.STAGES, Stage(name="index", build=f"{__name__}:build_index"))
+    (workspace.raw / "events.csv").unlink()  # which the stage sequences reads
+    assert run_stages(workspace, only="index") == {"index": "built"}
+    assert list(stage_states(workspace, only="index")) == ["index"]
+    with pytest.raises(FileNotFoundError, match=r"events\.csv"):
+        run_stages(workspace)
 
 
 def test_a_refused_run_is_not_remembered(workspace: Workspace) -> None:

@@ -17,7 +17,7 @@ VERBS = {
         "jobs.leakage.check_leaks:main",
         "[WORKSPACE]  prove that nothing of the future reaches a training row, online or offline",
     ),
-    "check": ("jobs.raw.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
+    "check": ("jobs.sequences.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
     "run": ("jobs.cli:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
     "status": (
         "jobs.cli:status_main",

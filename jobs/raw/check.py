@@ -1,36 +1,19 @@
-"""Say what raw tables hold before anything is built from them: rows read, accepted, doubtful, rejected by reason."""
+"""What a check of raw tables finds, and how it is shown: rows read, accepted, doubtful, rejected by reason."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from typing import Annotated, Final
+from dataclasses import dataclass, field
+from typing import Final
 
-import typer
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from upath import UPath
 
-from jobs.config import SequencesConfig
-from jobs.engines.spark_session import spark_session
-from jobs.paths import path_argument
-from jobs.raw import layout as raw_layout
-from jobs.raw import spark_findings as raw_findings
 from jobs.raw.folder import RawTableUnusable, table_files
-from jobs.raw.spark_files import damage_named
-from jobs.raw.spark_findings import Day, Example
-from jobs.raw.spark_tables import REASON, count_reasons, read_events, read_items
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue
-from jobs.sequences.spark.event_validation import cap, crowds, standing
-from jobs.sequences.spark.facts import count_events
-from jobs.sequences.spark.oversized_requests import judge
 from model.artifact import AnyPath
 
 EXAMPLES: Final = 3  # rows shown for each reason
+SHOWN: Final = 1000  # characters of an example's row
 DAYS: Final = 5  # shown at either end of the time that the events cover
 MOMENTS: Final = "write moments as 2024-03-01T12:00:00Z, from 1900 to 2199"
 CURES: Final = {
@@ -48,7 +31,23 @@ CURES: Final = {
 }
 MEND: Final = "fill them in, or mend what writes them"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+@dataclass(frozen=True, slots=True)
+class Day:
+    """The accepted events of one day in UTC: how many, and the moments of the first and the last, ISO 8601."""
+
+    day: str
+    events: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A rejected row: its file, and the row as JSON, cut off after SHOWN characters."""
+
+    file: str
+    row: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,59 +65,15 @@ class Found:
     days: list[Day] = field(default_factory=list)
     examples: dict[str, list[Example]] = field(default_factory=dict)  # reason -> rows
 
-
-def check(raw: AnyPath, as_of: datetime | None = None) -> dict[str, Found]:
-    """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing.
-
-    as_of: the clock that says which events lie in the future; None: that of this machine.
-    """
-    waiting = Console(stderr=True)
-    with waiting.status("looking at the files"):  # what can be refused is, before Spark takes its seconds to start
-        for name in ("events", "items"):
-            raw_layout.check(table_files(raw, name))
-    with waiting.status("starting Spark"):
-        spark = spark_session("courier check")
-    with damage_named():
-        return _check(spark, raw, as_of or datetime.now(UTC))
+    def __post_init__(self) -> None:
+        """Raises RuntimeError where rows were lost or doubled on the way: a bug of ours."""
+        if self.read != self.accepted + sum(self.rejected.values()):
+            raise RuntimeError(f"{self.read} rows read, {self.accepted} accepted, rejected {self.rejected}")
 
 
-def _check(spark: SparkSession, raw: AnyPath, as_of: datetime) -> dict[str, Found]:
-    together = judge(read_events(spark, raw, as_of)).persist()
-    judged = cap(together, crowds(together, SequencesConfig().max_clicks_per_day))
-    items = read_items(spark, raw).persist()
-    once, described = standing(judged).persist(), items.filter(F.col(REASON).isNull())
-    doubtful = {
-        "of_unknown_items": raw_findings.of_unknown_items(once, described),
-        "unmatched_clicks": raw_findings.unmatched_clicks(once),
-    }
-    [counted] = count_events(judged).values()
-    events = _found(spark, raw, "events", judged, counted["events_accepted"], counted["events_rejected"], as_of)
-    found = {
-        "events": replace(events, duplicates=counted["duplicates"], doubtful=doubtful, days=raw_findings.days(once)),
-        "items": replace(
-            _found(spark, raw, "items", items, *count_reasons(items), as_of),
-            doubtful={"without_events": raw_findings.without_events(described, once)},
-        ),
-    }
-    for frame in (together, items, once):
-        frame.unpersist()
-    return found
-
-
-def _found(
-    spark: SparkSession,
-    raw: AnyPath,
-    name: str,
-    judged: DataFrame,
-    kept: int,
-    rejected: dict[str, int],
-    as_of: datetime,
-) -> Found:
-    read = raw_findings.rows_read(spark, raw, name)
-    if read != kept + sum(rejected.values()):  # a bug of ours, by which rows are lost or doubled
-        raise RuntimeError(f"{raw}, {name}: {read} rows read, {kept} accepted, rejected {rejected}")
-    examples = raw_findings.examples(spark, raw, name, judged, EXAMPLES, as_of) if rejected else {}
-    return Found(read=read, accepted=kept, rejected=rejected, examples=examples)
+def within(raw: AnyPath, file: str) -> str:
+    """The path of a file below the raw folder."""
+    return file.removeprefix(f"{str(raw.absolute()).rstrip('/')}/")
 
 
 def require_some(found: dict[str, Found], raw: AnyPath) -> None:
@@ -178,24 +133,3 @@ def _examples(found: dict[str, Found]) -> Table:
             for row in rows:
                 table.add_row(reason, Text(row.file), Text(row.row))  # what stands in brackets is no markup
     return table
-
-
-@app.command()
-def report(
-    raw: Annotated[UPath, path_argument("The folder that holds the tables events and items.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
-) -> None:
-    """Rows read, accepted, rejected by reason with examples, and doubtful; exit 1 where a table is unusable."""
-    found = check(raw)
-    if as_json:
-        typer.echo(json.dumps({name: asdict(one) for name, one in found.items()}))
-    else:
-        for table in as_tables(found):
-            if table.row_count:
-                Console().print(table)
-    require_some(found, raw)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of the check."""
-    app(args=argv, prog_name="courier check")

@@ -1,43 +1,20 @@
 """What raw tables show once they are read: rows that lead nowhere, the days they cover, examples of rejected rows."""
 
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import reduce
 from operator import and_
-from typing import Final
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from jobs.paths import from_spark
 from jobs.raw import layout as raw_layout
+from jobs.raw.check import SHOWN, Day, Example, within
 from jobs.raw.folder import table_files
 from jobs.raw.spark_files import FILE, parts
 from jobs.raw.spark_tables import REASON, ROW, judged_alone
-from jobs.rules.events import CLICK, IMPRESSION
-from jobs.sequences.spark.event_validation import PAGE_DAY
+from jobs.rules.events import EPOCH
 from model.artifact import AnyPath
-
-SHOWN: Final = 1000  # characters of an example's row
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Day:
-    """The accepted events of one day in UTC: how many, and the moments of the first and the last, ISO 8601."""
-
-    day: str
-    events: int
-    first: str
-    last: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A rejected row: its file, and the row as JSON, cut off after SHOWN characters."""
-
-    file: str
-    row: str
 
 
 def rows_read(spark: SparkSession, raw: AnyPath, table: str) -> int:
@@ -53,13 +30,6 @@ def of_unknown_items(events: DataFrame, items: DataFrame) -> int:
 def without_events(items: DataFrame, events: DataFrame) -> int:
     """How many items no event names."""
     return items.join(events.select("item_id").distinct(), on="item_id", how="left_anti").count()
-
-
-def unmatched_clicks(events: DataFrame) -> int:
-    """How many clicks belong to no page view that shows their item, as jobs.rules.page_views counts them."""
-    keys = ["request_id", PAGE_DAY, "item_id"]
-    shown = events.filter(F.col("event_type") == IMPRESSION).select(*keys).distinct()
-    return events.filter(F.col("event_type") == CLICK).join(shown, on=keys, how="left_anti").count()
 
 
 def days(events: DataFrame) -> list[Day]:
@@ -95,9 +65,5 @@ def examples(
     one = found.groupBy(REASON, "_row").agg(F.min(FILE).alias(FILE)).orderBy(REASON, "_row")
     shown: dict[str, list[Example]] = {}
     for row in one.select(REASON, FILE, F.substring("_row", 1, SHOWN).alias(ROW)).collect():
-        shown.setdefault(row[REASON], []).append(Example(_within(raw, row[FILE]), row[ROW]))
+        shown.setdefault(row[REASON], []).append(Example(within(raw, from_spark(row[FILE])), row[ROW]))
     return shown
-
-
-def _within(raw: AnyPath, uri: str) -> str:
-    return from_spark(uri).removeprefix(f"{str(raw.absolute()).rstrip('/')}/")

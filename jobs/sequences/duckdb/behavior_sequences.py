@@ -11,6 +11,7 @@ import duckdb
 
 from jobs.config import SequencesConfig
 from jobs.engines.duckdb_session import connect
+from jobs.raw.duckdb_files import reading
 from jobs.raw.duckdb_tables import read_events
 from jobs.raw.folder import source
 from jobs.rules.sequence_tables import TABLES
@@ -49,7 +50,7 @@ def build(
     sampled = bool(source(raw).get("sampled_negatives", False))
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         with connect(draft.path / SPILLED, memory=memory, threads=threads) as db:
-            validate(db, read_events(db, raw, as_of), config.max_clicks_per_day)
+            reading(db, raw, lambda: validate(db, read_events(db, raw, as_of), config.max_clicks_per_day))
             make_clicked(db)
             make_tables(db, config)
             counted = count_events(db)[None]

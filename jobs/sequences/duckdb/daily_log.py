@@ -12,6 +12,7 @@ import duckdb
 
 from jobs.config import SequencesConfig
 from jobs.engines.duckdb_session import connect, literal
+from jobs.raw.duckdb_files import reading
 from jobs.raw.duckdb_tables import events_between, undated_events
 from jobs.raw.folder import TableFiles
 from jobs.rules.events import EPOCH, TOO_MANY_CLICKS, micros
@@ -120,7 +121,7 @@ class DuckdbEngine:
     def count_days(self, table: TableFiles) -> Mapping[str, Mapping[str, int]]:
         """The rows of each day in each file of events."""
         with self._database() as db:
-            return count_days(db, table)
+            return reading(db, table.path.parent, lambda: count_days(db, table))
 
     @contextmanager
     def new_days(
@@ -129,7 +130,8 @@ class DuckdbEngine:
         """The days of a plan."""
         start, end = midnight(todo.read_from), midnight(todo.last + daily_log.DAY)
         with self._database() as db:
-            validate(db, events_between(db, table, start, end, as_of), config.max_clicks_per_day)
+            cap = config.max_clicks_per_day
+            reading(db, table.path.parent, lambda: validate(db, events_between(db, table, start, end, as_of), cap))
             make_clicked(db, since=micros(midnight(todo.write_from)))
             _add_earlier(db, earlier)
             make_tables(db, config)
@@ -138,8 +140,8 @@ class DuckdbEngine:
     def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
         """Write the rejected rows whose time is not known or lies ahead."""
         with self._database() as db:
-            events = undated_events(db, table, as_of)
-            db.execute(f'CREATE TEMP TABLE rejected AS SELECT \'events\' AS "table", "row", reason FROM ({events})')
+            made = 'CREATE TEMP TABLE rejected AS SELECT \'events\' AS "table", "row", reason FROM'
+            reading(db, table.path.parent, lambda: db.execute(f"{made} ({undated_events(db, table, as_of)})"))
             write_parts(db, rejected(), _local(folder))
             counts = db.sql("SELECT reason, count(*) FROM rejected GROUP BY ALL").fetchall()
             return event_facts(None, {reason: int(rows) for reason, rows in counts})

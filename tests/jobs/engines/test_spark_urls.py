@@ -168,7 +168,7 @@ def test_a_daily_log_at_a_url_grows_and_is_assembled_to_the_bytes_of_a_folder(mo
 
 
 def test_tables_of_every_format_are_checked_at_a_url_and_rejected_rows_name_their_file(mount, tmp_path, capsys) -> None:
-    from jobs.raw import check
+    from jobs.sequences import check
 
     folder = tmp_path / "store" / "raw"
     (folder / "events").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """`courier check` says what raw tables hold and fails where one cannot be used; a missing Java is said before Spark."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -36,13 +37,23 @@ def runner() -> CliRunner:
 
 @pytest.fixture
 def app() -> typer.Typer:
-    from jobs.raw.check import app
+    from jobs.sequences.check import app
 
     return app
 
 
+@pytest.fixture(params=["duckdb", "spark"])
+def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What makes each engine check."""
+    monkeypatch.delenv("MASTER", raising=False)
+    if request.param == "duckdb":
+        return []
+    request.getfixturevalue("spark")  # the check runs in it
+    return ["--master", "local[2]"]
+
+
 @pytest.fixture
-def raw(spark, tmp_path, write_events):  # noqa: ARG001 (the check runs in this Spark)
+def raw(tmp_path, write_events):
     nothing = {
         name: pa.array([None], pa.string()) for name in ("image_uri", "category", "title", "price", "created_at")
     }
@@ -50,8 +61,8 @@ def raw(spark, tmp_path, write_events):  # noqa: ARG001 (the check runs in this 
     return write_events(tmp_path, [SHOWN, SHOWN, NOWHERE])
 
 
-def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app, raw) -> None:
-    result = runner.invoke(app, [str(raw), "--json"])
+def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app, raw, options) -> None:
+    result = runner.invoke(app, [str(raw), "--json", *options])
     assert result.exit_code == 0
     said = json.loads(result.stdout)
     counted = {name: {what: said[name][what] for what in COUNTS} for name in ("events", "items")}
@@ -62,14 +73,14 @@ def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app,
 
 
 def test_events_that_lead_nowhere_are_counted_as_plain_python_counts_them(
-    runner, app, raw, write_events, drawn_events
+    runner, app, raw, options, write_events, drawn_events
 ) -> None:
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(300)])
     write_events(raw, events)
     fates, pages = logic.rejections(events, SequencesConfig().max_clicks_per_day), logic.page_keys(events)
     once = logic.deduplicate(one for one in events if one not in fates)
     unmatched = unmatched_clicks(once, pages)
-    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    said = json.loads(runner.invoke(app, [str(raw), "--json", *options]).stdout)
     assert said["events"]["doubtful"] == {
         "of_unknown_items": sum(one.item_id != "a" for one in once),
         "unmatched_clicks": len(unmatched),
@@ -87,7 +98,7 @@ def test_events_that_lead_nowhere_are_counted_as_plain_python_counts_them(
         )
 
 
-def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app, raw) -> None:
+def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app, raw, options) -> None:
     (raw / "events.parquet").unlink()
     (raw / "events").mkdir()
     rows = [ROW | {"item_id": "", "position": n} for n in range(5)]
@@ -95,7 +106,7 @@ def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app,
     for name, lines in (("a b", [*rows, ROW]), ("c", [early])):
         text = "".join(json.dumps(row) + "\n" for row in lines)
         (raw / "events" / f"{name}.jsonl").write_text(text + "[not markup]" + "x" * 5000)
-    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)["events"]
+    said = json.loads(runner.invoke(app, [str(raw), "--json", *options]).stdout)["events"]
     assert said["rejected"] == {"bad_row": 2, "click_before_request": 1, "null_item_id": 5}
     shown = said["examples"]
     assert [(one["file"], json.loads(one["row"])["position"]) for one in shown["null_item_id"]] == [
@@ -105,16 +116,16 @@ def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app,
     assert click["file"] == "events/c.jsonl"
     assert json.loads(click["row"])["event_time"] == "2024-03-01T11:59:59.999999Z"
     assert [len(one["row"]) for one in shown["bad_row"]] == [1000]
-    table = runner.invoke(app, [str(raw)], env={"COLUMNS": "90"}).stdout
+    table = runner.invoke(app, [str(raw), *options], env={"COLUMNS": "90"}).stdout
     assert "[not markup]" in table
     assert max(map(len, table.splitlines())) <= 90
 
 
-def test_an_item_that_no_event_names_is_counted(runner, app, raw) -> None:
+def test_an_item_that_no_event_names_is_counted(runner, app, raw, options) -> None:
     rows = [{"item_id": name, "image_uri": None} for name in ("a", "b", "b", "c")]
     (raw / "items.parquet").unlink()
     (raw / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = json.loads(runner.invoke(app, [str(raw), "--json"]).stdout)
+    said = json.loads(runner.invoke(app, [str(raw), "--json", *options]).stdout)
     assert said["items"]["rejected"] == {"duplicate_item_id": 1}
     assert said["items"]["doubtful"] == {"without_events": 2}
     assert said["events"]["doubtful"] == {"of_unknown_items": 0, "unmatched_clicks": 0}
@@ -146,6 +157,41 @@ def test_a_missing_table_fails(runner, app, raw) -> None:
     result = runner.invoke(app, [str(raw)])
     assert result.exit_code == 1
     assert "holds no table items" in str(result.exception)
+
+
+def test_duckdb_finds_what_spark_finds(runner, app, raw, write_events, drawn_events, spark) -> None:  # noqa: ARG001
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(2000)])
+    write_events(raw, [*events, *(replace(one, item_id="", position=n) for n, one in enumerate(events[:5]))])
+    rows = [{"item_id": name, "image_uri": None, "price": price} for name in "abbx" for price in (1, -1, 1e9)]
+    (raw / "items.parquet").unlink()
+    (raw / "items").mkdir()
+    for name in ("2", "1"):
+        (raw / "items" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = [json.loads(runner.invoke(app, [str(raw), "--json", *more]).stdout) for more in ([], ["--master", "local"])]
+    assert said[0] == said[1]
+    assert said[0]["events"]["rejected"].keys() >= {"request_of_another_user", "click_before_request", "null_item_id"}
+    assert said[0]["items"]["rejected"].keys() == {"bad_price", "duplicate_item_id"}
+
+
+def test_parquet_text_that_is_no_utf8_is_counted_in_both_tables(runner, app, raw, options) -> None:
+    bad = pa.array([b"\xff", b"x"]).view(pa.string())
+    columns = {name: pa.array([value] * 2) for name, value in ROW.items() if name != "event_time"}
+    at = pa.array([AT, AT], pa.timestamp("us", tz="UTC"))
+    pq.write_table(pa.table(columns | {"event_time": at, "user_id": bad}), raw / "events.parquet")
+    pq.write_table(pa.table({"item_id": ["a", "b"], "image_uri": ["a", "b"], "title": bad}), raw / "items.parquet")
+    said = json.loads(runner.invoke(app, [str(raw), "--json", *options]).stdout)
+    assert [said[name]["rejected"] for name in ("events", "items")] == [{"bad_encoding": 1}] * 2
+    assert "\ufffd" in said["events"]["examples"]["bad_encoding"][0]["row"]
+
+
+def test_neither_java_nor_spark_is_needed_unless_a_master_is_named(runner, app, raw, monkeypatch) -> None:
+    from jobs.engines.spark_session import JavaMissing
+
+    monkeypatch.delenv("MASTER", raising=False)
+    monkeypatch.setenv("JAVA_HOME", str(raw))
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    assert runner.invoke(app, [str(raw)]).exit_code == 0
+    assert isinstance(runner.invoke(app, [str(raw), "--master", "local"]).exception, JavaMissing)
 
 
 @pytest.mark.parametrize(

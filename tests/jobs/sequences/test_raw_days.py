@@ -1,32 +1,38 @@
 """A day is read from the files and row groups that hold it, and events that the log leaves out are counted and told."""
 
-import functools
 import json
 import os
 import random
 import re
+from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.raw.folder import file_version, table_files
+from jobs.engines.duckdb_session import connect
+from jobs.raw import duckdb_tables
+from jobs.raw.folder import TableFiles, file_version, table_files
+from jobs.rules.events import EPOCH
+from jobs.sequences.daily import raw_days_duckdb
 from jobs.sequences.daily.log import Watermark, midnight
 from jobs.sequences.daily.raw_days import (
     UNDATED,
     FileDays,
     LeftOut,
     files_of,
+    index_file,
     indexed,
     left_out,
     read_index,
     rows_a_day,
     sentence,
 )
-from jobs.sequences.duckdb.daily_log import DuckdbEngine
 
 FIRST = date(2024, 3, 1)
 DAYS = [FIRST + timedelta(days=n) for n in range(10)]
@@ -152,90 +158,172 @@ def raw_folder(raw: Path, form: str) -> Path:
     return raw
 
 
+Row = tuple[Any, ...]
+
+
+class Spark:
+    """Days of raw files as Spark reads and counts them."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+
+    def count(self, table: TableFiles) -> dict[str, dict[str, int]]:
+        from jobs.sequences.daily.raw_days_spark import count_days
+
+        return count_days(self.session, table)
+
+    def events(self, table: TableFiles, *between: datetime) -> list[Row]:
+        """All events of some files, or what happened in [start, end); moments in microseconds."""
+        return [tuple(row) for row in self._frame(table, *between).collect()]
+
+    def undated(self, table: TableFiles) -> list[Row]:
+        from jobs.raw.spark_tables import undated_events
+
+        return [tuple(row) for row in self._micros(undated_events(self.session, table, NOW)).collect()]
+
+    def scanned(self, table: TableFiles, *between: datetime) -> int:
+        """How many rows are read to tell those of [start, end), or without it the undated ones."""
+        from jobs.raw.spark_tables import undated_events
+
+        frame = self._frame(table, *between) if between else undated_events(self.session, table, NOW)
+        frame.collect()
+        found = 0
+
+        def add(plan: Any) -> None:
+            nonlocal found
+            if plan.getClass().getSimpleName() == "FileSourceScanExec":
+                found += plan.metrics().get("numOutputRows").get().value()
+            children = plan.children()
+            for number in range(children.size()):
+                add(children.apply(number))
+
+        add(frame._jdf.queryExecution().executedPlan())
+        return found
+
+    def _frame(self, table: TableFiles, *between: datetime) -> Any:
+        from jobs.raw.spark_files import FILE
+        from jobs.raw.spark_tables import events_between, judged_events
+
+        if between:
+            return self._micros(events_between(self.session, table, *between, NOW))
+        return self._micros(judged_events(self.session, table, NOW).drop(FILE))
+
+    def _micros(self, frame: Any) -> Any:
+        from pyspark.sql import functions as F
+
+        return frame.withColumn("event_time", F.unix_micros("event_time"))
+
+
+class DuckDB:
+    """Days of raw files as DuckDB reads and counts them."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+
+    def count(self, table: TableFiles) -> dict[str, dict[str, int]]:
+        return raw_days_duckdb.count_days(self.connection, table)
+
+    def events(self, table: TableFiles, *between: datetime) -> list[Row]:
+        """All events of some files, or what happened in [start, end); moments in microseconds."""
+        if between:
+            return self._rows(duckdb_tables.events_between(self.connection, table, *between, NOW))
+        return self._rows(duckdb_tables.judged_events(self.connection, table, NOW))
+
+    def undated(self, table: TableFiles) -> list[Row]:
+        return self._rows(duckdb_tables.undated_events(self.connection, table, NOW))
+
+    def scanned(self, table: TableFiles, *between: datetime) -> int:
+        """How many rows the row groups hold that are read to tell those of [start, end), or the undated ones."""
+        if between:
+            query = duckdb_tables.events_between(self.connection, table, *between, NOW)
+        else:
+            query = duckdb_tables.undated_events(self.connection, table, NOW)
+        [[_, plan]] = self.connection.execute(f"EXPLAIN ANALYZE {query}").fetchall()
+        return 10 * sum(map(int, re.findall(r"Row Groups Scanned: (\d+) /", plan)))
+
+    def _rows(self, query: str) -> list[Row]:
+        asked = f"SELECT * EXCLUDE (_file) REPLACE (epoch_us(event_time) AS event_time) FROM ({query})"
+        return self.connection.execute(asked).fetchall()
+
+
+@pytest.fixture(params=["duckdb", "spark"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spark | DuckDB]:
+    if request.param == "spark":
+        yield Spark(request.getfixturevalue("spark"))
+        return
+    with connect(tmp_path / "spill") as connection:
+        yield DuckDB(connection)
+
+
+def day_in(row: Row) -> date | None:
+    return None if row[2] is None else (EPOCH + timedelta(microseconds=row[2])).date()
+
+
 @pytest.mark.parametrize("form", ["us", "ns", "text", "csv", "jsonl"])
-def test_what_is_read_of_some_days_or_of_no_day_is_what_all_that_is_read_says_of_them(spark, tmp_path, form) -> None:
-    from pyspark.sql import functions as F
-
-    from jobs.raw.spark_tables import events_between, read_events, undated_events
-    from jobs.sequences.daily.raw_days_spark import count_days
-
+def test_what_is_read_of_some_days_or_of_no_day_is_what_all_that_is_read_says_of_them(engine, tmp_path, form) -> None:
     raw = raw_folder(tmp_path / "raw", form)
-    table = table_files(raw, "events")
-    index = indexed(raw, tmp_path / "ws", functools.partial(count_days, spark))
-    everything = read_events(spark, raw, NOW)
-    start, end = midnight(DAYS[1]), midnight(DAYS[3])
-    two_days = events_between(spark, files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), start, end, NOW)
-    expected = everything.filter((F.col("event_time") >= start) & (F.col("event_time") < end))
-    assert sorted(map(str, two_days.collect())) == sorted(map(str, expected.collect()))
-    assert two_days.count() == 80
-    assert events_between(spark, table, start, end, NOW).count() == 80  # of files that hold other days, too
-    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows), NOW)
-    expected = everything.filter(F.col("event_time").isNull())
-    assert sorted(map(str, undated.collect())) == sorted(map(str, expected.collect()))
-    assert undated.count() == {"csv": 5, "jsonl": 5}.get(form, 3)
-    by_day = everything.groupBy(F.date_format("event_time", "yyyy-MM-dd").alias("day")).count().collect()
-    assert {str(day): rows for day, rows in rows_a_day(index.values()).items()} == {
-        row["day"]: row["count"] for row in by_day if row["day"] is not None
-    }
+    index, table = indexed(raw, tmp_path / "ws", engine.count), table_files(raw, "events")
+    everything = engine.events(table)
+    days = midnight(DAYS[1]), midnight(DAYS[3])
+    two_days = engine.events(files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), *days)
+    assert sorted(two_days, key=repr) == sorted((row for row in everything if day_in(row) in DAYS[1:3]), key=repr)
+    assert len(two_days) == 80
+    assert len(engine.events(table, *days)) == 80  # of files that hold other days, too
+    undated = engine.undated(files_of(table, index, lambda file: UNDATED in file.rows))
+    assert sorted(undated, key=repr) == sorted((row for row in everything if day_in(row) is None), key=repr)
+    assert len(undated) == {"csv": 5, "jsonl": 5}.get(form, 3)
+    assert rows_a_day(index.values()) == Counter(day_in(row) for row in everything if day_in(row))
 
 
-def scanned(frame) -> tuple[int, int]:
-    """How many files and rows the scans of a frame, now run, have read."""
-    frame.collect()
-    found = [0, 0]
-
-    def add(plan) -> None:
-        if plan.getClass().getSimpleName() == "FileSourceScanExec":
-            metrics = plan.metrics()
-            for place, name in enumerate(("numFiles", "numOutputRows")):
-                found[place] += metrics.get(name).get().value()
-        children = plan.children()
-        for number in range(children.size()):
-            add(children.apply(number))
-
-    add(frame._jdf.queryExecution().executedPlan())
-    return found[0], found[1]
-
-
+@pytest.mark.parametrize("form", ["us", "ns"])
 def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_those_that_hold_one(
-    spark, tmp_path
+    engine, tmp_path, form
 ) -> None:
-    from jobs.raw.spark_tables import events_between, undated_events
-    from jobs.sequences.daily.raw_days_spark import count_days
-
     raw, rng = tmp_path / "raw", random.Random(5)
     tables = [rows_of(day, rng).sort_by("event_time") for day in DAYS[:6]]
     lost = tables[0].slice(0, 1).set_column(2, "event_time", pa.nulls(1, pa.timestamp("us", tz="UTC")))
-    write(raw / "events" / "one", pa.concat_tables(tables[:3]), "us")  # row groups of ten rows, in order of time
-    write(raw / "events" / "two", pa.concat_tables([*tables[3:], lost]), "us")
-    table = table_files(raw, "events")
-    index = indexed(raw, tmp_path / "ws", functools.partial(count_days, spark))
+    write(raw / "events" / "one", pa.concat_tables(tables[:3]), form)  # row groups of ten rows, in order of time
+    write(raw / "events" / "two", pa.concat_tables([*tables[3:], lost]), form)
+    index, table = indexed(raw, tmp_path / "ws", engine.count), table_files(raw, "events")
     files = files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[1]))
-    day = events_between(spark, files, midnight(DAYS[1]), midnight(DAYS[2]), NOW)
-    assert re.search(r"PushedFilters: \[.*GreaterThanOrEqual\(event_time,2024-03-02", str(day._jdf.queryExecution()))
-    assert scanned(day) == (1, 40)
-    undated = undated_events(spark, files_of(table, index, lambda file: UNDATED in file.rows), NOW)
-    assert scanned(undated) == (1, 1)
+    assert [file.name for file in files.files] == ["one.parquet"]
+    day = midnight(DAYS[1]), midnight(DAYS[2])
+    assert len(engine.events(files, *day)) == 40
+    undated = files_of(table, index, lambda file: UNDATED in file.rows)
+    assert [file.name for file in undated.files] == ["two.parquet"]
+    assert len(engine.undated(undated)) == 1
+    if form == "us" or isinstance(engine, DuckDB):  # of nanoseconds Spark asks no statistics
+        assert engine.scanned(files, *day) == 40
+        assert engine.scanned(undated) <= 10  # the row group of that one row
 
 
-def test_files_are_counted_once_and_again_only_when_they_change(tmp_path) -> None:
+def test_files_are_counted_once_and_again_only_when_they_change(engine, tmp_path) -> None:
     counted: list[list[str]] = []
 
-    def spy(table):
+    def count(table: TableFiles) -> dict[str, dict[str, int]]:
         counted.append([file.parent.name for file in table.files])
-        return DuckdbEngine(tmp_path).count_days(table)
+        return engine.count(table)
 
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
-    first = indexed(raw, workspace, spy)
-    assert indexed(raw, workspace, spy) == first
+    first = indexed(raw, workspace, count)
+    assert indexed(raw, workspace, count) == first
     write(raw / "events" / f"date={DAYS[1]}" / "part-0", rows_of(DAYS[1], random.Random(1), 50), "us")
     write(raw / "events" / f"date={DAYS[5]}" / "part-0", rows_of(DAYS[5], random.Random(1), 60), "us")
     (raw / "events" / f"date={DAYS[4]}" / "part-0.parquet").unlink()
-    again = indexed(raw, workspace, spy)
+    again = indexed(raw, workspace, count)
     assert [len(files) for files in counted] == [5, 2]
     assert counted[1] == ["date=2024-03-02", "date=2024-03-06"]
     assert rows_a_day(again.values()) == dict(zip([*DAYS[:4], DAYS[5]], [40, 50, 40, 40, 60], strict=True))
     assert read_index(workspace) == again
+
+
+@pytest.mark.parametrize("form", ["us", "ns", "text", "csv", "jsonl"])
+def test_duckdb_and_spark_write_the_same_index(spark, tmp_path, form) -> None:
+    raw = raw_folder(tmp_path / "a b", form)
+    with connect(tmp_path / "spill") as connection:
+        for name, engine in (("one", Spark(spark)), ("other", DuckDB(connection))):
+            indexed(raw, tmp_path / name, engine.count)
+    assert index_file(tmp_path / "one").read_bytes() == index_file(tmp_path / "other").read_bytes()
 
 
 # --- the log --------------------------------------------------------------------------------------------------------

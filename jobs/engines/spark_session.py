@@ -19,7 +19,7 @@ SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.legacy.parquet.nanosAsLong": "true",  # pandas writes nanoseconds, which Spark otherwise refuses
-    # Of a crowd's clicks each task passes on only as many as may stand, whatever the cap: see judged_events.crowds.
+    # Of the clicks over a cap each task passes on no more than are accepted: event_validation.over_cap_users.
     "spark.sql.optimizer.windowGroupLimitThreshold": "2147483647",
     # Packing what is kept between two passes cost twice what keeping it does: 3.2 s of CPU a million events, not 1.5.
     "spark.sql.inMemoryColumnarStorage.compressed": "false",

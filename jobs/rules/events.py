@@ -189,7 +189,7 @@ def page_keys(events: Iterable[Event]) -> dict[Event, PageKey]:
     return {one: (one.request_id, day) for one, day in found.items() if day is not None}
 
 
-def out_of_place(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> dict[Event, str]:
+def inconsistent(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> dict[Event, str]:
     """The events that contradict the impressions of their page view, and why.
 
     A page view belongs to the user of its earliest impression (of equal ones, the smallest user_id) and begins then.
@@ -201,11 +201,11 @@ def out_of_place(events: Iterable[Event], pages: Mapping[Event, PageKey]) -> dic
         if one.event_type == IMPRESSION:
             opening = (one.event_time, one.user_id)
             opened[pages[one]] = min(opened.get(pages[one], opening), opening)
-    found = {one: misplacement(one, opened.get(pages[one])) for one in events if one in pages}
+    found = {one: inconsistency(one, opened.get(pages[one])) for one in events if one in pages}
     return {one: reason for one, reason in found.items() if reason}
 
 
-def misplacement(one: Event, opening: tuple[datetime, str] | None) -> str | None:
+def inconsistency(one: Event, opening: tuple[datetime, str] | None) -> str | None:
     """Why an event contradicts its page view, which began at a moment and belongs to a user; None opens none."""
     if opening is None:
         return None
@@ -238,8 +238,8 @@ def in_time(click: Event) -> tuple[datetime, str, str]:
 def rejections(events: Iterable[Event], max_clicks_per_day: int) -> dict[Event, str]:
     """Why each of these events, acceptable by itself, is rejected when they are seen together."""
     events = list(events)
-    misplaced = out_of_place(events, page_keys(events))
-    return misplaced | over_the_cap((one for one in events if one not in misplaced), max_clicks_per_day)
+    contradicting = inconsistent(events, page_keys(events))
+    return contradicting | over_the_cap((one for one in events if one not in contradicting), max_clicks_per_day)
 
 
 def deduplicate(events: Iterable[Event]) -> list[Event]:

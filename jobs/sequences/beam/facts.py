@@ -31,7 +31,7 @@ class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         events, rejected = counted["events"], counted["rejected"]
         times = events | "Times" >> beam.Map(lambda one: micros(one.event_time))
         surplus = rejected | "Surplus" >> beam.FlatMap(_surplus) | "Once" >> beam.Distinct()
-        crowds = surplus | "Crowds" >> beam.Keys() | "PerCrowd" >> combiners.Count.PerElement()
+        over_cap = surplus | "Crowds" >> beam.Keys() | "PerCrowd" >> combiners.Count.PerElement()
         reasons = rejected | "Reasons" >> beam.Values() | "PerReason" >> combiners.Count.PerElement()
         found = [
             _named("rows", counted["rows"] | "Rows" >> combiners.Count.Globally()),
@@ -41,8 +41,8 @@ class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             _named("first", times | "First" >> beam.CombineGlobally(_least)),
             _named("last", times | "Last" >> beam.CombineGlobally(_greatest)),
             _named("unmatched_clicks", counted["unmatched"] | "Unmatched" >> beam.CombineGlobally(sum)),
-            _named("capped", crowds | "Capped" >> beam.Map(lambda one: one[0][0]) | "EachCapped" >> CountDistinct()),
-            _named("beyond", crowds | "Beyond" >> beam.Values() | "Most" >> beam.CombineGlobally(_greatest)),
+            _named("capped", over_cap | "Capped" >> beam.Map(lambda one: one[0][0]) | "EachCapped" >> CountDistinct()),
+            _named("beyond", over_cap | "Beyond" >> beam.Values() | "Most" >> beam.CombineGlobally(_greatest)),
             reasons | "Reason" >> beam.MapTuple(lambda reason, count: (REJECTED, reason, count)),
             counted["split"] | "Splits" >> beam.FlatMap(_split_facts),
         ]

@@ -23,8 +23,8 @@ from jobs.rules.events import (
     TOO_MANY_CLICKS,
     Event,
     in_time,
+    inconsistency,
     micros,
-    misplacement,
 )
 from jobs.rules.page_views import PageView, Shown
 from jobs.sequences.beam.settling import Settling
@@ -116,7 +116,7 @@ def _judge(told: Told) -> Iterator[Any]:
     request_day = _request_day(day, openings)
     opening = None if request_day is None else _opening_of(request_day, openings)
     for one in events:
-        reason = misplacement(one, opening)
+        reason = inconsistency(one, opening)
         yield TaggedOutput("rejected", (one, reason)) if reason else (one, request_day)
 
 
@@ -158,9 +158,9 @@ class CapClicks(beam.PTransform):  # type: ignore[misc]
         judged = (
             (last, of_day)
             | "Meet" >> TellOfEach()
-            | "Judge" >> beam.FlatMap(_cap).with_outputs("rejected", main="standing")
+            | "Judge" >> beam.FlatMap(_cap).with_outputs("rejected", main="accepted")
         )
-        return (judged.standing, others) | "All" >> beam.Flatten(), judged.rejected
+        return (judged.accepted, others) | "All" >> beam.Flatten(), judged.rejected
 
 
 class LastOfTheFirst(beam.CombineFn):  # type: ignore[misc]

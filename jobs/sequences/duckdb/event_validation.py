@@ -78,12 +78,12 @@ FROM other WHERE reason IS NULL GROUP BY user_id, item_id, us, event_type, reque
 """
 OVER_CAP: Final = f"""
 CREATE TEMP TABLE over_cap AS
-WITH crowd AS (
+WITH many AS (
   SELECT user_id, {day_of("us")} AS day, count(*) AS clicks FROM deed WHERE {CLICK} GROUP BY ALL
   HAVING count(*) > {{cap}}
 )
 SELECT deed.user_id, day, clicks, ({IN_TIME}) AS last
-FROM deed JOIN crowd ON deed.user_id = crowd.user_id AND {day_of("us")} = day WHERE {CLICK}
+FROM deed JOIN many ON deed.user_id = many.user_id AND {day_of("us")} = day WHERE {CLICK}
 QUALIFY row_number() OVER (PARTITION BY deed.user_id, day ORDER BY {IN_TIME}) = {{cap}}
 """
 _SURPLUS: Final = f"""

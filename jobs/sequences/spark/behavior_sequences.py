@@ -22,7 +22,7 @@ from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.sequence_tables import PERIOD, TABLES
 from jobs.sequences.facts import longest, notes, of_artifact, require_page_views, require_some, tell_written
 from jobs.sequences.options import AS_OF, with_config
-from jobs.sequences.spark.event_validation import cap, crowds, in_place, is_a, openings, standing
+from jobs.sequences.spark.event_validation import accepted, cap, consistent, is_a, openings, over_cap_users
 from jobs.sequences.spark.facts import (
     capped_users,
     count_distinct,
@@ -32,7 +32,7 @@ from jobs.sequences.spark.facts import (
     merged,
 )
 from jobs.sequences.spark.histories import clicks, conversions, histories, snapshots
-from jobs.sequences.spark.oversized_requests import judge_apart
+from jobs.sequences.spark.oversized_requests import validate_apart
 from jobs.sequences.spark.page_views import impressions, page_views, pages, period, time_splits
 from model import artifact
 from model.artifact import AnyPath, Manifest
@@ -65,27 +65,27 @@ def build(
     read = read_events(session_for(raw, master), raw, as_of)
     seen = read.filter(F.col(REASON).isNull() & is_a(IMPRESSION))
     opened = openings(seen).persist()
-    apart = judge_apart(read, opened).persist()
-    crowded = crowds(apart, config.max_clicks_per_day).persist()
-    judged = apart if crowded.isEmpty() else cap(apart, crowded)  # every later pass would pay for the join
-    clicked = clicks(standing(judged))
+    apart = validate_apart(read, opened).persist()
+    over_cap = over_cap_users(apart, config.max_clicks_per_day).persist()
+    validated = apart if over_cap.isEmpty() else cap(apart, over_cap)  # every later pass would pay for the join
+    clicked = clicks(accepted(validated))
     labelled = seen.drop(REASON, ROW).unionByName(clicked.withColumn("event_type", F.lit(CLICK)), True)
-    shown = pages(in_place(labelled, opened)).persist()
+    shown = pages(consistent(labelled, opened)).persist()
     kept = snapshots(clicked, longest(config)).persist()
     try:
-        [others] = count_events(judged).values()
+        [others] = count_events(validated).values()
         counted = merged(others, count_impressions(shown))
         require_some(counted, raw)
         counted |= next(iter(count_pages(shown).values()), {})
         who = shown.select("user_id", F.explode("shown.item_id").alias("item_id"))
-        counted |= count_distinct(who.unionByName(standing(judged).select("user_id", "item_id")))
-        facts = counted | {"capped_users": capped_users(crowded), "sampled_negatives": sampled}
-        frames = tables(judged, shown, kept, config)
+        counted |= count_distinct(who.unionByName(accepted(validated).select("user_id", "item_id")))
+        facts = counted | {"capped_users": capped_users(over_cap), "sampled_negatives": sampled}
+        frames = tables(validated, shown, kept, config)
         inputs = {"raw": raw_digest}
         facts |= {"as_of": as_of.isoformat()}
         return write_sequences(frames, shown, facts, out=out, inputs=inputs, config=config, placed=PLACED)
     finally:
-        for frame in (kept, shown, crowded, apart, opened):
+        for frame in (kept, shown, over_cap, apart, opened):
             frame.unpersist()
 
 
@@ -99,16 +99,16 @@ def is_large(table: TableFiles) -> bool:
     return sum(file.stat().st_size for file in table.files) > LARGE_BYTES
 
 
-def tables(judged: DataFrame, shown: DataFrame, kept: DataFrame, config: SequencesConfig) -> dict[str, DataFrame]:
+def tables(validated: DataFrame, shown: DataFrame, kept: DataFrame, config: SequencesConfig) -> dict[str, DataFrame]:
     """Every table of ORDER, still without periods. shown: pages.  kept: snapshots of at least `longest` clicks."""
-    events = standing(judged)
+    events = accepted(validated)
     return {
         "impressions": impressions(shown),
         "page_views": page_views(shown, kept, config.page_view_size, config.pretrain_history),
         "histories": histories(kept, config.ctr_history),
         "clicks": clicks(events),
         "conversions": conversions(events),
-        "rejected": rejected(judged, "events"),
+        "rejected": rejected(validated, "events"),
     }
 
 

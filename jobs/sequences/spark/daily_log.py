@@ -23,10 +23,10 @@ from jobs.sequences.daily.log import Plan, midnight
 from jobs.sequences.daily.raw_days_spark import count_days
 from jobs.sequences.facts import longest
 from jobs.sequences.spark.behavior_sequences import ORDER, is_large, tables, write_sequences
-from jobs.sequences.spark.event_validation import cap, crowds, day_of, standing
+from jobs.sequences.spark.event_validation import accepted, cap, day_of, over_cap_users
 from jobs.sequences.spark.facts import count_distinct, count_events, count_pages
 from jobs.sequences.spark.histories import carry_on, clicks, newest, snapshots
-from jobs.sequences.spark.oversized_requests import judge
+from jobs.sequences.spark.oversized_requests import validate
 from jobs.sequences.spark.page_views import pages
 from model.artifact import AnyPath, Manifest
 
@@ -82,21 +82,21 @@ class SparkEngine:
         """The days of a plan."""
         spark, written = self._session(table), F.col(DAY) >= _number(todo.write_from)
         start, end = midnight(todo.read_from), midnight(todo.last + daily_log.DAY)
-        together = judge(events_between(spark, table, start, end, as_of)).persist()
-        crowded = crowds(together, config.max_clicks_per_day).persist()
-        judged = together if crowded.isEmpty() else cap(together, crowded)
-        own = judged.withColumn(DAY, day_of("event_time")).filter(written)
-        shown = pages(standing(judged)).withColumn(DAY, day_of("request_time")).filter(written).persist()
-        fresh = snapshots(clicks(standing(own)), longest(config))
+        together = validate(events_between(spark, table, start, end, as_of)).persist()
+        over_cap = over_cap_users(together, config.max_clicks_per_day).persist()
+        validated = together if over_cap.isEmpty() else cap(together, over_cap)
+        own = validated.withColumn(DAY, day_of("event_time")).filter(written)
+        shown = pages(accepted(validated)).withColumn(DAY, day_of("request_time")).filter(written).persist()
+        fresh = snapshots(clicks(accepted(own)), longest(config))
         kept = carry_on(fresh, _before(spark, earlier, longest(config)), longest(config)).persist()
         frames = tables(own, shown.drop(DAY), kept, config)
         frames["rejected"] = own.filter(F.col(REASON).isNotNull()).select(
             F.lit("events").alias("table"), ROW, REASON, DAY
         )
         try:
-            yield SparkDays(frames, kept, todo, _facts(own, shown, crowded))
+            yield SparkDays(frames, kept, todo, _facts(own, shown, over_cap))
         finally:
-            for frame in (kept, shown, crowded, together):
+            for frame in (kept, shown, over_cap, together):
                 frame.unpersist()
 
     def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
@@ -144,12 +144,12 @@ def _with_day(name: str, frame: DataFrame) -> DataFrame:
     return frame.withColumn(DAY, days[name])
 
 
-def _facts(own: DataFrame, shown: DataFrame, crowded: DataFrame) -> dict[date, dict[str, Any]]:
+def _facts(own: DataFrame, shown: DataFrame, over_cap: DataFrame) -> dict[date, dict[str, Any]]:
     found: dict[date, dict[str, Any]] = {}
     for counts in (count_events(own, DAY), count_pages(shown, DAY)):
         for (number,), facts in counts.items():
             found.setdefault(_date(number), {}).update(facts)
-    for row in crowded.groupBy(DAY).agg(F.max("clicks").alias("most")).collect():
+    for row in over_cap.groupBy(DAY).agg(F.max("clicks").alias("most")).collect():
         found.setdefault(_date(row[DAY]), {})["most_clicks"] = row["most"]
     return found
 

@@ -16,10 +16,10 @@ DAY: Final = "day"
 IN_TIME: Final = ("event_time", "item_id", "request_id")  # the order in which a user's clicks of a day count
 
 
-def judge_together(read: DataFrame, opened: DataFrame | None = None) -> DataFrame:
+def validate_together(read: DataFrame, opened: DataFrame | None = None) -> DataFrame:
     """`read` with page_day and repeat, and with those rejected too that contradict their page view.
 
-    read: raw_tables.read_events, judged one by one.  opened: the openings of their impressions, where known already.
+    read: raw_tables.read_events, validated one by one.  opened: the openings of their impressions, where known already.
     A rejected event has its own `row` for a request_id: so the many that share a null request do not meet in one task.
     """
     usable = F.col(REASON).isNull()
@@ -28,8 +28,8 @@ def judge_together(read: DataFrame, opened: DataFrame | None = None) -> DataFram
     found = on_pages(read.withColumn("request_id", own), known, how="left")
     same = Window.partitionBy("request_id", DAY, "user_id", "item_id", "event_type", "event_time", REASON)
     topmost = F.row_number().over(same.orderBy(F.asc_nulls_last("position")))
-    judged = found.withColumn(REPEAT, topmost > 1)
-    return reject_also(judged, F.when(usable, contradiction()), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
+    validated = found.withColumn(REPEAT, topmost > 1)
+    return reject_also(validated, F.when(usable, contradiction()), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 
 
 def contradiction() -> Column:
@@ -42,8 +42,8 @@ def contradiction() -> Column:
     )
 
 
-def in_place(shown: DataFrame, opened: DataFrame) -> DataFrame:
-    """Acceptable impressions, and events like them, with their page_day; without those that judge_apart rejects."""
+def consistent(shown: DataFrame, opened: DataFrame) -> DataFrame:
+    """Acceptable impressions, and events like them, with their page_day; without those that validate_apart rejects."""
     return on_pages(shown, opened, how="inner").filter(F.col("user_id") == F.col("opened_by"))
 
 
@@ -93,13 +93,13 @@ def on_pages(events: DataFrame, opened: DataFrame, how: str, *, few: bool = Fals
     return joined.drop("_request", "since", "until")
 
 
-def crowds(judged: DataFrame, max_clicks_per_day: int) -> DataFrame:
+def over_cap_users(validated: DataFrame, max_clicks_per_day: int) -> DataFrame:
     """user_id, day, clicks, last: who clicks more than the cap on a day, how often, and the last click that stands.
 
     A few rows. Only the clicks of these users and days are sorted, and each task passes on no more than the cap of
     them (Spark's WindowGroupLimit): a bot with a third of all clicks is nobody's large task.
     """
-    clicked = standing(judged).filter(is_a(logic.CLICK)).withColumn(DAY, day_of("event_time"))
+    clicked = accepted(validated).filter(is_a(logic.CLICK)).withColumn(DAY, day_of("event_time"))
     counts = clicked.groupBy("user_id", DAY).agg(F.count("*").alias("clicks"))
     over = counts.filter(F.col("clicks") > max_clicks_per_day)
     theirs = clicked.join(F.broadcast(over), on=["user_id", DAY], how="inner")
@@ -108,18 +108,18 @@ def crowds(judged: DataFrame, max_clicks_per_day: int) -> DataFrame:
     return last.select("user_id", DAY, "clicks", F.struct(*IN_TIME).alias("last"))
 
 
-def cap(judged: DataFrame, crowded: DataFrame) -> DataFrame:
-    """`judged` with each crowd's clicks rejected beyond the last one that stands. crowded: as `crowds` finds them."""
-    limits = F.broadcast(crowded.select("user_id", DAY, "last"))
-    both = judged.withColumn(DAY, day_of("event_time")).join(limits, on=["user_id", DAY], how="left")
+def cap(validated: DataFrame, over_cap: DataFrame) -> DataFrame:
+    """`validated` with the clicks rejected beyond each last one that is accepted. over_cap: of `over_cap_users`."""
+    limits = F.broadcast(over_cap.select("user_id", DAY, "last"))
+    both = validated.withColumn(DAY, day_of("event_time")).join(limits, on=["user_id", DAY], how="left")
     surplus = F.col(REASON).isNull() & is_a(logic.CLICK) & (F.struct(*IN_TIME) > F.col("last"))
     too_many = F.when(surplus, F.lit(logic.TOO_MANY_CLICKS))
     return reject_also(both, too_many, contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 
 
-def standing(judged: DataFrame) -> DataFrame:
+def accepted(validated: DataFrame) -> DataFrame:
     """The accepted events, each once: of the same event at several positions the topmost."""
-    return judged.filter(F.col(REASON).isNull() & ~F.col(REPEAT)).drop(REASON, ROW, REPEAT)
+    return validated.filter(F.col(REASON).isNull() & ~F.col(REPEAT)).drop(REASON, ROW, REPEAT)
 
 
 def is_a(event_type: str) -> Column:

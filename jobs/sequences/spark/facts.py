@@ -12,14 +12,14 @@ from jobs.rules.events import CLICK
 from jobs.sequences.spark.event_validation import REPEAT, is_a
 
 
-def count_events(judged: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, Any]]:
+def count_events(validated: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, Any]]:
     """For each group of `by`: events read, accepted, rejected (reason -> rows), duplicates, clicks, first and last.
 
-    first, last: the times of the standing events in microseconds since 1970, None where there is none.
+    first, last: the times of the accepted events in microseconds since 1970, None where there is none.
     Without `by` there is one group, the whole.
     """
     once, at = ~F.col(REPEAT), F.unix_micros("event_time")
-    of_reason = judged.groupBy(*by, REASON).agg(
+    of_reason = validated.groupBy(*by, REASON).agg(
         F.count("*").alias("rows"),
         F.count_if(once).alias("events"),
         F.count_if(once & is_a(CLICK)).alias("clicks"),
@@ -88,7 +88,10 @@ def count_distinct(events: DataFrame) -> dict[str, int]:
     return {name: int(count) for name, count in counts.collect()[0].asDict().items()}
 
 
-def capped_users(crowded: DataFrame) -> dict[str, int]:
-    """How many users clicked beyond the cap, and the most clicks of one of them on one day. crowded: as of `crowds`."""
-    found = crowded.agg(F.countDistinct("user_id").alias("users"), F.max("clicks").alias("most_clicks")).collect()[0]
+def capped_users(over_cap: DataFrame) -> dict[str, int]:
+    """How many users clicked beyond the cap, and the most clicks of one of them on one day.
+
+    over_cap: of event_validation.over_cap_users.
+    """
+    found = over_cap.agg(F.countDistinct("user_id").alias("users"), F.max("clicks").alias("most_clicks")).collect()[0]
     return {name: int(found[name] or 0) for name in ("users", "most_clicks")}

@@ -10,24 +10,24 @@ from jobs.raw import spark_findings as raw_findings
 from jobs.raw.check import EXAMPLES, Found
 from jobs.raw.spark_tables import REASON, count_reasons, read_events, read_items
 from jobs.rules.events import CLICK, IMPRESSION
-from jobs.sequences.spark.event_validation import PAGE_DAY, cap, crowds, standing
+from jobs.sequences.spark.event_validation import PAGE_DAY, accepted, cap, over_cap_users
 from jobs.sequences.spark.facts import count_events
-from jobs.sequences.spark.oversized_requests import judge
+from jobs.sequences.spark.oversized_requests import validate
 from model.artifact import AnyPath
 
 
 def found(spark: SparkSession, raw: AnyPath, as_of: datetime, max_clicks_per_day: int) -> dict[str, Found]:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing."""
-    together = judge(read_events(spark, raw, as_of)).persist()
-    judged = cap(together, crowds(together, max_clicks_per_day))
+    together = validate(read_events(spark, raw, as_of)).persist()
+    validated = cap(together, over_cap_users(together, max_clicks_per_day))
     items = read_items(spark, raw).persist()
-    once, described = standing(judged).persist(), items.filter(F.col(REASON).isNull())
+    once, described = accepted(validated).persist(), items.filter(F.col(REASON).isNull())
     doubtful = {
         "of_unknown_items": raw_findings.of_unknown_items(once, described),
         "unmatched_clicks": unmatched_clicks(once),
     }
-    [counted] = count_events(judged).values()
-    events = _found(spark, raw, "events", judged, counted["events_accepted"], counted["events_rejected"], as_of)
+    [counted] = count_events(validated).values()
+    events = _found(spark, raw, "events", validated, counted["events_accepted"], counted["events_rejected"], as_of)
     both = {
         "events": replace(events, duplicates=counted["duplicates"], doubtful=doubtful, days=raw_findings.days(once)),
         "items": replace(
@@ -51,11 +51,11 @@ def _found(
     spark: SparkSession,
     raw: AnyPath,
     name: str,
-    judged: DataFrame,
+    validated: DataFrame,
     kept: int,
     rejected: dict[str, int],
     as_of: datetime,
 ) -> Found:
     read = raw_findings.rows_read(spark, raw, name)
-    examples = raw_findings.examples(spark, raw, name, judged, EXAMPLES, as_of) if rejected else {}
+    examples = raw_findings.examples(spark, raw, name, validated, EXAMPLES, as_of) if rejected else {}
     return Found(read=read, accepted=kept, rejected=rejected, examples=examples)

@@ -9,12 +9,12 @@ from jobs.sequences.spark.event_validation import is_a
 
 
 def clicks(events: DataFrame) -> DataFrame:
-    """The clicks among standing events."""
+    """The clicks among accepted events."""
     return events.filter(is_a(CLICK)).select("user_id", "item_id", "event_time", "request_id")
 
 
 def conversions(events: DataFrame) -> DataFrame:
-    """The carts and purchases among standing events."""
+    """The carts and purchases among accepted events."""
     wanted = events.filter(F.col("event_type").isin(*CONVERSIONS))
     return wanted.select("user_id", "item_id", "event_time", "event_type", "request_id")
 

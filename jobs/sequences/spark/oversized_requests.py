@@ -16,21 +16,21 @@ from jobs.sequences.spark.event_validation import (
     REPEAT,
     contradiction,
     is_a,
-    judge_together,
     on_pages,
     openings,
+    validate_together,
 )
 
 log = structlog.get_logger()
 
-# A request with more events is judged apart. A task sorts a hundred thousand in a second; no page shows so many.
-CROWD: Final = 100_000
+# A request with more events is validated apart. A task sorts a hundred thousand in a second; no page shows so many.
+OVERSIZED: Final = 100_000
 FEW: Final = 100_000  # request ids that every task may hold
-FOUND: Final = 100  # crowded requests at most; Spark's sketch keeps a hundred times as many candidates
+FOUND: Final = 100  # oversized requests at most; Spark's sketch keeps a hundred times as many candidates
 
 
-def judge_apart(read: DataFrame, opened: DataFrame, crowd: int = CROWD) -> DataFrame:
-    """Of what judge_together gives, the rows that are no accepted impressions: a tenth of the events.
+def validate_apart(read: DataFrame, opened: DataFrame, larger_than: int = OVERSIZED) -> DataFrame:
+    """Of what validate_together gives, the rows that are no accepted impressions: a tenth of the events.
 
     opened: the openings of all acceptable impressions of `read`.
     """
@@ -40,42 +40,42 @@ def judge_apart(read: DataFrame, opened: DataFrame, crowd: int = CROWD) -> DataF
     if requests := shared.count():  # only impressions of requests shown to several users can be rejected
         few = F.broadcast(shared) if requests <= FEW else shared
         events = events.unionByName(read.filter(impression).join(few, on="request_id", how="left_semi"))
-    judged = _judge(events, opened, crowded_requests(read, crowd))
-    return judged.filter(F.col(REASON).isNotNull() | ~is_a(logic.IMPRESSION))
+    validated = _validate(events, opened, oversized_requests(read, larger_than))
+    return validated.filter(F.col(REASON).isNotNull() | ~is_a(logic.IMPRESSION))
 
 
-def judge(read: DataFrame, crowd: int = CROWD) -> DataFrame:
-    """As judge_together, though some request_id has more than `crowd` events: they are told, and judged apart."""
-    return _judge(read, None, crowded_requests(read, crowd))
+def validate(read: DataFrame, larger_than: int = OVERSIZED) -> DataFrame:
+    """As validate_together, though some request_id has more than `larger_than` events: told, and validated apart."""
+    return _validate(read, None, oversized_requests(read, larger_than))
 
 
-def _judge(read: DataFrame, opened: DataFrame | None, crowded: Sequence[str]) -> DataFrame:
-    if not crowded:
-        return judge_together(read, opened)
+def _validate(read: DataFrame, opened: DataFrame | None, oversized: Sequence[str]) -> DataFrame:
+    if not oversized:
+        return validate_together(read, opened)
     usable = F.col(REASON).isNull()
     known = openings(read.filter(usable & is_a(logic.IMPRESSION))) if opened is None else opened
-    theirs = usable & F.col("request_id").isin(*crowded)
-    apart = _judge_crowded(read.filter(theirs), known.filter(F.col("request_id").isin(*crowded)))
-    return judge_together(read.filter(~theirs), known).unionByName(apart)
+    theirs = usable & F.col("request_id").isin(*oversized)
+    apart = _validate_oversized(read.filter(theirs), known.filter(F.col("request_id").isin(*oversized)))
+    return validate_together(read.filter(~theirs), known).unionByName(apart)
 
 
-def crowded_requests(read: DataFrame, crowd: int = CROWD) -> Sequence[str]:
-    """The request_ids with more than `crowd` events, in order; of more than FOUND, those with the most.
+def oversized_requests(read: DataFrame, larger_than: int = OVERSIZED) -> Sequence[str]:
+    """The request_ids with more than `larger_than` events, in order; of more than FOUND, those with the most.
 
     One pass over that column, and a sketch instead of a count of every request: Spark's approx_top_k, the frequent
     items of Apache DataSketches, misses none that has more than 5 in 10,000 of all events.
     """
     named = F.ltrim(F.col("request_id"), F.lit(logic.WHITE_SPACE)) != ""  # the many without one never meet
     top = read.filter(named).agg(F.expr(f"approx_top_k(request_id, {FOUND}, {100 * FOUND})").alias("top"))
-    [row] = top.select(F.filter("top", lambda one: one["count"] > crowd)["item"].alias("found")).collect()
+    [row] = top.select(F.filter("top", lambda one: one["count"] > larger_than)["item"].alias("found")).collect()
     found = sorted(row["found"] or ())
     if found:
-        log.warning("crowded_requests", requests=len(found), first=found[0][:80], more_events_than=crowd)
+        log.warning("oversized_requests", requests=len(found), first=found[0][:80], more_events_than=larger_than)
     return found
 
 
-def _judge_crowded(events: DataFrame, opened: DataFrame) -> DataFrame:
-    """judge_together for acceptable events of few requests: their page views are few, and go to the events."""
+def _validate_oversized(events: DataFrame, opened: DataFrame) -> DataFrame:
+    """validate_together for acceptable events of few requests: their page views are few, and go to the events."""
     found = on_pages(events, opened, how="left", few=True).withColumn(REPEAT, _again())
     return reject_also(found, contradiction(), contract.EVENTS, keep=[PAGE_DAY, REPEAT])
 

@@ -1,4 +1,4 @@
-"""Make page views of judged events: what was shown from the top down, with labels, and the period of each."""
+"""Make page views of validated events: what was shown from the top down, with labels, and the period of each."""
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F

@@ -81,20 +81,20 @@ def law() -> Law:
 @given(st.lists(st.integers(0, 10**12), min_size=120, max_size=120))
 def test_each_transform_says_what_plain_python_says(drawn_events, codes) -> None:
     law, events, most = Law(), drawn_events(codes), 2
-    misplaced = logic.out_of_place(events, logic.page_keys(events))
-    surplus = logic.over_the_cap((one for one in events if one not in misplaced), most)
-    distinct = logic.deduplicate(one for one in events if one not in misplaced and one not in surplus)
+    contradicting = logic.inconsistent(events, logic.page_keys(events))
+    surplus = logic.over_the_cap((one for one in events if one not in contradicting), most)
+    distinct = logic.deduplicate(one for one in events if one not in contradicting and one not in surplus)
     pages = logic.page_keys(events)
 
     def placed(some: list[Event]) -> list[tuple[Event, int | None]]:
         return [(one, pages[one][1].toordinal() if one in pages else None) for one in some]
 
     attributed = law.of(events) | AttributeToPageViews()
-    law.says(attributed.accepted, placed([one for one in events if one not in misplaced]))
-    law.says(attributed.rejected, [(one, misplaced[one]) for one in events if one in misplaced])
-    standing, refused = attributed.accepted | CapClicks(most)
+    law.says(attributed.accepted, placed([one for one in events if one not in contradicting]))
+    law.says(attributed.rejected, [(one, contradicting[one]) for one in events if one in contradicting])
+    accepted, refused = attributed.accepted | CapClicks(most)
     law.says(refused, [(one, surplus[one]) for one in events if one in surplus])
-    once = standing | Deduplicate()
+    once = accepted | Deduplicate()
     law.says(once, placed(distinct))
     law.says((once | BuildPageViews()).views, page_views(distinct, pages))
     law.holds()

@@ -1,4 +1,4 @@
-"""Events seen together are judged as plain Python judges them: page views, contradictions, repeats, the cap."""
+"""Events seen together are validated as plain Python validates them: page views, contradictions, repeats, the cap."""
 
 import functools
 from collections import Counter
@@ -65,14 +65,14 @@ def moved(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return *row[:2], EPOCH + row[2] * MICROSECOND, *row[3:]
 
 
-def judged(spark, raw: Path, max_clicks_per_day: int) -> list[dict[str, Any]]:
+def validated(spark, raw: Path, max_clicks_per_day: int) -> list[dict[str, Any]]:
     from pyspark.sql import functions as F
 
     from jobs.raw.spark_tables import read_events
-    from jobs.sequences.spark.event_validation import cap, crowds, judge_together
+    from jobs.sequences.spark.event_validation import cap, over_cap_users, validate_together
 
-    together = judge_together(read_events(spark, raw, NOW))
-    found = cap(together, crowds(together, max_clicks_per_day))
+    together = validate_together(read_events(spark, raw, NOW))
+    found = cap(together, over_cap_users(together, max_clicks_per_day))
     return [row.asDict() for row in found.withColumn("at", F.unix_micros("event_time")).collect()]
 
 
@@ -83,7 +83,7 @@ def identity(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def assert_spark_agrees(spark, raw: Path, events: list[Event], max_clicks_per_day: int) -> None:
     """Reason, page view and repeats of each event are those that jobs.rules finds."""
-    read = judged(spark, raw, max_clicks_per_day)
+    read = validated(spark, raw, max_clicks_per_day)
     fates, pages = logic.rejections(events, max_clicks_per_day), logic.page_keys(events)
     found = Counter((identity(row), row["reason"], row["page_day"]) for row in read)
     days = {one: (key[1] - EPOCH.date()).days for one, key in pages.items()}
@@ -93,7 +93,7 @@ def assert_spark_agrees(spark, raw: Path, events: list[Event], max_clicks_per_da
     assert stand == [(*one.identity, one.position) for one in kept]
 
 
-def test_events_on_both_sides_of_midnights_are_judged_as_plain_python_judges_them(
+def test_events_on_both_sides_of_midnights_are_validated_as_plain_python_validates_them(
     assert_agree, drawn_events, write_events, tmp_path
 ) -> None:
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
@@ -123,42 +123,47 @@ def test_a_request_seen_on_four_days_running_is_several_page_views(assert_agree,
 
 def test_each_task_passes_on_no_more_of_a_bots_clicks_than_may_stand(spark, write_events, tmp_path) -> None:
     from jobs.raw.spark_tables import read_events
-    from jobs.sequences.spark.event_validation import crowds, judge_together
+    from jobs.sequences.spark.event_validation import over_cap_users, validate_together
 
     raw = write_events(tmp_path, [event(at=MIDNIGHT + n * SECOND) for n in range(5)])
-    plan = crowds(judge_together(read_events(spark, raw, NOW)), 2000)._jdf.queryExecution().executedPlan().toString()
+    plan = (
+        over_cap_users(validate_together(read_events(spark, raw, NOW)), 2000)
+        ._jdf.queryExecution()
+        .executedPlan()
+        .toString()
+    )
     assert "WindowGroupLimit" in plan
 
 
-def told(judged) -> Counter[tuple[Any, ...]]:
+def told(validated) -> Counter[tuple[Any, ...]]:
     from pyspark.sql import functions as F
 
-    rows = judged.withColumn("at", F.unix_micros("event_time")).collect()
+    rows = validated.withColumn("at", F.unix_micros("event_time")).collect()
     return Counter((*identity(row.asDict()), row["page_day"], row["repeat"], row["reason"], row["row"]) for row in rows)
 
 
 @pytest.mark.parametrize("few", [0, 100_000])
 @pytest.mark.parametrize("whose", ["several users' requests", "each request one user's"])
-def test_all_but_accepted_impressions_are_judged_apart_as_they_are_together(
+def test_all_but_accepted_impressions_are_validated_apart_as_they_are_together(
     spark, drawn_events, write_events, tmp_path, monkeypatch, few, whose
 ) -> None:
     from pyspark.sql import functions as F
 
     from jobs.raw.spark_tables import read_events
-    from jobs.sequences.spark import oversized_requests as crowded_requests
-    from jobs.sequences.spark.event_validation import in_place, judge_together, openings
-    from jobs.sequences.spark.oversized_requests import judge_apart
+    from jobs.sequences.spark import oversized_requests as oversized_requests
+    from jobs.sequences.spark.event_validation import consistent, openings, validate_together
+    from jobs.sequences.spark.oversized_requests import validate_apart
 
-    monkeypatch.setattr(crowded_requests, "FEW", few)
+    monkeypatch.setattr(oversized_requests, "FEW", few)
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
     if whose == "each request one user's":
         events = [replace(one, user_id=f"u{one.request_id}") for one in events]
     read = read_events(spark, write_events(tmp_path, events), NOW).persist()
     opened = openings(read.filter("event_type = 'impression'")).persist()
     assert bool(opened.filter("shared").count()) == (whose == "several users' requests")
-    together = judge_together(read).persist()
+    together = validate_together(read).persist()
     accepted = F.col("reason").isNull() & (F.col("event_type") == "impression")
-    assert told(judge_apart(read, opened)) == told(together.filter(~accepted))
+    assert told(validate_apart(read, opened)) == told(together.filter(~accepted))
     names = ["user_id", "item_id", "event_time", "request_id", "position", "page_day"]
-    placed, expected = in_place(read.filter("event_type = 'impression'"), opened), together.filter(accepted)
+    placed, expected = consistent(read.filter("event_type = 'impression'"), opened), together.filter(accepted)
     assert Counter(placed.select(names).collect()) == Counter(expected.select(names).collect())

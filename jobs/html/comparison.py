@@ -63,13 +63,13 @@ def headline(found: Found) -> str:
         return f"No run of {reference} got to its end: it is held against nothing."
     if not baselines:
         return "There is nothing that the runs could be held against."
-    told = []
+    counts = []
     for model in _models(found):
         for images in KINDS:
             figures = [baseline["ctr"].get(f"{model}/{images}/all") for baseline in baselines]
             above = sum(1 for one in figures if one and _is_sure(one) and one["value"] > 0)
-            told.append(f"{above} of {len(baselines)} with {IMAGES[images]} ({MODELS[model]})")
-    return f"{reference} is above {', '.join(told)}, p < {SMALL}."
+            counts.append(f"{above} of {len(baselines)} with {IMAGES[images]} ({MODELS[model]})")
+    return f"{reference} is above {', '.join(counts)}, p < {SMALL}."
 
 
 def render(found: Found) -> str:
@@ -93,7 +93,7 @@ def _probe_sheet(found: Found) -> Sheet:
     left = any(one["left"] for one in found["methods"])
     lines = []
     for one in found["methods"]:
-        cells = [_level(one["probe"].get(f"{kind}/auc/{part}")) for kind in kinds for part in ("warm", "cold")]
+        cells = [_mean(one["probe"].get(f"{kind}/auc/{part}")) for kind in kinds for part in ("warm", "cold")]
         cells += [_percent(one["left"].get(part)) for part in ("warm", "cold") if left]
         lines.append((one["label"], str(len(one["seeds"])), f"{one['steps']:,}", f"{one['seconds']:.0f}", *cells))
     more = [f"left when alike, {part}" for part in ("warm", "cold") if left]
@@ -196,7 +196,7 @@ def _apart(found: Found, part: str) -> str:
     return f"{apart[0]} (by popularity {apart[1]})"
 
 
-def _level(figure: Found | None) -> str:
+def _mean(figure: Found | None) -> str:
     if figure is None or figure["value"] is None:
         return "-"
     return f"{figure['value']:.4f}" + ("" if figure["spread"] is None else f" ± {figure['spread']:.4f}")

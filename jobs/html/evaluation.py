@@ -53,14 +53,14 @@ def render(evaluation: Mapping[str, Any]) -> str:
 
 def headline(evaluation: Mapping[str, Any]) -> str:
     """What cluster IDs did for each model, in one sentence."""
-    told = [_told(row) for row in evaluation["rows"] if row["images"] == CLUSTER_ID.name]
+    changes = [_change(row) for row in evaluation["rows"] if row["images"] == CLUSTER_ID.name]
     name = evaluation["dataset"]["name"]
-    if not told:
+    if not changes:
         return f"No model with image cluster IDs was evaluated on {name}."
-    return f"On {name}, image cluster IDs change the AUC of {', and that of '.join(told)}."
+    return f"On {name}, image cluster IDs change the AUC of {', and that of '.join(changes)}."
 
 
-def _told(row: Row) -> str:
+def _change(row: Row) -> str:
     model = {"neural": "the neural model"}.get(row["model"], MODELS.get(row["model"], row["model"]))
     if row["auc_gain"] is None or row["p_value"] is None:
         return f"{model} by an amount that these rows cannot tell"

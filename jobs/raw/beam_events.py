@@ -11,11 +11,10 @@ from apache_beam.transforms.window import TimestampedValue
 
 from feature_repo.contract import EVENTS
 from jobs.paths import any_path
-from jobs.raw import beam_rows as raw_rows
-from jobs.raw import layout as raw_layout
+from jobs.raw import beam_rows, layout
 from jobs.raw.beam_rows import Raw
 from jobs.raw.folder import TableFiles
-from jobs.rules import events as logic
+from jobs.rules import events
 
 COLUMNS: Final = tuple(column.name for column in EVENTS)
 
@@ -55,29 +54,29 @@ class JudgeEvents(beam.PTransform):  # type: ignore[misc]
 def check_columns(table: TableFiles) -> None:
     """Raises RawTableUnusable where a file has a header that lacks a column, or no readable header at all."""
     for file in table.files:
-        raw_layout.check_file("events", table.format, file)
+        layout.check_file("events", table.format, file)
 
 
 def _judge(row: Raw, as_of: datetime | None) -> Iterator[Any]:
     now = as_of or datetime.now(UTC)
-    reason = logic.BAD_ROW if isinstance(row, str) else logic.reject_reason(row, now)
+    reason = events.BAD_ROW if isinstance(row, str) else events.reject_reason(row, now)
     if isinstance(row, str) or reason:
         yield TaggedOutput("rejected", (row, reason))
     else:
-        one = logic.event(row, now)
+        one = events.event(row, now)
         yield TimestampedValue(one, one.event_time.timestamp())
 
 
 def rows(path: str, form: str) -> Iterator[Raw]:
     """The rows of one file of events as Spark reads them. form: parquet | csv | jsonl. Raises RawTableUnusable."""
     as_spark_reads = {"parquet": _as_it_is, "csv": _csv_cell, "jsonl": _json_cell}[form]
-    for row in raw_rows.rows(form, any_path(path), COLUMNS):
+    for row in beam_rows.rows(form, any_path(path), COLUMNS):
         yield row if isinstance(row, str) else {name: as_spark_reads(value) for name, value in row.items()}
 
 
 def json_row(line: str) -> Raw:
     """The row that a line of JSON says, as Spark reads it."""
-    row = raw_rows.json_row(line, COLUMNS)
+    row = beam_rows.json_row(line, COLUMNS)
     return row if isinstance(row, str) else {name: _json_cell(value) for name, value in row.items()}
 
 

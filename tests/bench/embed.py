@@ -27,8 +27,7 @@ from model import artifact
 from model.courier.config import CourierConfig
 from model.courier.data.images import squash, to_png
 from model.courier.data.stored_images import load_images
-from model.courier.inference import embed
-from model.courier.inference import onnx_export as exported
+from model.courier.inference import embed, onnx_export
 from model.courier.inference.onnx_export import ExportedEncoder
 from model.courier.network.backbones import warm_start
 from model.courier.network.encoder import build_encoder, embed_images, load_encoder, save_encoder
@@ -111,7 +110,7 @@ def main(
     report(measured)
     print(
         f"{images} pictures, {CONFIG.backbone} at {CONFIG.image_size} px, export {export_seconds:.1f} s, "
-        f"cosine at least {exported.LEAST_COSINE}, {os.cpu_count()} cores, {platform.machine()}, "
+        f"cosine at least {onnx_export.LEAST_COSINE}, {os.cpu_count()} cores, {platform.machine()}, "
         f"load {os.getloadavg()[0]:.1f}"
     )
 

@@ -19,13 +19,13 @@ from apache_beam.pvalue import AsSingleton
 from upath import UPath
 
 from jobs.config import SequencesConfig
-from jobs.engines import beam_runner as running
+from jobs.engines import beam_runner
 from jobs.paths import path_option
-from jobs.raw import beam_events as event_rows
+from jobs.raw import beam_events
 from jobs.raw.beam_events import ReadEvents
 from jobs.raw.folder import TableFiles, source, table_files
 from jobs.raw.identity import events_digest
-from jobs.sequences.beam import facts as sequence_facts
+from jobs.sequences.beam import facts
 from jobs.sequences.beam.facts import CountFacts
 from jobs.sequences.beam.tables import WriteTable
 from jobs.sequences.beam.time_split import SplitByTime
@@ -71,12 +71,12 @@ def build(
     """
     began, as_of = time.monotonic(), as_of or datetime.now(UTC)
     table = table_files(raw, "events")
-    event_rows.check_columns(table)
-    running.require_writable(out)
-    options = running.options(beam_args)
+    beam_events.check_columns(table)
+    beam_runner.require_writable(out)
+    options = beam_runner.options(beam_args)
     with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         _run(options, table, draft.path.absolute(), config, as_of)
-        draft.facts = sequence_facts.collect(draft.path, config.max_clicks_per_day)
+        draft.facts = facts.collect(draft.path, config.max_clicks_per_day)
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
         draft.notes["as_of"] = as_of.isoformat()
     manifest = artifact.read(out, kind=KIND)
@@ -88,13 +88,13 @@ def build(
 def _run(options: PipelineOptions, table: TableFiles, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, table, out, config, as_of)
-    running.wait(pipeline)
+    beam_runner.wait(pipeline)
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(**running.COMMAND)
+@app.command(**beam_runner.COMMAND)
 @with_config
 def sequences(
     context: typer.Context,
@@ -104,14 +104,14 @@ def sequences(
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
-    args = running.beam_args(context)
+    args = beam_runner.beam_args(context)
     manifest = build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
     typer.echo(json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; its answer on stdout, its log on stderr."""
-    running.main(app, argv)
+    beam_runner.main(app, argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from apache_beam.io.parquetio import ReadFromParquet, WriteToParquet
 from upath import UPath
 
 from feature_repo.contract import EVENT_TIME, WINDOWS_DAYS, View
-from jobs.engines import beam_runner as running
+from jobs.engines import beam_runner
 from jobs.paths import path_option
 from jobs.rules.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after, smoothed_ctr
 from model import artifact
@@ -127,14 +127,14 @@ def build(*, sequences: AnyPath, out: AnyPath, beam_args: Sequence[str] = ()) ->
 
     sequences: a sequences artifact, of either engine.  Raises ArtifactMissing, ArtifactMismatch, UnknownOption.
     """
-    options = running.options(beam_args)
+    options = beam_runner.options(beam_args)
     end = datetime.fromisoformat(artifact.read(sequences, kind="sequences").facts["splits"]["end"])
     until, inputs = midnight_after(end), {"sequences": artifact.digest(sequences)}
-    running.require_writable(out)
+    beam_runner.require_writable(out)
     with artifact.write_together(out, kind=KIND, inputs=inputs, config={}) as draft:
         pipeline = beam.Pipeline(options=options)
         wire(pipeline, sequences.absolute(), draft.path.absolute(), until)
-        running.wait(pipeline)
+        beam_runner.wait(pipeline)
         draft.facts = {"until": until.isoformat()}
     log.info("statistics_written", until=until.isoformat())
     return artifact.read(out, kind=KIND)
@@ -143,19 +143,19 @@ def build(*, sequences: AnyPath, out: AnyPath, beam_args: Sequence[str] = ()) ->
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(**running.COMMAND)
+@app.command(**beam_runner.COMMAND)
 def item_statistics(
     context: typer.Context,
     sequences: Annotated[UPath, path_option("A sequences artifact.")],
     out: Annotated[UPath, path_option("Where the artifact is written; an older one there is replaced.")],
 ) -> None:
     """Count clicks and impressions of items and users over windows of days."""
-    build(sequences=sequences, out=out, beam_args=running.beam_args(context))
+    build(sequences=sequences, out=out, beam_args=beam_runner.beam_args(context))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of this job; its log on stderr."""
-    running.main(app, argv)
+    beam_runner.main(app, argv)
 
 
 if __name__ == "__main__":

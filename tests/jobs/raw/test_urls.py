@@ -13,10 +13,8 @@ from fsspec.registry import known_implementations
 from upath import UPath
 
 from jobs.paths import UrlUnusable, any_path, arrow_source, from_spark, spark_uri
-from jobs.raw import beam_rows as raw_rows
+from jobs.raw import beam_rows, identity, layout
 from jobs.raw import folder as raw
-from jobs.raw import identity
-from jobs.raw import layout as raw_layout
 from model.artifact import AnyPath
 
 ITEM = {"item_id": "i", "image_uri": "i.png", "category": "shoe", "title": "Schön", "price": "1.5", "created_at": ""}
@@ -73,10 +71,10 @@ def lay(folder: AnyPath, files: dict[str, bytes]) -> AnyPath:
     return folder
 
 
-def all_rows(folder: AnyPath) -> list[raw_rows.Raw]:
+def all_rows(folder: AnyPath) -> list[beam_rows.Raw]:
     table = raw.table_files(folder, "items")
-    raw_layout.check(table)
-    return [row for file in table.files for row in raw_rows.rows(table.format, any_path(str(file)))]
+    layout.check(table)
+    return [row for file in table.files for row in beam_rows.rows(table.format, any_path(str(file)))]
 
 
 @pytest.mark.parametrize("files", GOOD.values(), ids=lambda files: next(iter(files)))

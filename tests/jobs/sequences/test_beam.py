@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from feature_repo.contract import WINDOWS_DAYS
 from jobs.config import SequencesConfig
-from jobs.engines import beam_runner as running
-from jobs.features import offline as features
+from jobs.engines import beam_runner
+from jobs.features import offline
 from jobs.raw.folder import RawTableUnusable
 from jobs.rules import events as logic
 from jobs.rules.events import Event
@@ -56,7 +56,7 @@ class Law:
     """A pipeline in this process; `holds` runs it."""
 
     def __init__(self) -> None:
-        self.pipeline = beam.Pipeline(options=running.options([]))
+        self.pipeline = beam.Pipeline(options=beam_runner.options([]))
         self.count = 0
 
     def of(self, elements: list[Any]) -> Any:
@@ -69,7 +69,7 @@ class Law:
         assert_that(found, equal_to(expected), label=f"Law{self.count}", reify_windows=False)
 
     def holds(self) -> None:
-        running.wait(self.pipeline)
+        beam_runner.wait(self.pipeline)
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_pa
     assert (view["item_ids"], view["labels"], view["history_item_ids"]) == (["a", "b"], [0, 1], [])
     assert tables["histories"].to_pylist()[0]["event_timestamp"] == AT + SECOND + MICRO
     assert tables["conversions"].to_pylist()[0]["event_type"] == "purchase"
-    wanted = features.source_schema(features.USER_HISTORY)
+    wanted = offline.source_schema(offline.USER_HISTORY)
     assert [plain(one.type) for one in tables["histories"].schema] == [plain(one.type) for one in wanted]
     called(item_statistics.main, "--sequences", str(out), "--out", str(tmp_path / "counts"))
     [row] = [one for one in pq.read_table(tmp_path / "counts" / "item_statistics").to_pylist() if one["item_id"] == "b"]

@@ -17,8 +17,7 @@ from PIL import Image
 from model import artifact
 from model.courier.config import CourierConfig
 from model.courier.data.stored_images import load_images, stream_images
-from model.courier.inference import embed
-from model.courier.inference import onnx_export as exported
+from model.courier.inference import embed, onnx_export
 from model.courier.inference.onnx_export import ExportedEncoder
 from model.courier.network.backbones import warm_start
 from model.courier.network.encoder import LoadedEncoder, build_encoder, embed_images, load_encoder, save_encoder
@@ -183,8 +182,8 @@ def test_the_exported_encoder_gives_the_vectors_of_torch(backbone: str, size: in
 
 def test_a_graph_that_gives_other_vectors_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = LoadedEncoder(build_encoder(CONFIG).eval(), Preprocessing(size=SIZE), "0" * 12, "courier")
-    monkeypatch.setattr(exported, "embed_images", lambda encoder, images: -embed_images(encoder, images))
-    with pytest.raises(exported.NotTheSame, match=r"have a cosine of -1\.0"):
+    monkeypatch.setattr(onnx_export, "embed_images", lambda encoder, images: -embed_images(encoder, images))
+    with pytest.raises(onnx_export.NotTheSame, match=r"have a cosine of -1\.0"):
         ExportedEncoder(loaded)
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import rankdata
 
 from model import metrics
-from model.ctr.evaluation import encoders as standings
+from model.ctr.evaluation import encoders
 from model.ctr.evaluation.encoders import (
     Sample,
     auc_sample,
@@ -142,5 +142,5 @@ def test_what_a_figure_has_over_chance_is_the_same_in_every_resample():
 
 
 def test_fewer_than_three_runs_are_not_ranked():
-    assert standings.rank_correlation([1, 2], [1, 2], ["a", "b"], replicates=5, seed=0)["runs"] == 2
+    assert encoders.rank_correlation([1, 2], [1, 2], ["a", "b"], replicates=5, seed=0)["runs"] == 2
     assert np.isnan(rank_correlation([1, 2], [1, 2], ["a", "b"], replicates=5, seed=0)["value"])

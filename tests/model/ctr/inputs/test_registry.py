@@ -10,7 +10,7 @@ import pytest
 from feature_repo.contract import PERIODS
 from jobs.config import EvaluateConfig
 from jobs.evaluation import evaluate
-from jobs.html import evaluation as report
+from jobs.html.evaluation import table_lines
 from model import artifact, metrics
 from model.ctr import train
 from model.ctr.config import MODELS, BoostedConfig, CtrConfig, NeuralConfig
@@ -85,7 +85,7 @@ def test_an_input_named_in_the_registry_is_trained_saved_served_evaluated_and_re
     auc = metrics.auc(labels(shop.test), predictions.column("lightgbm/toy").to_numpy())
     assert {(row["model"], row["images"]) for row in found["rows"]} == {(m, i) for m in MODELS for i in ("none", "toy")}
     assert next(row["auc"] for row in found["rows"] if row["images"] == "toy") == auc
-    assert TOY.title in [line[1] for line in report.table_lines(found)]
+    assert TOY.title in [line[1] for line in table_lines(found)]
     assert TOY.title in (tmp_path / "evaluate" / "evaluation.html").read_text("utf-8")
     assert "Half of" in capsys.readouterr().out
 

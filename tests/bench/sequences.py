@@ -193,9 +193,7 @@ def rows(runs: list[Run]) -> list[tuple[str, ...]]:
             NAMES.get(run.engine, run.engine),
             f"{run.seconds:.1f}",
             f"{run.rate:,.0f}",
-            _ratio(
-                run, [other.seconds for other in runs if other.events == run.events and other.engine == "bare duckdb"]
-            ),
+            _ratio(run, runs),
             f"{run.cpu:.1f}",
             f"{run.peak >> 20:,}",
             f"{run.start:.1f}" if run.engine in ("spark", FLOOR) else "",

@@ -219,7 +219,7 @@ def test_a_method_leaves_an_encoder_in_an_artifact_the_same_for_the_same_seed(
     assert first.facts["space_id"] == again.facts["space_id"]
     assert first.facts["encoder"] == f"{method}-{config.backbone}"
     assert first.facts["steps"] == (0 if method in UNTRAINED else 3)
-    assert first.facts["wall_seconds"] > 0
+    assert first.notes["wall_seconds"] > 0
     vectors = embed_images(load_encoder(tmp_path / "a"), pixels())
     assert vectors.shape == (IMAGES, TINY.width)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -9,6 +9,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as fsspec_drivers
+from fsspec.registry import _registry as loaded_drivers
 
 from jobs.images.fetch import https, references
 from jobs.images.fetch.references import Fetched, Fetcher, NotFetched
@@ -131,4 +132,5 @@ def test_an_object_store_is_read_through_fsspec(monkeypatch, tmp_path, reason_of
 
 def test_a_store_whose_driver_is_not_installed_is_refused(tmp_path, monkeypatch, reason_of):
     monkeypatch.setitem(sys.modules, "s3fs", None)  # importing it fails, installed or not
+    monkeypatch.delitem(loaded_drivers, "s3", raising=False)  # which an earlier test of this process may have imported
     assert reason_of(Fetcher(tmp_path, 4), "s3://shop/a.jpg") == "scheme_unavailable"

@@ -175,7 +175,7 @@ def _parquet_column(name: str, kind: str) -> str:
 
 
 def _rows(files: Sequence[AnyPath], present: Iterable[str]) -> str:
-    listed = ", ".join(literal(file.absolute()) for file in files)
+    listed = ", ".join(map(_pattern, files))
     read = f"read_parquet([{listed}], filename = '{FILE}', hive_partitioning = false)"
     return f"SELECT {', '.join(present)}, FALSE AS {UNREADABLE}, {FILE} FROM {read}"
 
@@ -187,3 +187,9 @@ def _checked_rows(db: duckdb.DuckDBPyConnection, files: Sequence[AnyPath], prese
         f"SELECT *, {_has_no_text(texts)} AS {UNREADABLE} FROM {_registered(db, parquet_rows(files, list(present)))}"
     )
     return f"SELECT * REPLACE ({readable}) FROM ({marked})"
+
+
+def _pattern(file: AnyPath) -> str:
+    # On this machine DuckDB tries the name itself first; of a store it asks fsspec, which takes it for a pattern.
+    name = str(file.absolute())
+    return literal(name if isinstance(file, Path) else re.sub(r"([\[*?])", r"[\1]", name))

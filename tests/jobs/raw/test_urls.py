@@ -101,6 +101,16 @@ def test_what_cannot_be_read_at_a_url_is_refused_in_the_words_for_the_same_folde
     assert "RAW" in said[1]
 
 
+@pytest.mark.parametrize("files", GOOD.values(), ids=lambda files: next(iter(files)))
+def test_duckdb_reads_at_a_url_what_it_reads_in_the_same_folder(files, store, tmp_path, duck) -> None:
+    here, there = (duck.rows(lay(folder / "raw", files), "items") for folder in (tmp_path, store))
+    assert sorted(there, key=repr) == sorted(here, key=repr) != []
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name_at_a_url_too(store, duck) -> None:
+    assert len(duck.rows(lay(store / "raw", {"items/d=1/a [1]*?.parquet": parquet()}), "items")) == 1
+
+
 def test_the_digest_of_a_url_follows_every_object_but_the_truth(store) -> None:
     lay(store, {"items.csv": CSV, "images/1.png": b"1", "truth.parquet": b"t"})
     first, about = identity.items_digest(store), identity.evaluation_inputs(Path(), store)

@@ -9,7 +9,7 @@ old versions stay readable for the releases that name them, and a run that was k
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,6 @@ from jobs.raw.identity import KnownDigests
 from jobs.stages import STAGES, Stage
 from jobs.workspace import StageError, Workspace, locked, remember
 from model import artifact
-from model.artifact import Manifest
 
 console = Console(stderr=True)
 
@@ -258,10 +257,8 @@ def _build(
         "beam_args": workspace.beam_args,
     }
     arguments = {**_folders(stage, states), **{name: offered[name] for name in stage.options}, **options}
-    module, _, function = stage.build.partition(":")
-    build = cast(Callable[..., Manifest], getattr(import_module(module), function))
     first = out.with_name(out.name.partition("-")[0])
     out.parent.mkdir(parents=True, exist_ok=True)
     artifact.write_whole(first.with_suffix(".json"), json.dumps(identity, indent=1, sort_keys=True).encode())
-    build(**arguments, out=out)
+    _call(stage.build, **arguments, out=out)
     console.print(f"[bold]{stage.name:<12}[/bold] built in {time.monotonic() - begun:.1f} s")

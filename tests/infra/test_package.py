@@ -62,7 +62,9 @@ def test_one_commit_has_one_package(dist, tmp_path) -> None:
 
 def test_the_manifest_names_the_commit_the_files_and_the_versions(dist) -> None:
     manifest = json.loads(dist[".json"].read_text("utf-8"))
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, encoding="utf-8"
+    ).stdout
     assert manifest["commit"] == head.strip()
     assert manifest["files"] == {dist[kind].name: artifact.sha256_file(dist[kind]) for kind in (".whl", ".zip")}
     assert {"pyspark", "apache-beam", "pyarrow"} <= set(manifest["locked"])
@@ -71,7 +73,9 @@ def test_the_manifest_names_the_commit_the_files_and_the_versions(dist) -> None:
 def test_the_archive_holds_every_module_and_all_that_they_read(dist) -> None:
     held = set(zipfile.ZipFile(dist[".zip"]).namelist())
     rooms = ("feature_repo", "jobs", "model", "serving", "infra/migrations")
-    tracked = subprocess.run(["git", "ls-files", *rooms], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    tracked = subprocess.run(
+        ["git", "ls-files", *rooms], cwd=ROOT, check=True, capture_output=True, encoding="utf-8"
+    ).stdout
     assert set(tracked.split()) <= held
     assert "courier.py" in held
     assert not [name for name in held if name.startswith("tests")]
@@ -80,7 +84,9 @@ def test_the_archive_holds_every_module_and_all_that_they_read(dist) -> None:
 def test_a_spark_job_is_imported_from_the_archive_alone(dist, stranger, tmp_path) -> None:
     code = "import jobs.sequences.spark.behavior_sequences as job; print(job.__file__)"
     alone = stranger | {"PYTHONPATH": f"{dist['.zip']}:{SITE}"}
-    done = subprocess.run([stranger["PYTHON"], "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True)
+    done = subprocess.run(
+        [stranger["PYTHON"], "-c", code], cwd=tmp_path, env=alone, capture_output=True, encoding="utf-8"
+    )
     assert done.stdout.strip() == f"{dist['.zip']}/jobs/sequences/spark/behavior_sequences.py", done.stderr
 
 
@@ -95,7 +101,12 @@ def test_a_job_submitted_from_the_archive_needs_no_repository(dist, stranger, dr
         command += ["--conf", f"spark.{setting}"]
     command += ["sequences.spark.behavior_sequences", "--", "--raw", raw, "--out", tmp_path / "out"]
     done = subprocess.run(
-        list(map(str, command)), cwd=tmp_path / "empty", env=stranger, capture_output=True, text=True, timeout=500
+        list(map(str, command)),
+        cwd=tmp_path / "empty",
+        env=stranger,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert artifact.read(tmp_path / "out", kind="sequences").facts["events_read"] == 150
@@ -111,7 +122,11 @@ def test_a_beam_job_installed_from_the_wheel_needs_no_repository(dist, stranger,
     here = stranger | {"PYTHONPATH": f"{tmp_path / 'lib'}:{SITE}"}
     command = [ROOT / "infra" / "beam" / "run.sh", "images.pipeline", "--", "--raw", tmp_path / "raw"]
     done = subprocess.run(
-        [*map(str, command), "--out", str(tmp_path / "out")], cwd=tmp_path, env=here, capture_output=True, text=True
+        [*map(str, command), "--out", str(tmp_path / "out")],
+        cwd=tmp_path,
+        env=here,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr[-4000:]
     assert artifact.read(tmp_path / "out", kind="images").files
@@ -122,7 +137,9 @@ def test_any_master_and_any_runner_is_one_flag(dist, stranger, script, flag) -> 
     archive = {"--master": ["--archive", dist[".zip"]], "--runner": ["--wheel", dist[".whl"]]}[flag]
     job = {"--master": "sequences.spark.behavior_sequences", "--runner": "images.pipeline"}[flag]
     command = [ROOT / "infra" / script, "--dry-run", flag, "elsewhere", *archive, "--more=a b", job, "--", "--raw", "r"]
-    said = subprocess.run(list(map(str, command)), env=stranger, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        list(map(str, command)), env=stranger, capture_output=True, encoding="utf-8", check=True
+    ).stdout
     assert f"{flag} elsewhere" in said or f"{flag}=elsewhere" in said
     assert str(archive[1]) in said
     assert r"--more=a\ b" in said
@@ -133,7 +150,7 @@ def test_any_master_and_any_runner_is_one_flag(dist, stranger, script, flag) -> 
 def test_what_is_missing_is_said_in_one_sentence(stranger, tmp_path, script) -> None:
     nowhere = {"spark/submit.sh": "--archive", "beam/run.sh": "--wheel"}[script]
     command = [ROOT / "infra" / script, "--runner=FlinkRunner", f"{nowhere}={tmp_path / 'nowhere'}", "any_job"]
-    done = subprocess.run(list(map(str, command)), env=stranger, capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), env=stranger, capture_output=True, encoding="utf-8")
     assert done.returncode == 2
     assert "make package" in done.stderr
     assert len(done.stderr.splitlines()) == 1

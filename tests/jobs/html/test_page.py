@@ -14,7 +14,7 @@ PAGES = sorted(path.name for path in FOLDER.glob("*.html.j2") if path.name != "p
 
 @pytest.mark.parametrize("template", PAGES)
 def test_a_page_extends_the_frame_and_fills_its_blocks(template: str) -> None:
-    text = (FOLDER / template).read_text()
+    text = (FOLDER / template).read_text("utf-8")
     assert text.startswith('{% extends "page.html.j2" %}\n')
     assert set(re.findall(r"{% block (\w+) %}", text)) == {"title", "style", "main"}
 

@@ -71,7 +71,7 @@ ITEMS = [
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, names or list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

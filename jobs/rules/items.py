@@ -53,9 +53,20 @@ STATUS_OF: Final = {
     "too_many_pixels": REFUSED,
     "too_long": REFUSED,
     "too_small": REFUSED,
+    "inline_data": REFUSED,
+    "several_references": REFUSED,
+    "white_space": REFUSED,
+    "backslashes": REFUSED,
+    "percent_encoding": REFUSED,
+    "query_after_name": REFUSED,
+    "scheme_missing": REFUSED,
+    "absolute_path": REFUSED,
+    "other_machine": REFUSED,
+    "impossible_name": REFUSED,
     "outside_folder": REFUSED,
     "not_a_file": REFUSED,
     "scheme_not_allowed": REFUSED,
+    "no_credentials": REFUSED,  # of an object store
     "scheme_unavailable": REFUSED,  # allowed, but fsspec's driver for it is not installed
     "host_not_allowed": REFUSED,
     "redirect_not_allowed": REFUSED,
@@ -65,9 +76,9 @@ STATUS_OF: Final = {
     "bad_url": REFUSED,
     SHARED_BY_MANY: PLACEHOLDER,
 }
-# What each of them means, for whoever reads a report.
+# What each of them means, and how it is mended, for whoever reads a report or a log.
 SENTENCES: Final = {
-    "no_reference": "The item names no image.",
+    "no_reference": "The item names no image, or has a word for none.",
     "not_found": "There is nothing behind the reference.",
     "unreadable": "It is there, but the disk or the store would not give it.",
     "access_denied": "The server or the store does not give it to us.",
@@ -86,16 +97,27 @@ SENTENCES: Final = {
     "too_many_pixels": "The image has more pixels than allowed, and was not decoded.",
     "too_long": "A side of the image is longer than allowed, and it was not decoded.",
     "too_small": "A side of the image is shorter than allowed.",
-    "outside_folder": "The path leaves the folder of the items table.",
+    "inline_data": "The cell holds a picture's data, or a browser's own name for it: save it to a file and name that.",
+    "several_references": "The cell holds several references, or a list: write one, that of the main picture.",
+    "white_space": "White space, quotes or what nobody sees stand around or in the name: take them out.",
+    "backslashes": "The path has backslashes: write slashes.",
+    "percent_encoding": "The path is encoded as in a URL (%20), the file's name is not: write the name as it is.",
+    "query_after_name": "A query as in a URL (?v=1) follows the name: write the path without it.",
+    "scheme_missing": "The address lacks its scheme, or has it misspelt: write https://HOST/PATH (or s3://, gs://).",
+    "absolute_path": "The path begins with a slash, and leads out of the folder of the items table: write it without.",
+    "other_machine": "The path is another machine's: copy the pictures beside the items table, name them from there.",
+    "impossible_name": "No file can have such a name: it is too long, or holds a zero byte.",
+    "outside_folder": "The path leaves the folder of the items table: copy the pictures into it.",
     "not_a_file": "The path leads to a folder, a pipe or a device.",
-    "scheme_not_allowed": "References of this kind are not followed.",
+    "scheme_not_allowed": "Only paths and file://, s3://, gs:// and https:// are followed, and never http://.",
+    "no_credentials": "The object store wants credentials and has none: set them as its driver wants, and run again.",
     "scheme_unavailable": "The driver for this object store is not installed.",
-    "host_not_allowed": "The host is not on the list of allowed hosts.",
+    "host_not_allowed": "The host is not on the list of allowed hosts: allow it with --allow-host.",
     "redirect_not_allowed": "The server sends us to a host that is not on the list.",
     "too_many_redirects": "The server sends us on and on.",
     "private_address": "The host's address lies inside a private network.",
     "credentials_in_url": "The reference holds a user name or a password.",
-    "bad_url": "The reference is no URL.",
+    "bad_url": "The reference is no URL: write https://HOST/PATH, or SCHEME://BUCKET/NAME.",
     SHARED_BY_MANY: "Many items of unrelated categories show this very picture.",
 }
 # The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
@@ -105,8 +127,8 @@ RETRYABLE: Final = frozenset(
     | {"scheme_unavailable"}
 )
 # Those that tell nothing of a picture that was there before: it is kept as it was, and counted as stale. That it is not
-# found is an answer.
-OUTAGES: Final = RETRYABLE - {"not_found"}
+# found is an answer; that we may not ask is none, although asking again as we are is vain.
+OUTAGES: Final = (RETRYABLE - {"not_found"}) | {"no_credentials"}
 
 PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
 

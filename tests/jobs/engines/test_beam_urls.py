@@ -88,7 +88,7 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
     assert {n: f for n, f in manifest.files.items() if "placeholders" not in n and n != "coverage.html"} == {
         n: f for n, f in first.files.items() if "placeholders" not in n and n != "coverage.html"
     }
-    assert manifest.facts["by_reason"] == {"not_found": 1, "outside_folder": 1, "truncated": 2}
+    assert manifest.facts["by_reason"] == {"absolute_path": 1, "not_found": 1, "truncated": 2}
     assert manifest.facts["images_ok"] == 4
     called(pipeline.main, "--raw", bucket / "raw", "--out", there, "--shard-bytes", 300_000)
     again = artifact.read(there, kind="images")

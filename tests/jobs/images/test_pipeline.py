@@ -67,9 +67,9 @@ BAD = {
 ABSENT = {
     "gone.jpg": ("missing", "not_found"),
     None: ("missing", "no_reference"),
-    "x" * 300: ("missing", "unreadable"),
+    "x" * 300: ("refused", "impossible_name"),
     "../outside.png": ("refused", "outside_folder"),
-    "/etc/hostname": ("refused", "outside_folder"),
+    "/etc/hostname": ("refused", "absolute_path"),
     "https://example.org/a.jpg": ("refused", "host_not_allowed"),
     "file://elsewhere/a.jpg": ("refused", "scheme_not_allowed"),
     "images": ("refused", "not_a_file"),
@@ -346,5 +346,5 @@ def test_the_command_prints_nothing_but_the_facts_and_takes_beams_options(shop, 
 def test_other_limits_lead_to_other_fates(shop, tmp_path):
     raw = shop[0]
     wide = replace(CONFIG, max_pixels=40_000, max_bytes=10**6, min_side=1, placeholder_items=4)
-    assert build(raw, tmp_path / "images", wide).facts["refused"] == 5
+    assert build(raw, tmp_path / "images", wide).facts["refused"] == 6
     assert not any(row["status"] == "placeholder" for row in items_of(tmp_path / "images"))

@@ -99,20 +99,15 @@ class Looker:
             whole = None if refusal.reason == "too_large" else digest
             return replace(found, reason=refusal.reason, bytes_sha256=whole), None
 
-    def _decode(self, found: Outcome, data: bytes) -> tuple[Outcome, bytes]:
+    def _decode(self, found: Outcome, data: bytes) -> tuple[Outcome, bytes | None]:
         limits = {name: getattr(self.config, name) for name in LIMITS}
         image, facts = images.open_image(data, **limits)
         square = images.squash(image, self.config.size)
-        usable = replace(
-            found,
-            image_id=images.pixel_hash(image),
-            # The square holds all that the hash looks at; of the whole image it takes a third of the decoding again.
-            phash=images.perceptual_hash(square),
-            width=facts.width,
-            height=facts.height,
-            mode=facts.mode,
-            frames=facts.frames,
-        )
+        shown = replace(found, width=facts.width, height=facts.height, mode=facts.mode, frames=facts.frames)
+        # The square holds all that is looked at; of the whole image it takes a third of the decoding again.
+        if images.is_blank(square):
+            return replace(shown, reason=items.BLANK), None
+        usable = replace(shown, image_id=images.pixel_hash(image), phash=images.perceptual_hash(square))
         return usable, images.to_png(square)
 
 

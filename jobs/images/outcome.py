@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a reference gave when it was last opened; the facts are None where no image could be decoded."""
+    """What a reference gave when it was last opened; the facts are None where no image could be decoded.
+
+    image_id and phash are those of a picture that can be used: a blank one has none.
+    """
 
     uri: str  # absolute: a path relative to a raw folder stands with its folder
     fingerprint: str | None = None  # of its bytes; None or empty where only reading tells whether they changed

@@ -32,7 +32,8 @@ from model.errors import CourierError
 
 log = structlog.get_logger()
 
-FORMAT: Final = 2  # raise it when a column changes its meaning: what was stored before is then examined anew
+# Raise it when a column changes its meaning, or an image its reason: what was stored before is then examined anew.
+FORMAT: Final = 3
 CODECS: Final = ("pil", "libjpeg_turbo", "zlib", "libtiff", "webp", "avif")  # another version may give other pixels
 
 

@@ -29,6 +29,7 @@ BROKEN: Final = "broken"
 PLACEHOLDER: Final = "placeholder"
 REFUSED: Final = "refused"
 SHARED_BY_MANY: Final = "shared_by_many"  # the reason of a placeholder
+BLANK: Final = "blank"  # that of a picture of one colour
 STATUSES: Final = (OK, MISSING, BROKEN, PLACEHOLDER, REFUSED)
 
 # The status that each reason leads to. The codes of model.courier.data.images appear as they stand there.
@@ -49,6 +50,7 @@ STATUS_OF: Final = {
     "not_an_image": BROKEN,
     "truncated": BROKEN,
     "unsupported": BROKEN,
+    "format_not_read": REFUSED,
     "too_large": REFUSED,
     "too_many_pixels": REFUSED,
     "too_long": REFUSED,
@@ -74,6 +76,7 @@ STATUS_OF: Final = {
     "private_address": REFUSED,
     "credentials_in_url": REFUSED,
     "bad_url": REFUSED,
+    BLANK: PLACEHOLDER,
     SHARED_BY_MANY: PLACEHOLDER,
 }
 # What each of them means, and how it is mended, for whoever reads a report or a log.
@@ -93,6 +96,7 @@ SENTENCES: Final = {
     "not_an_image": "The file is no image in a known format.",
     "truncated": "The image's data is cut short or damaged.",
     "unsupported": "The image's colours cannot be turned into RGB.",
+    "format_not_read": "The image has a format that is not read: save it as JPEG, PNG, GIF, WebP, AVIF, BMP or TIFF.",
     "too_large": "The file is larger than allowed.",
     "too_many_pixels": "The image has more pixels than allowed, and was not decoded.",
     "too_long": "A side of the image is longer than allowed, and it was not decoded.",
@@ -118,6 +122,7 @@ SENTENCES: Final = {
     "private_address": "The host's address lies inside a private network.",
     "credentials_in_url": "The reference holds a user name or a password.",
     "bad_url": "The reference is no URL: write https://HOST/PATH, or SCHEME://BUCKET/NAME.",
+    BLANK: "The picture is of one colour, and tells nothing about the item.",
     SHARED_BY_MANY: "Many items of unrelated categories show this very picture.",
 }
 # The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or

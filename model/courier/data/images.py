@@ -4,16 +4,21 @@ One road for the offline job, for training and for a picture uploaded to the sea
 same pixels everywhere.
 """
 
+import ctypes
+import logging
+import warnings
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
-from PIL import ExifTags, GifImagePlugin, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, GifImagePlugin, Image, ImageOps, UnidentifiedImageError, _imaging, features
 
+from model.courier.data import grey, png, unread_formats
 from model.errors import CourierError
 
 Pixels = npt.NDArray[np.uint8]
@@ -25,7 +30,10 @@ MAX_SIDE = 32_768  # pixels; the pixels allowed would also fit into a strip of 8
 
 # Pillow also opens formats that start other programs (EPS) or that no shop sends; a narrow door is easier to guard.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
-CODES = ("empty", "not_an_image", "truncated", "unsupported", "too_large", "too_many_pixels", "too_long", "too_small")
+CODES = (
+    *("empty", "not_an_image", "format_not_read", "truncated", "unsupported"),
+    *("too_large", "too_many_pixels", "too_long", "too_small"),
+)
 
 WHITE = (255, 255, 255, 255)
 MAX_PAGES = 1000  # looking for a loop, Pillow compares each page of a TIFF with all before it
@@ -70,7 +78,7 @@ def decode(
 
     What counts is the content, not a name. The size is checked before a pixel is decoded. Raises ImageRefused.
     """
-    return _rgb(_upright(_load(_checked(data, max_bytes, max_pixels, min_side, max_side))))
+    return _rgb(_upright(_stored(data, max_bytes, max_pixels, min_side, max_side)))
 
 
 def open_image(
@@ -82,7 +90,7 @@ def open_image(
     max_side: int = MAX_SIDE,
 ) -> tuple[Image.Image, ImageFacts]:
     """The very image that `decode` gives, and what its file says of it. Raises ImageRefused."""
-    stored = _load(_checked(data, max_bytes, max_pixels, min_side, max_side))
+    stored = _stored(data, max_bytes, max_pixels, min_side, max_side)
     mode, orientation, frames = stored.mode, _orientation(stored), _frames(stored, data)
     image = _rgb(_upright(stored))
     return image, ImageFacts(image.width, image.height, mode, frames, orientation)
@@ -116,6 +124,12 @@ def pixel_hash(image: Image.Image) -> str:
     return digest.hexdigest(length=16)
 
 
+def is_blank(image: Image.Image) -> bool:
+    """Whether an RGB image is of one colour."""
+    pixels = np.asarray(image)
+    return bool((pixels == pixels[0, 0]).all())
+
+
 def perceptual_hash(image: Image.Image) -> str:
     """16 hex digits (64 bits) that stay nearly the same where an image is resized, recompressed or slightly retouched.
 
@@ -135,12 +149,40 @@ def perceptual_hash(image: Image.Image) -> str:
 # --- decoding -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def _quiet_decoders() -> None:
+    """Keep what decoders write to stderr off it, in this process: what becomes of an image is told by its reason."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    # Pillow silences libtiff's warnings and not its errors. https://libtiff.gitlab.io/libtiff/functions/TIFFError.html
+    with suppress(OSError, AttributeError):  # a Pillow with libtiff inside shows its functions to nobody
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+def _stored(data: bytes, max_bytes: int, max_pixels: int, min_side: int, max_side: int) -> Image.Image:
+    """The image as its file holds it, loaded."""
+    _quiet_decoders()
+    limits = (max_bytes, max_pixels, min_side, max_side)
+    try:
+        image = _load(_checked(data, *limits))
+    except ImageRefused as refused:
+        bare = png.without_words(data) if data.startswith(png.SIGNATURE) else data
+        if refused.reason not in ("not_an_image", "truncated") or bare == data:
+            raise
+        image = _load(_checked(bare, *limits))
+    if image.format == "PNG":
+        png.fit_transparency(image, data)
+    return image
+
+
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageRefused("too_many_pixels", f"the image has more than {max_pixels} pixels") from None
     except UnidentifiedImageError:
+        if (name := unread_formats.name(data)) is not None:
+            raise ImageRefused("format_not_read", f"the file is an image whose format is not read ({name})") from None
         raise ImageRefused("not_an_image", "the file is not an image in a known format") from None
     except Exception as error:  # a hostile header can make Pillow raise nearly anything
         raise ImageRefused("not_an_image", f"the file's header cannot be read ({type(error).__name__})") from None
@@ -207,17 +249,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
     try:
-        if image.mode.startswith("I"):
-            image = _eight_bit(image)
+        if image.mode.startswith(("I", "F")):
+            image = grey.eight_bit(image)
         if image.has_transparency_data:
             ours = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", ours.size, WHITE), ours)
         return image.convert("RGB")
     except ValueError:
         raise ImageRefused("unsupported", f"the image's colours ({image.mode}) cannot be turned into RGB") from None
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    # Pillow clips 16-bit grey at 255, which turns a photograph white.
-    grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-    return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))

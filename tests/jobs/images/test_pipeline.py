@@ -42,6 +42,7 @@ def sideways():
 
 def with_palette():
     image = Image.new("P", (20, 20), 1)
+    image.paste(0, (0, 0, 20, 5))
     image.putpalette([255, 255, 255, 9, 9, 9])
     return encoded(image, transparency=0)
 
@@ -63,6 +64,8 @@ BAD = {
     "dot.png": (encoded(noise(8, 2, 2)), "refused", "too_small"),
     "bomb.png": (encoded(Image.new("RGB", (200, 200))), "refused", "too_many_pixels"),
     "heavy.bmp": (encoded(noise(9, 90, 90), "BMP"), "refused", "too_large"),
+    "icon.ico": (encoded(noise(12, 32, 32), "ICO"), "refused", "format_not_read"),
+    "white.png": (encoded(Image.new("RGBA", (40, 30), (255, 255, 255, 90))), "placeholder", "blank"),
 }
 ABSENT = {
     "gone.jpg": ("missing", "not_found"),
@@ -346,5 +349,6 @@ def test_the_command_prints_nothing_but_the_facts_and_takes_beams_options(shop, 
 def test_other_limits_lead_to_other_fates(shop, tmp_path):
     raw = shop[0]
     wide = replace(CONFIG, max_pixels=40_000, max_bytes=10**6, min_side=1, placeholder_items=4)
-    assert build(raw, tmp_path / "images", wide).facts["refused"] == 6
-    assert not any(row["status"] == "placeholder" for row in items_of(tmp_path / "images"))
+    assert build(raw, tmp_path / "images", wide).facts["refused"] == 7
+    reasons = {row["reason"] for row in items_of(tmp_path / "images") if row["status"] == "placeholder"}
+    assert reasons == {"blank"}  # the one of one colour, and what was too large a one before; no picture is shared

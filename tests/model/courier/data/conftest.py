@@ -46,7 +46,8 @@ def make_broken_images() -> dict[str, tuple[bytes, str]]:
         "zeros.png": (bytes(4096), "not_an_image"),
         "signature.png": (lossless[:8], "not_an_image"),
         "no_width.png": (png(png_header(0, 60), no_pixels, end), "not_an_image"),
-        "text_bomb.png": (png(png_header(9, 9), text_bomb, no_pixels, end), "not_an_image"),
+        "text_bomb.png": (png(png_header(9, 9), text_bomb, no_pixels, end), "truncated"),
+        "icon.ico": (encoded(photo, "ICO"), "format_not_read"),
         "cut.jpg": (jpeg[: len(jpeg) * 9 // 10], "truncated"),
         "cut.PNG": (lossless[:middle], "truncated"),
         "cut.Gif": (moving[: len(moving) // 2], "truncated"),
@@ -62,5 +63,5 @@ def make_broken_images() -> dict[str, tuple[bytes, str]]:
 
 @pytest.fixture(scope="session")
 def broken_images() -> dict[str, tuple[bytes, str]]:
-    """Files broken in nineteen ways: name -> (bytes, reason)."""
+    """Files broken in twenty ways: name -> (bytes, reason)."""
     return make_broken_images()

@@ -231,6 +231,13 @@ def test_resizing_squashes_the_whole_image():
     assert (square[:, 7] == BLUE).all()
 
 
+def test_a_picture_of_one_colour_is_blank_and_a_pixel_of_another_is_enough_not_to_be():
+    picture = Image.new("RGB", (9, 9), (3, 77, 201))
+    assert images.is_blank(picture)
+    picture.putpixel((8, 8), (3, 77, 202))
+    assert not images.is_blank(picture)
+
+
 def test_the_hash_is_of_pixels_not_of_files():
     image = noise()
     assert images.pixel_hash(images.decode(encoded(image, "PNG"))) == images.pixel_hash(

@@ -35,13 +35,14 @@ class DecodePool:
         self._lock = threading.Lock()
         self._opened = 0
         self._first: Any = None  # the answer that tells that they are up
+        self._closed = False
 
     def start(self) -> None:
         """Let them come up, and do not wait for it."""
         with self._lock:
             if self._first is None:
                 self._first = self._pool.submit(open_files, ())
-                self._first.add_done_callback(_warn)
+                self._first.add_done_callback(self._warn)
 
     def once_worthwhile(self, more: int) -> "DecodePool | None":
         """The pool once its processes are up; they start when files enough were opened. more: files to be opened."""
@@ -61,9 +62,10 @@ class DecodePool:
 
     def close(self) -> None:
         """End them, whatever they do."""
+        self._closed = True  # before what they have not begun fails for it
         self._pool.shutdown(kill_workers=True)
 
-
-def _warn(first: Any) -> None:
-    if not first.cancelled() and first.exception() is not None:
-        log.warning("files_opened_in_threads", why=f"the processes for it did not start: {first.exception()}")
+    def _warn(self, first: Any) -> None:
+        # A job with few files may be done before they are up: then it is their end that they fail for.
+        if not self._closed and not first.cancelled() and first.exception() is not None:
+            log.warning("files_opened_in_threads", why=f"the processes for it did not start: {first.exception()}")

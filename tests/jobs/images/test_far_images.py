@@ -223,6 +223,15 @@ def test_processes_that_cannot_start_are_told_of_and_nobody_waits_for_them(raw, 
     assert "the processes for it did not start" in event["why"]
 
 
+def test_processes_that_are_ended_before_they_are_up_are_no_failure(raw):
+    with structlog.testing.capture_logs() as told:
+        pool = DecodePool(raw, CONFIG, retry_failed=False)
+        pool.start()
+        pool.close()
+        assert isinstance(pool._first.exception(), RuntimeError)  # it is told that it is over
+    assert told == []
+
+
 PARENT = """
 import os, signal, sys, threading
 from pathlib import Path

@@ -46,7 +46,7 @@ STAGES: Final = (
     Stage(
         name="images",
         build="jobs.images.pipeline:build",
-        revision=3,  # the faults of references as reasons, blank pictures
+        revision=3,  # the faults of references as reasons, blank pictures, placeholders by what their items share
         options=("raw", "raw_digest", "store", "config", "beam_args"),
         reads="jobs.raw.identity:images_inputs",
         reports=("coverage.json", "coverage.html"),

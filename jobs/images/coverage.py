@@ -15,13 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+import structlog
 
 from jobs.html.coverage import render
 from jobs.paths import arrow_source
-from jobs.rules.items import STATUSES
+from jobs.rules.items import SENTENCES, STATUSES
 from model import artifact
 from model.artifact import AnyPath
 from model.errors import CourierError
+
+log = structlog.get_logger()
 
 EXAMPLES: Final = 6  # of a reason, and pictures of a group
 GROUPS: Final = 20
@@ -54,6 +57,23 @@ def write_coverage(folder: AnyPath) -> dict[str, Any]:
     artifact.write_whole(folder / "coverage.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     artifact.write_whole(folder / "coverage.html", page.encode())
     return found
+
+
+def tell_lost(found: Mapping[str, Any]) -> None:
+    """Log why items have no usable picture: a line a reason, with its cure, however many items it meets.
+
+    found: what coverage.json holds.
+    """
+    for reason, items in found["by_reason"].items():
+        named = [one["image_uri"] for one in found["examples"][reason] if one["image_uri"] is not None]
+        example = {"example": _visible(named[0])} if named else {}
+        of = found["rows"]["accepted"]
+        log.warning("pictures_lost", reason=reason, items=items, of=of, why=SENTENCES[reason], **example)
+
+
+def _visible(text: str) -> str:
+    """With what a terminal would not show, or would obey, spelt out."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def coverage(folder: AnyPath) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""What all items that show one picture make of it and of each other: `jobs.rules.items` in columns."""
+"""What all items that show one picture make of it and of each other: `jobs.rules` in columns."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pyarrow as pa
@@ -7,9 +8,33 @@ import pyarrow.compute as pc
 
 from jobs.config import ImagesConfig
 from jobs.rules import items
+from jobs.rules import placeholders as rule
 
 
-def uses(examined: pa.Table, config: ImagesConfig) -> pa.Table:
+def placeholders(examined: pa.Table, config: ImagesConfig) -> list[str]:
+    """The image_ids of `jobs.rules.placeholders.find_placeholders`, in order, in a whole catalogue.
+
+    examined: image_id, category, title and price of every item.
+    """
+    shown = examined.filter(pc.is_valid(examined["image_id"]))
+    kinds = ("category", "count_distinct", pc.CountOptions(mode="only_valid"))
+    found = shown.group_by("image_id", use_threads=False).aggregate([([], "count_all"), kinds])
+    times = found["count_all"]
+    most = rule.most_alike(len(found))
+    # Twice the items of the picture that comes after as many as may be alike; any where there is none.
+    ordinary = pc.sort_indices(times, sort_keys=[("", "descending")]).slice(most, 1)
+    least = max([config.placeholder_items, *pc.add(pc.multiply(times.take(ordinary), 2), 1).to_pylist()])
+    many = pc.greater_equal(found["category_count_distinct"], config.placeholder_categories)
+    suspected = found.filter(pc.and_(pc.greater_equal(times, least), many))["image_id"]
+    if not len(suspected):
+        return []
+    common = rule.common_to(shown["title"].to_pylist(), shown["price"].to_pylist())
+    users = shown.filter(pc.is_in(shown["image_id"], value_set=suspected.combine_chunks()))
+    listed = users.group_by("image_id", use_threads=False).aggregate([("title", "list"), ("price", "list")]).to_pylist()
+    return sorted(row["image_id"] for row in listed if not rule.agree(row["title_list"], row["price_list"], common))
+
+
+def uses(examined: pa.Table, placeholders: Collection[str]) -> pa.Table:
     """Who shows each picture: (image_id, items, first_item_id, categories, image_uri, uri, is_placeholder).
 
     items: how many; first_item_id: the smallest; categories: the known ones, in any order; image_uri and uri: the
@@ -27,9 +52,8 @@ def uses(examined: pa.Table, config: ImagesConfig) -> pa.Table:
         ]
     )
     found = found.rename_columns(["image_id", "items", "first_item_id", "categories", "image_uri", "uri"])
-    by_items = pc.greater_equal(found["items"], config.placeholder_items)
-    by_categories = pc.greater_equal(pc.list_value_length(found["categories"]), config.placeholder_categories)
-    return found.append_column("is_placeholder", pc.and_(by_items, by_categories))
+    is_one = pc.is_in(found["image_id"], value_set=pa.array(placeholders, pa.string()))
+    return found.append_column("is_placeholder", is_one)
 
 
 def settle(examined: pa.Table, config: ImagesConfig) -> pa.Table:
@@ -39,7 +63,7 @@ def settle(examined: pa.Table, config: ImagesConfig) -> pa.Table:
     is no picture: its image_id is null.
     """
     rows = examined.sort_by("item_id")
-    of_picture = uses(rows, config)
+    of_picture = uses(rows, placeholders(rows, config))
     at = pc.index_in(rows["image_id"], value_set=of_picture["image_id"])
     is_placeholder = pc.fill_null(of_picture["is_placeholder"].take(at), False)
     first = of_picture["first_item_id"].take(at)

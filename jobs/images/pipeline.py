@@ -118,10 +118,11 @@ def build(
         draft.parts["pictures"] = write.pictures_digest(draft.path, config.size)
         draft.notes.update(work={name: work.get(name, 0) for name in WORK}, seconds=round(took, 2))
         draft.notes["images_per_second"] = round(draft.facts["items_accepted"] / took, 1)
-        coverage.write_coverage(draft.path)
+        found = coverage.write_coverage(draft.path)
     manifest = artifact.read(out, kind=KIND)
     speed = {name: manifest.notes[name] for name in ("seconds", "images_per_second")}
     log.info("images_built", **manifest.notes["work"], **speed, **_flat_facts(manifest))
+    coverage.tell_lost(found)
     return manifest
 
 

@@ -19,7 +19,7 @@ from apache_beam.utils.shared import Shared
 from jobs.config import ImagesConfig
 from jobs.engines import beam_progress
 from jobs.images import duplicates
-from jobs.images.examine import KIND, ExamineShards
+from jobs.images.examine import EXAMINED, KIND, ExamineShards
 from jobs.images.shards import Wanted, cut, most_pictures, plan
 from jobs.images.store import ImageStore
 from jobs.images.write import write_shard
@@ -35,6 +35,7 @@ Placed = list[tuple[Place, Raw]]
 
 ROWS: Final = 4096  # of a list
 SHOWN: Final = ("image_id", "item_id", "category", "image_uri", "uri")  # what tells who shows a picture
+COMPARED: Final = ("image_id", "category", "title", "price")  # what tells whether a picture is a placeholder
 
 ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
@@ -104,8 +105,8 @@ class ExamineReferences(beam.PTransform):  # type: ignore[misc]
 class FindPictures(beam.PTransform):  # type: ignore[misc]
     """Each distinct picture once: outputs `images`, and the "no image" pictures at `placeholders`.
 
-    They are divided by their ids into as many groups as the store has shards; a worker holds the uses of one group,
-    rows without pixels.
+    Which pictures are placeholders one worker finds by the COMPARED of all items. Then they are divided by their ids
+    into as many groups as the store has shards; a worker holds the uses of one group, rows without pixels.
     """
 
     def __init__(self, config: ImagesConfig) -> None:
@@ -114,11 +115,14 @@ class FindPictures(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, examined: Any) -> Any:
         """PCollection of EXAMINED -> outputs of lists of (image_id, Location), and of rows of `pictures.uses`."""
+        compared = examined | "Compared" >> beam.Map(_compared)
+        found = _grouped(compared, [0]) | "Placeholders" >> beam.Map(_placeholders, config=self.config)
+        divide = beam.FlatMap(_divide, beam.pvalue.AsSingleton(found))
         return (
             examined
             | "Use" >> beam.FlatMap(_uses, groups=self.config.store_shards)
             | "Uses" >> beam.GroupByKey()
-            | "Divide" >> beam.FlatMap(_divide, config=self.config).with_outputs("placeholders", main="images")
+            | "Divide" >> divide.with_outputs("placeholders", main="images")
         )
 
 
@@ -254,8 +258,16 @@ def _uses(examined: pa.Table, groups: int) -> Iterator[tuple[int, pa.Table]]:
         yield group, shown.take(rows)
 
 
-def _divide(group: tuple[int, Iterable[pa.Table]], config: ImagesConfig) -> Iterator[Any]:
-    used = duplicates.uses(pa.concat_tables(group[1]), config)
+def _compared(examined: pa.Table) -> tuple[int, pa.Table]:
+    return 0, examined.select(COMPARED).filter(pc.is_valid(examined["image_id"]))
+
+
+def _placeholders(group: tuple[int, list[pa.Table]], config: ImagesConfig) -> list[str]:
+    return duplicates.placeholders(pa.concat_tables([EXAMINED.empty_table().select(COMPARED), *group[1]]), config)
+
+
+def _divide(group: tuple[int, Iterable[pa.Table]], placeholders: list[str]) -> Iterator[Any]:
+    used = duplicates.uses(pa.concat_tables(group[1]), placeholders)
     for shared in used.filter(used["is_placeholder"]).to_pylist():
         yield TaggedOutput("placeholders", shared)
     images = used.filter(pc.invert(used["is_placeholder"]))

@@ -1,4 +1,4 @@
-"""Which item rows are accepted, what becomes of an item's image, and which pictures are duplicates or placeholders.
+"""Which item rows are accepted, what becomes of an item's image, and which items show the same picture.
 
 Plain Python: Beam and Spark translate it natively, and tests hold them to it.
 """
@@ -28,7 +28,7 @@ MISSING: Final = "missing"
 BROKEN: Final = "broken"
 PLACEHOLDER: Final = "placeholder"
 REFUSED: Final = "refused"
-SHARED_BY_MANY: Final = "shared_by_many"  # the reason of a placeholder
+SHARED_BY_MANY: Final = "shared_by_many"  # the reason of a placeholder: jobs.rules.placeholders
 BLANK: Final = "blank"  # that of a picture of one colour
 STATUSES: Final = (OK, MISSING, BROKEN, PLACEHOLDER, REFUSED)
 
@@ -123,7 +123,7 @@ SENTENCES: Final = {
     "credentials_in_url": "The reference holds a user name or a password.",
     "bad_url": "The reference is no URL: write https://HOST/PATH, or SCHEME://BUCKET/NAME.",
     BLANK: "The picture is of one colour, and tells nothing about the item.",
-    SHARED_BY_MANY: "Many items of unrelated categories show this very picture.",
+    SHARED_BY_MANY: "Many items with nothing in common show this picture, far more than show most others.",
 }
 # The reasons that lie in the world and not in the reference or its bytes: the same reference may succeed tomorrow, or
 # after a driver was installed. "not_found" is one of them, for a picture is often uploaded after its item is listed.
@@ -272,20 +272,3 @@ def find_duplicates(items: Sequence[tuple[str, str]]) -> dict[str, str]:
     for item_id, image_id in sorted(items):
         first.setdefault(image_id, item_id)
     return {item_id: first[image_id] for item_id, image_id in items if first[image_id] != item_id}
-
-
-def find_placeholders(
-    items: Sequence[tuple[str, str, str | None]], min_items: int, min_categories: int
-) -> frozenset[str]:
-    """The image_ids that at least min_items items of at least min_categories categories share.
-
-    items: (item_id, image_id, category).
-    """
-    shown: dict[str, list[str | None]] = {}
-    for _, image_id, category in items:
-        shown.setdefault(image_id, []).append(category)
-    return frozenset(
-        image_id
-        for image_id, categories in shown.items()
-        if len(categories) >= min_items and len({one for one in categories if one is not None}) >= min_categories
-    )

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 from PIL import Image
 
 from jobs.images import coverage
-from jobs.images.coverage import CoverageWrong, write_coverage
+from jobs.images.coverage import CoverageWrong, tell_lost, write_coverage
 from jobs.rules.items import SENTENCES, STATUS_OF, STATUSES
 from model.courier.data import images
 
@@ -148,6 +149,26 @@ def test_a_reason_is_told_in_a_sentence_by_category_and_with_the_picture_where_t
         assert told in words
     assert "Category not usable not_found no_reference shared_by_many shoe 3 1 1 1 hat 1 1" in words
     assert "1,234 pairs of pictures" in words
+
+
+def test_each_reason_is_logged_once_with_its_cure_and_an_example(shop, tmp_path):
+    found = write_coverage(shop)
+    with structlog.testing.capture_logs() as told:
+        tell_lost(found)
+    lost = {"event": "pictures_lost", "log_level": "warning", "of": 10}
+    assert told == [
+        lost | {"reason": "not_found", "items": 2, "why": SENTENCES["not_found"], "example": "images/g.jpg"},
+        lost | {"reason": "no_reference", "items": 1, "why": SENTENCES["no_reference"]},
+        lost
+        | {"reason": "shared_by_many", "items": 1, "why": SENTENCES["shared_by_many"]}
+        | {"example": "S3://Bucket/i.jpg"},
+    ]
+    rows = [{"item_id": f"i{n:02d}", "reason": "white_space", "image_uri": f"{n}.jpg\u200b\n"} for n in range(30)]
+    found = write_coverage(write_folder(tmp_path / "column", rows))
+    with structlog.testing.capture_logs() as told:
+        tell_lost(found)
+    [line] = told
+    assert (line["items"], line["of"], line["example"]) == (30, 30, "0.jpg\\u200b\\n")
 
 
 class Page(HTMLParser):

@@ -318,6 +318,20 @@ def test_a_placeholder_is_kept_with_its_thumbnail_and_its_users(tmp_path):
     assert rows[0]["width"] == 96
 
 
+def test_variants_keep_the_picture_they_share_and_the_placeholder_among_them_is_found(tmp_path):
+    raw = tmp_path / "raw"
+    write_items(
+        raw, [f"{n % 8}.png" for n in range(40)] + ["none.png"] * 12
+    )  # five items a picture, of four categories
+    for seed, name in enumerate([*"01234567", "none"]):
+        saved(photo(seed), raw / f"{name}.png")
+    manifest = build(raw, "images")
+    assert manifest.facts["by_reason"] == {"shared_by_many": 12}
+    assert (manifest.facts["images_ok"], manifest.facts["distinct_images"]) == (40, 8)
+    [row] = pq.read_table(tmp_path / "images" / "placeholders.parquet").to_pylist()
+    assert (row["items"], row["first_item_id"]) == (12, "i00040")
+
+
 # --- many files, some of them broken, and a run that is killed ------------------------------------------------------
 
 WAYS = {  # how an image is broken -> the bytes, and the reason that is to be told; None: the file is not there

@@ -146,17 +146,5 @@ def test_a_duplicate_names_the_smallest_item_that_shows_its_picture():
     assert catalogue.find_duplicates([("b", "x"), ("c", "x"), ("a", "x"), ("d", "y")]) == {"b": "a", "c": "a"}
 
 
-def test_a_placeholder_is_shared_by_enough_items_of_enough_categories():
-    shared = [("a", "x", "shoe"), ("b", "x", "hat"), ("c", "x", "hat")]
-    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == {"x"}
-    assert catalogue.find_placeholders(shared, min_items=4, min_categories=2) == set()
-    assert catalogue.find_placeholders(shared, min_items=3, min_categories=3) == set()
-
-
-def test_an_unknown_category_counts_for_none():
-    shared = [("a", "x", "shoe"), ("b", "x", None), ("c", "x", None)]
-    assert catalogue.find_placeholders(shared, min_items=3, min_categories=2) == set()
-
-
 def test_every_reason_leads_to_a_known_status():
     assert set(catalogue.STATUS_OF.values()) == set(catalogue.STATUSES)

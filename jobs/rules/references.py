@@ -6,8 +6,9 @@ By the words alone: nothing is looked for here. Faults are reasons of jobs.rules
 import re
 import unicodedata
 from collections.abc import Iterator
+from html import unescape
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 NO_REFERENCE: Final = "no_reference"
 INLINE_DATA: Final = "inline_data"
@@ -17,13 +18,15 @@ ABSOLUTE_PATH: Final = "absolute_path"
 OTHER_MACHINE: Final = "other_machine"
 WHITE_SPACE: Final = "white_space"
 BACKSLASHES: Final = "backslashes"
-PERCENT_ENCODING: Final = "percent_encoding"
+ENCODED: Final = "encoded"
 QUERY_AFTER_NAME: Final = "query_after_name"
+SCHEME_NOT_ALLOWED: Final = "scheme_not_allowed"
 
-# In small letters; the words that pandas takes for no value are among them.
+# In small letters; what pandas takes for no value is among them, and what a spreadsheet could not compute.
 NONE: Final = frozenset(
     ("", "?", "-", "--", "nan", "-nan", "nat", "na", "n/a", "n.a.", "#n/a", "#n/a n/a", "#na", "<na>", "1.#ind")
     + ("-1.#ind", "1.#qnan", "-1.#qnan", "none", "null", "<null>", "nil", "undefined", "\\n")
+    + ("#ref!", "#value!", "#name?", "#null!", "#num!", "#div/0!")
 )
 # Soft hyphens, spaces of no width, marks of direction and of byte order.
 UNSEEN: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff"
@@ -38,13 +41,16 @@ SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _UNSEEN = str.maketrans("", "", UNSEEN)
 _ONE_SLASH = re.compile(r"file:/(?!/)", re.IGNORECASE)  # RFC 8089 allows it
+_OF_A_PAGE = re.compile(r"(?:about|javascript|cid|mailto|tel|urn):", re.IGNORECASE)
 _DATA = re.compile(r"(?:data|blob):", re.IGNORECASE)
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{64,}")  # PNG, JPEG, GIF, WebP
 _DRIVE = re.compile(r"(?:file:[/\\]*)?[A-Za-z][:|](?:[/\\]|\Z)|(?:file:)?\\\\", re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(r"[|;,\s]\s*[\"']?(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
 _MISSPELT = re.compile(r"https?[:;/\\]|(?:s3|gs|file)[:;]", re.IGNORECASE)
-# A name with a dot and a last label of letters, four numbers, or any name with a port.
-_HOST = re.compile(r"(?:(?:[\w-]+\.)+[^\W\d_]{2,}(?::\d+)?|\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?|[\w-]+:\d{2,5})/")
+# A name with a dot and a last label of letters, four numbers, or any name with a port; a path follows, if not to www.
+_HOST = re.compile(
+    r"www\.[\w.-]+(?:/|\Z)|(?:(?:[\w-]+\.)+[^\W\d_]{2,}(?::\d+)?|\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?|[\w-]+:\d{2,5})/"
+)
 
 
 def trimmed(words: str) -> str:
@@ -72,9 +78,10 @@ def other_paths(path: str) -> Iterator[tuple[str, str]]:
     bare = trimmed(path)
     seen = bare.translate(_UNSEEN)
     slashed = seen.replace("\\", "/")
-    name = slashed.partition("?")[0]
+    name = re.split("[?#]", slashed, maxsplit=1)[0]
     meant = [(WHITE_SPACE, bare), (WHITE_SPACE, seen), (BACKSLASHES, slashed), (QUERY_AFTER_NAME, name)]
-    meant += [(PERCENT_ENCODING, unquote(one)) for one in (slashed, name)]
+    meant += [(SEVERAL_REFERENCES, slashed.strip(",;|" + AROUND)), (ENCODED, unescape(slashed))]
+    meant += [(ENCODED, decoded(one)) for one in (slashed, name) for decoded in (unquote, unquote_plus)]
     tried = {path, ""}
     for fault, other in meant:
         if other not in tried:
@@ -107,6 +114,8 @@ def likely_fault(path: str) -> str | None:
         return SEVERAL_REFERENCES
     if _HOST.match(bare.replace("\\", "/")):
         return SCHEME_MISSING
+    if _OF_A_PAGE.match(bare):
+        return SCHEME_NOT_ALLOWED
     if bare != path:
         return WHITE_SPACE
     return BACKSLASHES if "\\" in path else None

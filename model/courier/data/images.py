@@ -126,8 +126,7 @@ def pixel_hash(image: Image.Image) -> str:
 
 def is_blank(image: Image.Image) -> bool:
     """Whether an RGB image is of one colour."""
-    pixels = np.asarray(image)
-    return bool((pixels == pixels[0, 0]).all())
+    return image.getcolors(1) is not None  # which stops at the second
 
 
 def perceptual_hash(image: Image.Image) -> str:

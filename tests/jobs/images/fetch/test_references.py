@@ -92,10 +92,13 @@ def test_what_gives_no_bytes_says_why_and_a_look_says_the_same(tmp_path, uri, re
         ("plain.jpg\u200b", "white_space"),
         ("'plain.jpg'", "white_space"),
         ("below\\a b.jpg", "backslashes"),
-        ("below/a%20b.jpg", "percent_encoding"),
-        ("below%2Fa%20b.jpg?v=1", "percent_encoding"),
+        ("below/a%20b.jpg", "encoded"),
+        ("below%2Fa%20b.jpg?v=1", "encoded"),
+        ("below/a+b.jpg", "encoded"),
         ("plain.jpg?v=1", "query_after_name"),
-        (" below\\a%20b.jpg ", "percent_encoding"),
+        ("plain.jpg,", "several_references"),
+        ("about:blank", "scheme_not_allowed"),
+        (" below\\a%20b.jpg ", "encoded"),
         ("/plain.jpg", "absolute_path"),
         ("plain.jpg|other.jpg", "several_references"),
         ("cdn.test/plain.jpg", "scheme_missing"),
@@ -196,7 +199,7 @@ def test_an_object_store_is_read_through_fsspec(monkeypatch, tmp_path, reason_of
     assert reason_of(whole, "gs://shop/b.jpg") == "not_found"
     with fsspec.open("gs://shop/a b.jpg", "wb") as stream:
         stream.write(b"1")
-    assert reason_of(whole, "gs://shop/a%20b.jpg") == "percent_encoding"
+    assert reason_of(whole, "gs://shop/a%20b.jpg") == "encoded"
     before = whole.fingerprint("gs://shop/a.jpg")
     assert whole.fetch("gs://shop/a.jpg").fingerprint == before
     with fsspec.open("gs://shop/a.jpg", "wb") as stream:

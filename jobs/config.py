@@ -44,7 +44,8 @@ class ImagesConfig:
     max_side: int = 32_768
     allowed_hosts: tuple[str, ...] = ()  # the only ones that https:// references may name; *.example.com is a pattern
     store_shards: int = 64  # of the store of examined images: what a killed run does again; 10,000 references each
-    placeholder_items: int = 5  # a "no image" picture is shared by at least this many items ...
+    # A "no image" picture is shared by at least this many items; in every fifth shop five sizes share a picture ...
+    placeholder_items: int = 6
     placeholder_categories: int = 3  # ... of at least this many categories, and more: jobs.rules.placeholders
     near_distance: int = 2  # bits of 64 by which the perceptual hashes of near-duplicates differ: docs/LOG.md
 

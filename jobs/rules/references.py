@@ -46,7 +46,7 @@ _DATA = re.compile(r"(?:data|blob):", re.IGNORECASE)
 _BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=\s]{64,}")  # PNG, JPEG, GIF, WebP
 _DRIVE = re.compile(r"(?:file:[/\\]*)?[A-Za-z][:|](?:[/\\]|\Z)|(?:file:)?\\\\", re.IGNORECASE)
 _NEXT_ADDRESS = re.compile(r"[|;,\s]\s*[\"']?(?:[A-Za-z][A-Za-z0-9+.-]*:)?//")
-_MISSPELT = re.compile(r"https?[:;/\\]|(?:s3|gs|file)[:;]", re.IGNORECASE)
+_MISSPELT = re.compile(r"https?[:;/\\]|(?:s3|gs|file)(?:[:;]|//)", re.IGNORECASE)
 # A name with a dot and a last label of letters, four numbers, or any name with a port; a path follows, if not to www.
 _HOST = re.compile(
     r"www\.[\w.-]+(?:/|\Z)|(?:(?:[\w-]+\.)+[^\W\d_]{2,}(?::\d+)?|\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?|[\w-]+:\d{2,5})/"
@@ -110,7 +110,7 @@ def likely_fault(path: str) -> str | None:
     bare = trimmed(path)
     if _MISSPELT.match(bare):
         return SCHEME_MISSING
-    if (bare[:1] + bare[-1:] in BRACKETS) or _are_several(bare[:LOOKED]):
+    if (bare.removeprefix("array")[:1] + bare[-1:] in BRACKETS) or _are_several(bare[:LOOKED]):
         return SEVERAL_REFERENCES
     if _HOST.match(bare.replace("\\", "/")):
         return SCHEME_MISSING

@@ -55,8 +55,19 @@ NO_FAULT = [
 ]
 
 LIKELY = {  # of a path that leads nowhere
-    "several_references": ["['a.jpg', 'b.jpg']", '["a.jpg"]', "{a.jpg,b.jpg}", "('a.jpg',)", "a|b", "a.jpg;b.jpg"]
-    + ["a.JPG, b/c.jpeg?v=1", "a.jpg b.png", "a.jpg\nb.jpg", "a.jpg,//cdn.test/b.jpg"],
+    "several_references": [
+        "['a.jpg', 'b.jpg']",
+        '["a.jpg"]',
+        "{a.jpg,b.jpg}",
+        "('a.jpg',)",
+        "array(['a.jpg'], dtype=object)",
+        "a|b",
+        "a.jpg;b.jpg",
+        "a.JPG, b/c.jpeg?v=1",
+        "a.jpg b.png",
+        "a.jpg\nb.jpg",
+        "a.jpg,//cdn.test/b.jpg",
+    ],
     "scheme_missing": [
         "cdn.test/a.jpg",
         "www.cdn.test:8443/a",
@@ -64,19 +75,19 @@ LIKELY = {  # of a path that leads nowhere
         "10.0.0.1/a.jpg",
         "localhost:8000/a.jpg",
         "cdn.test\\a.jpg",
-    ]
-    + [
         "https//cdn.test/a.jpg",
         "https:/cdn.test/a.jpg",
         "https:\\\\cdn.test\\a.jpg",
         "HTTP;//cdn.test",
         "s3:bucket/a.jpg",
+        "s3//bucket/a.jpg",
     ],
     "white_space": [" a.jpg", "a.jpg\n", "\u200ba.jpg", "\ufeffa.jpg", "\u00a0a.jpg", "'a.jpg'", "\u201ca.jpg\u201d"],
     "scheme_not_allowed": ["about:blank", "javascript:void(0)", "cid:1@cdn.test"],
     "backslashes": ["images\\a.jpg", "..\\a.jpg"],
 }
 NOT_LIKELY = [
+    "s3/a.jpg",
     "a.jpg",
     "semi;colon,comma.jpg",
     "a b.jpg",

@@ -58,6 +58,19 @@ def run(
     log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
     if held:
         (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
+    lost = _lost_pictures(opened.folder / "reports" / "coverage.json") if "images" in done else None
+    if lost:
+        log.warning("items_without_picture", **lost)
+
+
+def _lost_pictures(report: Path) -> dict[str, Any] | None:
+    """How many items have no usable picture, of how many, and to which rules they lost it; None where none has."""
+    found = json.loads(report.read_text("utf-8"))
+    lost = found["by_reason"]
+    if not lost:
+        return None
+    of = found["rows"]["accepted"]
+    return {"items": sum(lost.values()), "of": of, "by_reason": lost, "report": str(report.with_suffix(".html"))}
 
 
 def status(

@@ -33,7 +33,6 @@ __all__ = ["Fetched", "Fetcher", "HttpsConfig", "NotFetched", "is_far"]
 
 T = TypeVar("T")
 
-FILES: Final = ("", "file")
 OBJECT_STORES: Final = ("s3", "gs")
 FAR: Final = ("https", *OBJECT_STORES)
 ROOT: Final = "/"  # of this machine, where the paths of file:// start

@@ -13,10 +13,10 @@ from model.courier.data import images
 RAMP = np.linspace(0, 255, 300).astype(np.uint8).reshape(15, 20)
 
 
-def tiff(values):
-    """A TIFF of these numbers, (height, width), uncompressed."""
+def tiff(values, **options):
+    """A TIFF of these numbers, (height, width), uncompressed unless the options say otherwise."""
     stream = BytesIO()
-    Image.fromarray(values).save(stream, "TIFF")
+    Image.fromarray(values).save(stream, "TIFF", **options)
     return bytearray(stream.getvalue())
 
 
@@ -49,6 +49,12 @@ def grey(data):
 )
 def test_a_tiff_is_as_bright_as_its_values_say(values):
     assert (grey(tiff(values)) == RAMP).all()
+
+
+@pytest.mark.parametrize("values", [RAMP.astype(np.int32), RAMP.astype(np.float32) / 255])
+def test_a_tiff_that_is_packed_or_lies_on_its_side_is_as_bright(values):
+    assert (grey(tiff(values, compression="tiff_lzw")) == RAMP).all()
+    assert (grey(tiff(values, tiffinfo={274: 6})) == np.rot90(RAMP, -1)).all()  # orientation 6: to be turned clockwise
 
 
 def test_unsigned_integers_of_32_bits_keep_their_upper_half():

@@ -82,7 +82,7 @@ STATUS_OF: Final = {
 # What each of them means, and how it is mended, for whoever reads a report or a log.
 SENTENCES: Final = {
     "no_reference": "The item names no image, or has a word for none.",
-    "not_found": "There is nothing behind the reference.",
+    "not_found": "There is nothing behind the reference; letter case counts.",
     "unreadable": "It is there, but the disk or the store would not give it.",
     "access_denied": "The server or the store does not give it to us.",
     "timed_out": "It did not come in time.",
@@ -112,7 +112,7 @@ SENTENCES: Final = {
     "other_machine": "The path is another machine's: copy the pictures beside the items table, name them from there.",
     "impossible_name": "No file can have such a name: it is too long, or holds a zero byte.",
     "outside_folder": "The path leaves the folder of the items table: copy the pictures into it.",
-    "not_a_file": "The path leads to a folder, a pipe or a device.",
+    "not_a_file": "The path leads to a folder, a pipe or a device: name a file.",
     "scheme_not_allowed": "Only paths and file://, s3://, gs:// and https:// are followed, and never http://.",
     "no_credentials": "The object store wants credentials and has none: set them as its driver wants, and run again.",
     "scheme_unavailable": "The driver for this object store is not installed.",

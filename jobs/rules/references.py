@@ -25,7 +25,7 @@ SCHEME_NOT_ALLOWED: Final = "scheme_not_allowed"
 # In small letters; what pandas takes for no value is among them, and what a spreadsheet could not compute.
 NONE: Final = frozenset(
     ("", "?", "-", "--", "nan", "-nan", "nat", "na", "n/a", "n.a.", "#n/a", "#n/a n/a", "#na", "<na>", "1.#ind")
-    + ("-1.#ind", "1.#qnan", "-1.#qnan", "none", "null", "<null>", "nil", "undefined", "\\n")
+    + ("-1.#ind", "1.#qnan", "-1.#qnan", "none", "null", "<null>", "nil", "undefined", "false", "\\n")
     + ("#ref!", "#value!", "#name?", "#null!", "#num!", "#div/0!")
 )
 # Soft hyphens, spaces of no width, marks of direction and of byte order.

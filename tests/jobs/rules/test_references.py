@@ -22,6 +22,7 @@ FAULTS = {  # of the words alone, wherever one looked
         " NULL ",
         "<NA>",
         "undefined",
+        "false",
         "[]",
         "['']",
         "[nan]",

@@ -155,10 +155,14 @@ def test_a_relative_reference_starts_from_the_url_of_the_raw_folder_and_cannot_l
         fetcher = Fetcher(folder, 100)
         assert fetcher.fetch("1.png").data == fetcher.fetch("../raw/1.png").data == b"0123456789"
         assert fetcher.fingerprint("1.png") == fetcher.fetch("1.png").fingerprint
-        for uri in ("../secret.png", "x/../../secret.png", "/secret.png", ".."):
+        leaving = dict.fromkeys(("../secret.png", "x/../../secret.png", ".."), "outside_folder")
+        leaving |= {"/secret.png": "absolute_path", "%2e%2e/secret.png": "not_found"}
+        for uri, reason in (
+            leaving | {" 1.png": "white_space", "%31.png": "encoded", "x" * 1025: "impossible_name"}
+        ).items():
             with pytest.raises(NotFetched) as refusal:
                 fetcher.fetch(uri)
-            assert refusal.value.reason == "outside_folder"
+            assert refusal.value.reason == reason
 
 
 def test_a_url_that_beam_itself_cannot_write_to_is_refused_before_anything_runs(write_events, tmp_path) -> None:

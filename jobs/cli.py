@@ -1,6 +1,5 @@
 """The command lines of the pipeline: run, status, and a verb for each stage."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from jobs.releases.current import current_release
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
 from jobs.settings import as_toml
 from jobs.workspace import StageError, Workspace, locked, open_workspace, remember
-from model import artifact
+from model import artifact, strict_json
 
 log = structlog.get_logger()
 
@@ -83,7 +82,7 @@ def status(
     if why is not None:
         _check_stage(why)
         reasons = explain(opened, why)
-        print(json.dumps({"stage": why, "reasons": reasons}, indent=1) if as_json else "\n".join(reasons))
+        print(strict_json.dumps({"stage": why, "reasons": reasons}, indent=1) if as_json else "\n".join(reasons))
         return
     held = _held(opened)
     rows = [_status_row(opened.folder, name, state) for name, state in stage_states(opened).items()]
@@ -96,7 +95,7 @@ def status(
             "release": current,
             "log": held,
         }
-        print(json.dumps(answer, indent=1))
+        print(strict_json.dumps(answer, indent=1))
         return
     table = Table(
         "stage", "state", "version", "built at (UTC)", "MB", title=f"{opened.folder}, preset {opened.settings.preset}"

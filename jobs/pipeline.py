@@ -20,7 +20,7 @@ from rich.console import Console
 from jobs.raw.identity import KnownDigests
 from jobs.stages import STAGES, Stage
 from jobs.workspace import StageError, Workspace, locked, remember
-from model import artifact
+from model import artifact, strict_json
 
 console = Console(stderr=True)
 
@@ -44,7 +44,7 @@ class State:
 
 def stage_key(identity: Mapping[str, Any]) -> str:
     """12 hex digits that name a version of an artifact."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(strict_json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def stage_states(workspace: Workspace, only: str | None = None) -> dict[str, State]:
@@ -259,6 +259,6 @@ def _build(
     arguments = {**_folders(stage, states), **{name: offered[name] for name in stage.options}, **options}
     first = out.with_name(out.name.partition("-")[0])
     out.parent.mkdir(parents=True, exist_ok=True)
-    artifact.write_whole(first.with_suffix(".json"), json.dumps(identity, indent=1, sort_keys=True).encode())
+    artifact.write_whole(first.with_suffix(".json"), strict_json.dumps(identity, indent=1, sort_keys=True).encode())
     _call(stage.build, **arguments, out=out)
     console.print(f"[bold]{stage.name:<12}[/bold] built in {time.monotonic() - begun:.1f} s")

@@ -14,7 +14,7 @@ from jobs.config import PipelineConfig
 from jobs.paths import any_path
 from jobs.settings import Layer, Settings, read_layers, resolve
 from jobs.settings import remember as remember_settings
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 from model.errors import CourierError
 
@@ -48,7 +48,7 @@ class Workspace:
     def plain_config(self, stage: str) -> Mapping[str, Any]:
         """A stage's config as plain values, as JSON gives them back; empty where it has none."""
         found = getattr(self.config, stage, None)
-        plain: Mapping[str, Any] = {} if found is None else json.loads(json.dumps(asdict(found)))
+        plain: Mapping[str, Any] = {} if found is None else json.loads(strict_json.dumps(asdict(found)))
         return plain
 
     def with_config(self, **changes: Any) -> "Workspace":
@@ -95,7 +95,7 @@ def remember(workspace: Workspace) -> None:
     """Write down what the workspace's next run takes for granted."""
     said = {"raw": str(_absolute(workspace.raw))}
     said |= {"config_file": str(workspace.config_file)} if workspace.config_file else {}
-    artifact.write_whole(workspace.folder / MEMORY, json.dumps(said, indent=1).encode())
+    artifact.write_whole(workspace.folder / MEMORY, strict_json.dumps(said, indent=1).encode())
     remember_settings(workspace.folder, workspace.asked)
 
 

@@ -28,6 +28,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from upath import UPath
 
+from model import strict_json
 from model.errors import CourierError
 
 AnyPath = Path | UPath  # a place on this machine, or one that a URL names
@@ -135,7 +136,7 @@ def _finish(draft: Draft[Any], kind: str, inputs: Mapping[str, str], config: Map
         log_files=draft.log_files,
         parts=draft.parts,
     )
-    _write_synced(draft.path / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True))
+    _write_synced(draft.path / MANIFEST, strict_json.dumps(asdict(manifest), indent=1, sort_keys=True))
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def identity(manifest: Manifest, part: str = "") -> str:
         return manifest.parts[part]
     files = {name: facts["sha256"] for name, facts in manifest.files.items() if name not in manifest.log_files}
     content = {"kind": manifest.kind, "format": manifest.format, "files": files, "facts": manifest.facts}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(content, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def sweep(folder: AnyPath) -> int:

@@ -1,8 +1,9 @@
 """The identity of an embedding space: the encoder's weights and the preprocessing that feeds it."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
+
+from model import strict_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,5 +24,5 @@ def space_id(weights_sha256: str, preprocessing: Preprocessing) -> str:
 
     Two encoders share it only if they map every image to the same vector.
     """
-    identity = json.dumps({"weights": weights_sha256, "preprocessing": asdict(preprocessing)}, sort_keys=True)
+    identity = strict_json.dumps({"weights": weights_sha256, "preprocessing": asdict(preprocessing)}, sort_keys=True)
     return "s" + hashlib.sha256(identity.encode()).hexdigest()[:12]

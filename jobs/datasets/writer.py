@@ -1,6 +1,5 @@
 """Write a raw folder: the contract's tables, SOURCE.json and images, aside first and then renamed."""
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.contract import EVENTS, ITEMS, Column
+from model import strict_json
 from model.errors import CourierError
 
 _ARROW = {"str": pa.string(), "int": pa.int32(), "float": pa.float64(), "timestamp": pa.timestamp("us", tz="UTC")}
@@ -55,7 +55,7 @@ def write_items(folder: Path, columns: Mapping[str, Any]) -> None:
 def write_source(folder: Path, *, name: str, sampled_negatives: bool, description: str) -> None:
     """Write SOURCE.json: where the data came from, and whether the items not clicked were drawn, not shown."""
     facts = {"name": name, "sampled_negatives": sampled_negatives, "description": description}
-    (folder / "SOURCE.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    (folder / "SOURCE.json").write_text(strict_json.dumps(facts, indent=1) + "\n", "utf-8")
 
 
 def _write(path: Path, columns: Mapping[str, Any], table_schema: pa.Schema) -> None:

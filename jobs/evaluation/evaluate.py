@@ -3,7 +3,6 @@
 The only stage that reads the truth that a generated world knows of itself (truth.parquet, truth_items.parquet).
 """
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,7 +22,7 @@ from jobs.config import EvaluateConfig
 from jobs.html.evaluation import headline, render, table_lines
 from jobs.paths import arrow_source
 from jobs.raw.folder import source
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath, ArtifactMismatch, Manifest
 from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
 from model.ctr.evaluation.evaluate import (
@@ -76,7 +75,7 @@ def build(
                 variants += fit_true_style(tables, styles, ItemVectors.load(embed), _ctr_config(manifest), progress)
             evaluation = _evaluation(predictions, variants, raw, config, progress)
         evaluation["dataset"] = _dataset(raw, artifact.read(sequences, kind="sequences"), rows)
-        (draft.path / FILES[0]).write_text(json.dumps(evaluation, indent=1, allow_nan=False), "utf-8")
+        (draft.path / FILES[0]).write_text(strict_json.dumps(evaluation, indent=1), "utf-8")
         (draft.path / FILES[1]).write_text(render(evaluation), "utf-8")
         draft.facts |= {"space_id": manifest.facts["space_id"], "headline": headline(evaluation)}
     print_table(evaluation)

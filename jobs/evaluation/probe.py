@@ -1,6 +1,5 @@
 """Probe an encoder: does what a user clicked last find the next click, on images it was trained on and on new ones?"""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ from feature_repo.contract import ITEM_KEY, PRETRAIN_HISTORY
 from jobs.options import Folder
 from jobs.pipeline import State, stage_states
 from jobs.workspace import StageError, open_workspace
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import Manifest
 from model.courier.inference import probe
 from model.courier.inference.probe import FIRST, NEGATIVES, PADDING, PAGE, Clicks, Ints, Measured, Pool
-from model.ctr.evaluation.evaluate import nulled
 from model.ctr.inputs.encoded import MICROSECONDS_A_DAY
 from model.errors import CourierError
 from model.metrics import Floats, UserBootstrap
+from model.strict_json import nulled
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -336,7 +335,7 @@ def command(
         seed=seed,
     )
     print_table(found, f"{found['encoder']} on the {period} period of {opened.folder}")
-    print(json.dumps(found, indent=1, allow_nan=False))
+    print(strict_json.dumps(found, indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,5 @@
 """Prove that nothing of the future reaches a training row: an audit of the artifacts, and planted probes."""
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from jobs.leakage.check import CheckResult, verdict
 from jobs.paths import local_folder
 from jobs.pipeline import stage_states
 from jobs.workspace import StageError, Workspace, open_workspace
+from model import strict_json
 from model.errors import CourierError
 
 console = Console(stderr=True)
@@ -76,7 +76,7 @@ def check_leaks(
     failed = verdict(results)
     if as_json:
         checks = [asdict(one) | {"passed": one.passed} for one in results]
-        typer.echo(json.dumps({"passed": failed is None, "versions": versions, "checks": checks}, indent=1))
+        typer.echo(strict_json.dumps({"passed": failed is None, "versions": versions, "checks": checks}, indent=1))
     else:
         Console().print(as_table(results))
         Console().print("of " + ", ".join(f"{name} {version}" for name, version in versions.items()))

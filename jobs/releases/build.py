@@ -14,7 +14,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.orm import Session
 
-from model import artifact, releases
+from model import artifact, releases, strict_json
 from model.artifact import ArtifactMismatch, Manifest
 from model.releases import Release
 
@@ -71,7 +71,7 @@ def build(
     )
     with artifact.write(out, kind=KIND, inputs=digests, config={}) as draft:
         recorded = record_and_promote(releases.url_in(workspace), release)
-        (draft.path / RELEASE_FILE).write_text(json.dumps(document(recorded), indent=1, sort_keys=True), "utf-8")
+        (draft.path / RELEASE_FILE).write_text(strict_json.dumps(document(recorded), indent=1, sort_keys=True), "utf-8")
         draft.facts |= {
             "release_id": recorded.release_id,
             "space_id": recorded.space_id,
@@ -83,7 +83,7 @@ def build(
 
 def name_release(digests: Mapping[str, str]) -> str:
     """'r' and 12 hex digits of the hash of the artifacts' digests."""
-    return "r" + hashlib.sha256(json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()[:12]
+    return "r" + hashlib.sha256(strict_json.dumps(dict(digests), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def document(release: Release) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The releases of a workspace: which there are, and which one answers from now on."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from jobs.options import call
 from jobs.releases.build import document
-from model import releases
+from model import releases, strict_json
 from model.releases import NoRelease, Release
 
 Workspace = Annotated[Path, typer.Option(help="the workspace whose catalogue is asked")]
@@ -41,7 +40,8 @@ def list_releases(
     with opened(workspace) as session:
         known, now = releases.history(session), releases.answering(session)
     if as_json:
-        print(json.dumps({"current": now and now.release_id, "releases": [document(one) for one in known]}, indent=1))
+        answer = {"current": now and now.release_id, "releases": [document(one) for one in known]}
+        print(strict_json.dumps(answer, indent=1))
         return
     table = Table("release", "made at (UTC)", "space", "CTR model", "", title=str(workspace))
     for one in known:
@@ -66,7 +66,7 @@ def roll_back(workspace: Workspace = Path("workspace")) -> None:
 
 
 def _print_current(now: Release) -> None:
-    print(json.dumps({"release": now.release_id, "space_id": now.space_id, "ctr_model": now.ctr_model}))
+    print(strict_json.dumps({"release": now.release_id, "space_id": now.space_id, "ctr_model": now.ctr_model}))
 
 
 def releases_main(argv: Sequence[str]) -> None:

@@ -1,6 +1,5 @@
 """courier check: what raw tables hold, before anything is built from them, by DuckDB or on a cluster by Spark."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from jobs.paths import path_argument
 from jobs.raw import layout as raw_layout
 from jobs.raw.check import Found, as_tables, require_some
 from jobs.raw.folder import table_files
+from model import strict_json
 from model.artifact import AnyPath
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -62,7 +62,7 @@ def report(
     """Rows read, accepted, rejected by reason with examples, and doubtful; exit 1 where a table is unusable."""
     found = check(raw, master=master)
     if as_json:
-        typer.echo(json.dumps({name: asdict(one) for name, one in found.items()}))
+        typer.echo(strict_json.dumps({name: asdict(one) for name, one in found.items()}))
     else:
         for table in as_tables(found):
             if table.row_count:

@@ -1,6 +1,5 @@
 """Train every CTR model with every image input on the same rows, and predict the test rows with each."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from feature_repo.contract import PERIODS
-from model import artifact, metrics
+from model import artifact, metrics, strict_json
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.config import CtrConfig
 from model.ctr.inputs import inputs
@@ -159,7 +158,7 @@ def _fit_all(
                 fitted[f"{model}/{images}"] = variant
                 _save(variant, folder / f"{model}-{images}")
                 for step in variant.model.history:
-                    history.write(json.dumps({"model": model, "images": images, **step}) + "\n")
+                    history.write(strict_json.dumps({"model": model, "images": images, **step}) + "\n")
                 log.info(
                     "ctr_model_trained",
                     model=model,

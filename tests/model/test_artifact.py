@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -83,6 +84,18 @@ def test_other_content_is_another_artifact(tmp_path: Path, what: str) -> None:
         file.write_text("hullo" if what == "text" else "hello", "utf-8")
         draft.facts["words"] = 2 if what == "words" else 1
     assert artifact.digest(tmp_path / "a") != artifact.digest(tmp_path / "b")
+
+
+def test_a_fact_that_is_not_defined_is_null_in_a_manifest_that_every_reader_takes(tmp_path: Path) -> None:
+    with artifact.write(tmp_path / "a", kind="note", inputs={}, config={}) as draft:
+        draft.facts |= {"entropy": math.nan, "losses": [0.5, math.inf]}
+        draft.notes["speed"] = -math.inf
+    words: list[str] = []
+    json.loads((tmp_path / "a" / artifact.MANIFEST).read_text("utf-8"), parse_constant=words.append)
+    assert words == []
+    manifest = artifact.read(tmp_path / "a", kind="note")
+    assert manifest.facts == {"entropy": None, "losses": [0.5, None]}
+    assert manifest.notes == {"speed": None}
 
 
 def test_a_part_has_a_digest_of_its_own_and_what_is_no_part_that_of_the_whole(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Compare encoders: courier, its baselines and its ablations through the probe and the CTR models, into one table."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,7 +23,7 @@ from jobs.paths import local_folder
 from jobs.pipeline import stage_states
 from jobs.raw.folder import source
 from jobs.workspace import StageError, Workspace, locked, open_workspace
-from model import artifact
+from model import artifact, strict_json
 from model.courier.config import CourierConfig
 from model.courier.inference.probe import parts_of
 from model.courier.training.methods import METHODS
@@ -255,7 +254,7 @@ def _summed(
     }
     reports = workspace.folder / "reports"
     reports.mkdir(exist_ok=True)
-    artifact.write_whole(reports / "comparison.json", json.dumps(found, indent=1, allow_nan=False).encode())
+    artifact.write_whole(reports / "comparison.json", strict_json.dumps(found, indent=1).encode())
     artifact.write_whole(reports / "comparison.html", comparison.render(found).encode())
     log.info("compared", reports=str(reports), failed=len(failures))
     return found

@@ -1,6 +1,7 @@
 """What runs of several encoders come to: means over seeds, what one has over another, what the probe foretells."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from typing import Any, Final
@@ -10,7 +11,7 @@ import numpy as np
 from jobs.evaluation import probe
 from jobs.evaluation.compare.runs import IMAGES, NONE, TRUE_STYLE
 from model.ctr.evaluation.encoders import Sample, Samples, common, difference_ci, mean_ci, rank_correlation, share
-from model.ctr.evaluation.evaluate import nulled
+from model.strict_json import nulled
 
 SCHEMA: Final = 1
 CHANCE: Final = 0.5  # the AUC of an encoder that knows nothing
@@ -96,12 +97,18 @@ def _method(result: Results, gains: Keyed, true: Keyed) -> dict[str, Any]:
         "encoder": facts[0]["encoder"],
         "steps": facts[0]["steps"],
         "seconds": float(np.mean([one["seconds"] for one in facts])),
-        "collapse": {name: float(np.mean([one["collapse"][name] for one in facts])) for name in facts[0]["collapse"]},
+        "collapse": {name: _mean(one["collapse"][name] for one in facts) for name in facts[0]["collapse"]},
         "probe": _levels(result.probe),
         "left": _left(result),
         "gains": told_gains,
         "order": {model: _order(result, model) for model in dict.fromkeys(key[0] for key in gains)},
     }
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    """Of those that are defined; NaN where none is."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else math.nan
 
 
 def _left(result: Results) -> dict[str, Any]:

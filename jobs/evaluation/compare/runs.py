@@ -25,7 +25,7 @@ from jobs.config import ClusterConfig
 from jobs.embeddings import cluster
 from jobs.evaluation import evaluate, probe
 from jobs.evaluation.probe import Attribute, Period, Questions
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath, ArtifactMismatch, ArtifactMissing
 from model.courier.config import CourierConfig, for_method
 from model.courier.inference import embed
@@ -194,7 +194,7 @@ def _stands(out: Path, digests: Mapping[str, str], config: Mapping[str, Any] | N
         manifest = artifact.read(out, kind=out.name)
     except (ArtifactMissing, ArtifactMismatch):
         return False
-    same = config is None or manifest.config == json.loads(json.dumps(config))
+    same = config is None or manifest.config == json.loads(strict_json.dumps(config))
     return same and all(manifest.inputs.get(name) == digest for name, digest in digests.items())
 
 

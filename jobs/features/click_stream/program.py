@@ -4,7 +4,6 @@ Run it as `python -m jobs.features.click_stream.program WORKSPACE --from SOURCE`
 on other machines need Feast and a workspace (or FEAST_FS_YAML_FILE_PATH) that they all see.
 """
 
-import json
 import signal
 import threading
 import time
@@ -38,6 +37,7 @@ from jobs.features.click_stream.transforms import (
 )
 from jobs.paths import local_folder
 from jobs.raw.folder import RawTableMissing, RawTableUnusable
+from model import strict_json
 
 log = structlog.get_logger()
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -227,7 +227,7 @@ def click_stream(
         counted = stream_kafka(topic, settings, options)
     else:
         counted = stream(source, settings, options, following=following, every=every)
-    typer.echo(json.dumps({**report(counted), "seconds": round(time.monotonic() - started, 2)}))
+    typer.echo(strict_json.dumps({**report(counted), "seconds": round(time.monotonic() - started, 2)}))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,7 +9,6 @@ batch, whose load then corrects the history.
 """
 
 import hashlib
-import json
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
@@ -35,6 +34,7 @@ from jobs.features.history_store import HistoryStore
 from jobs.raw.beam_rows import Raw
 from jobs.rules import events
 from jobs.rules.online_histories import Click, History, click, merge
+from model import strict_json
 
 KIND: Final = "clicks"
 READ, CLICKS, DISTINCT, PASSED_OVER = "read", "clicks", "distinct", "passed_over"
@@ -257,7 +257,7 @@ def _by_shard(one: tuple[str, History], shards: int) -> tuple[int, tuple[str, Hi
 
 
 def _rejected_line(one: tuple[Raw, str]) -> str:
-    return json.dumps({"reason": one[1], "row": one[0]}, default=str, ensure_ascii=False)
+    return strict_json.dumps({"reason": one[1], "row": one[0]}, default=str, ensure_ascii=False)
 
 
 def _one_key(_: str) -> int:

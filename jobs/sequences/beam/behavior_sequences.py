@@ -4,7 +4,6 @@ Run it as `python -m jobs.sequences.beam.behavior_sequences --raw RAW --out DIR`
 runner with several machines, RAW and DIR lie on a file system that all of them see.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -31,7 +30,7 @@ from jobs.sequences.beam.tables import WriteTable
 from jobs.sequences.beam.time_split import SplitByTime
 from jobs.sequences.beam.transforms import BuildSequences, tables
 from jobs.sequences.options import AS_OF, with_config
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
@@ -106,7 +105,7 @@ def sequences(
     """Turn raw events into behaviour sequences."""
     args = beam_runner.beam_args(context)
     manifest = build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
-    typer.echo(json.dumps(dict(manifest.facts), indent=1))
+    typer.echo(strict_json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from apache_beam.transforms import combiners
 from jobs.paths import arrow_source
 from jobs.rules.events import EPOCH, MICROSECOND, TOO_MANY_CLICKS, Event, micros
 from jobs.rules.page_views import TimeSplit
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 
 FOLDER: Final = "facts"  # beside the tables while the pipeline runs; gone once the manifest holds them
@@ -46,7 +46,7 @@ class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             reasons | "Reason" >> beam.MapTuple(lambda reason, count: (REJECTED, reason, count)),
             counted["split"] | "Splits" >> beam.FlatMap(_split_facts),
         ]
-        lines = found | "Facts" >> beam.Flatten() | "Lines" >> beam.Map(json.dumps)
+        lines = found | "Facts" >> beam.Flatten() | "Lines" >> beam.Map(strict_json.dumps)
         return lines | "Write" >> WriteToText(self.prefix, num_shards=1)
 
 

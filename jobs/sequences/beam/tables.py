@@ -1,6 +1,5 @@
 """The tables of the sequences artifact as Beam writes them: columns, types and rows as the Spark job has them."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -15,6 +14,7 @@ from jobs.rules.events import Event, micros
 from jobs.rules.histories import Snapshot
 from jobs.rules.page_views import PageView, TimeSplit, kept_on_page
 from jobs.rules.sequence_tables import PERIOD, TABLES, Table
+from model import strict_json
 from model.artifact import AnyPath
 
 ARROW_TYPES: Final = {
@@ -112,7 +112,7 @@ def rejected_row(row: Raw | Event, reason: str) -> Row:
         said = {name: getattr(row, name) for name in columns}
     else:
         said = {name: row.get(name) for name in columns}
-    text = json.dumps(said, default=_moment, ensure_ascii=False, separators=(",", ":"))
+    text = strict_json.dumps(said, default=_moment, ensure_ascii=False, separators=(",", ":"))
     return {"table": "events", "row": text, "reason": reason}
 
 

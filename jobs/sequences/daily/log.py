@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from jobs.raw.identity import Hasher, events_digest
 from jobs.rules.events import DAY as DAY
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 from model.errors import CourierError
 
@@ -152,12 +152,12 @@ def write_watermark(workspace: AnyPath, mark: Watermark) -> None:
     """Say that the log holds these days."""
     said = asdict(mark) | {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     said["as_of"] = mark.as_of and mark.as_of.isoformat()
-    artifact.write_whole(log_folder(workspace) / "watermark.json", (json.dumps(said, indent=1) + "\n").encode())
+    artifact.write_whole(log_folder(workspace) / "watermark.json", (strict_json.dumps(said, indent=1) + "\n").encode())
 
 
 def begin_writing(workspace: AnyPath, todo: Plan) -> None:
     """Say that the days from `write_from` on are being replaced: until `end_writing` the log cannot be read."""
-    said = json.dumps({"from": todo.write_from.isoformat(), "to": todo.last.isoformat()})
+    said = strict_json.dumps({"from": todo.write_from.isoformat(), "to": todo.last.isoformat()})
     artifact.write_whole(log_folder(workspace) / WRITING, said.encode())
 
 
@@ -192,7 +192,7 @@ def log_digest(workspace: AnyPath) -> str | None:
         return None
     days = {name: {"files": one.files, "facts": one.facts} for name, one in read_days(workspace, mark).items()}
     identity = {"days": days, "config": mark.config, "sampled_negatives": mark.sampled_negatives}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def sequences_inputs(folder: Path, raw: AnyPath, hasher: Hasher) -> dict[str, str]:

@@ -15,7 +15,7 @@ from jobs.raw.folder import TableFiles, file_version, table_files
 from jobs.rules.events import future_from
 from jobs.sequences.daily import log as daily_log
 from jobs.sequences.daily.log import DAY, Plan, Watermark, midnight
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 
 UNDATED: Final = "undated"  # in place of a day: rows whose time is not known
@@ -53,7 +53,7 @@ def write_index(workspace: AnyPath, index: Mapping[str, FileDays]) -> None:
     """Keep the counts of each file."""
     index_file(workspace).parent.mkdir(parents=True, exist_ok=True)
     said = {file: asdict(one) for file, one in sorted(index.items())}
-    artifact.write_whole(index_file(workspace), (json.dumps(said, indent=1) + "\n").encode())
+    artifact.write_whole(index_file(workspace), (strict_json.dumps(said, indent=1) + "\n").encode())
 
 
 CountDays = Callable[[TableFiles], Mapping[str, Mapping[str, int]]]  # files of events -> path -> day -> rows

@@ -51,7 +51,10 @@ class Objective(nn.Module, ABC):
         return self.losses(vectors, batch)
 
     def attention_entropy(self, vectors: Tensor, batch: BatchTensors) -> float | None:  # noqa: ARG002
-        """Of the weights over a user's clicks, in [0, 1]; None without attention. vectors: (U, D), as for `losses`."""
+        """Of the weights over a user's clicks, in [0, 1]; NaN where nobody has two, None without attention.
+
+        vectors: (U, D), as for `losses`.
+        """
         return None
 
 

@@ -1,7 +1,6 @@
 """What is computed once and lies on disk: decoded images, and what the frozen parts of a backbone make of them."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 
-from model import artifact
+from model import artifact, strict_json
 from model.courier.training.process_group import ProcessGroup
 from model.errors import CourierError
 
@@ -65,7 +64,7 @@ def cached_array(path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, fill:
 
 def digest(**said: Any) -> str:
     """The hex digest of what JSON can hold."""
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_weights(module: nn.Module) -> str:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from model import artifact
+from model import artifact, strict_json
 from model.courier.training.array_cache import digest
 from model.errors import CourierError
 
@@ -47,7 +47,7 @@ class Checkpoint:
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"format": FORMAT, "identity": self.identity, "facts": state.facts}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        artifact.write_whole(self.folder / STATE, save(tensors, {"state": json.dumps(facts)}))
+        artifact.write_whole(self.folder / STATE, save(tensors, {"state": strict_json.dumps(facts)}))
 
     def read(self) -> State | None:
         """The state that was written last; None where there is none.

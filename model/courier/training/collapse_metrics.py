@@ -24,8 +24,8 @@ class CollapseMetrics:
     effective_rank: exp of the entropy of the centred singular values; 1..D. Roy & Vetterli 2007, definition 1.
     alignment: mean squared distance of positive pairs; 0..4.
     uniformity: log mean exp(-2 squared distance) of all pairs; 0 when collapsed.
-    attention_entropy: of the weights over a user's clicks, by that of equal weights; 1 all alike, 0 on one click; None
-    where there is no attention.
+    attention_entropy: of the weights over a user's clicks, by that of equal weights; 1 all alike, 0 on one click; NaN
+    where nobody has two clicks, None where there is no attention.
     Alignment and uniformity: Wang & Isola 2020, https://arxiv.org/abs/2005.10242, section 4.1.
     """
 
@@ -36,7 +36,7 @@ class CollapseMetrics:
     attention_entropy: float | None = None
 
     def as_facts(self) -> dict[str, float]:
-        """For a manifest."""
+        """For a manifest, which says null of what is NaN; what there is not has no name in it."""
         return {name: round(value, 4) for name, value in asdict(self).items() if value is not None}
 
 
@@ -78,8 +78,8 @@ def step_figures(objective: Objective, batch: BatchTensors) -> dict[str, float]:
 
 
 def is_collapsed(metrics: CollapseMetrics, images: int) -> bool:
-    """Whether `images` distinct images fill too few directions or too little space."""
-    return metrics.effective_rank < _least_rank(images) or metrics.deviation < MIN_DEVIATION
+    """Whether `images` distinct images fill too few directions or too little space, or have no place: NaN."""
+    return not (metrics.effective_rank >= _least_rank(images) and metrics.deviation >= MIN_DEVIATION)
 
 
 def refuse_collapse(metrics: CollapseMetrics, images: int) -> None:

@@ -1,6 +1,5 @@
 """Pre-train the image encoder on behaviour: the pretrain stage, on one process or, under torchrun, on many."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -15,7 +14,7 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import Manifest
 from model.courier.config import CourierConfig
 from model.courier.data.batches import Batch, PageViews, check_history, rows_of_step, take_batch
@@ -203,7 +202,7 @@ def _save(trained: Trained, folder: Path, preprocessing: Preprocessing) -> dict[
     facts = save_encoder(trained.objective.encoder, folder, preprocessing)
     state = {name: t.cpu().contiguous() for name, t in trained.objective.state_dict().items()}
     save_file({name: t for name, t in state.items() if not name.startswith("encoder.")}, folder / OBJECTIVE)
-    (folder / CURVE).write_text("".join(json.dumps(line) + "\n" for line in trained.curve), "utf-8")
+    (folder / CURVE).write_text("".join(strict_json.dumps(line) + "\n" for line in trained.curve), "utf-8")
     last = trained.curve[-1] if trained.curve else {}
     log.info("encoder_trained", seconds=round(trained.seconds, 1), space=facts["space_id"], **last)
     return facts | {"final_loss": last.get("loss")}
@@ -235,7 +234,7 @@ def pretrain(
     """
     config = from_mapping(CourierConfig(), unflatten(parse_settings(CourierConfig(), setting or ())))
     manifest = build(sequences=sequences, images=images, out=out, config=config, checkpoint_every=checkpoint_every)
-    print(json.dumps(dict(manifest.facts), indent=1))
+    print(strict_json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

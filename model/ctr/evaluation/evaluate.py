@@ -14,6 +14,7 @@ from model.ctr.inputs.columns import sorted_codes
 from model.ctr.inputs.none import NONE
 from model.errors import CourierError
 from model.metrics import Gain, UserBootstrap
+from model.strict_json import nulled
 
 NO_GAIN: Final = Gain(math.nan, math.nan, math.nan, math.nan)
 
@@ -107,15 +108,6 @@ def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
         raise CourierError("truth.parquet does not hold one p_click for each test row: it belongs to other events")
     found: Numbers = joined.column("p_click").to_numpy()
     return found
-
-
-def nulled(value: Any) -> Any:
-    """The value with None for every number that is not finite, all the way down: JSON knows no NaN."""
-    if isinstance(value, Mapping):
-        return {key: nulled(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [nulled(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _auc(rows: TestRows, variant: Variant, keep: NDArray[np.bool_], resamples: UserBootstrap) -> tuple[float, Numbers]:

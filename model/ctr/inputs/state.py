@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from model import strict_json
 from model.artifact import ArtifactMismatch
 from model.ctr.inputs.item_vectors import Floats
 
@@ -39,7 +40,7 @@ class InputsState:
     def save(self, folder: Path) -> None:
         """Write inputs.json and inputs.npz into `folder`."""
         text = {"format": FORMAT, "items": self.items, "categories": self.categories, "images": list(self.learned)}
-        (folder / "inputs.json").write_text(json.dumps(text, indent=1), "utf-8")
+        (folder / "inputs.json").write_text(strict_json.dumps(text, indent=1), "utf-8")
         arrays = {f"{images}.{name}": value for images, one in self.learned.items() for name, value in one.items()}
         np.savez(folder / "inputs.npz", median_price=self.median_price, **arrays)  # type: ignore[arg-type]
 

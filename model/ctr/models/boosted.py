@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import Progress
 
+from model import strict_json
 from model.ctr.config import BoostedConfig
 from model.ctr.inputs.image_input import ModelInput
 from model.ctr.inputs.inputs import model_input
@@ -90,7 +91,7 @@ class BoostedModel:
         """Write model.json, trees.txt and the inputs' state into `folder`, which exists."""
         self.state.only(self.images).save(folder)
         (folder / "trees.txt").write_text(self.booster.model_to_string(), "utf-8")
-        (folder / "model.json").write_text(json.dumps({"model": KIND, "images": self.images}, indent=1), "utf-8")
+        (folder / "model.json").write_text(strict_json.dumps({"model": KIND, "images": self.images}, indent=1), "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "BoostedModel":

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from feature_repo.contract import CTR_HISTORY, EMBEDDING_DIM
+from model import strict_json
 from model.ctr.config import NeuralConfig
 from model.ctr.inputs.image_input import ModelInput
 from model.ctr.inputs.inputs import model_input
@@ -212,7 +213,7 @@ class NeuralModel:
             {name: t.contiguous() for name, t in self.network.state_dict().items()}, folder / "weights.safetensors"
         )
         about = {"model": KIND, "images": self.images, "widths": asdict(self.widths)}
-        (folder / "model.json").write_text(json.dumps(about, indent=1), "utf-8")
+        (folder / "model.json").write_text(strict_json.dumps(about, indent=1), "utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "NeuralModel":

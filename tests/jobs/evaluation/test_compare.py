@@ -88,6 +88,14 @@ def test_gains_are_against_the_same_model_without_images_by_the_same_seed(found)
     assert len(random["gains"]["lightgbm/vector/all"]["by_seed"]) == 1  # there is no baseline of seed 2
 
 
+def test_a_collapse_figure_is_the_mean_over_the_seeds_that_have_it(results):
+    courier = next(one for one in results if one.label == "courier")
+    for seed, (entropy, alignment) in enumerate([(0.5, None), (None, None)]):
+        courier.facts[seed] = FACTS | {"collapse": {"attention_entropy": entropy, "alignment": alignment}}
+    found = compare_figures(results, reference="courier", bootstrap=5, seed=0)
+    assert by_name(found["methods"])["courier"]["collapse"] == {"attention_entropy": 0.5, "alignment": None}
+
+
 def test_the_reference_is_held_against_each_baseline_seed_by_seed(found):
     assert found["reference"] == "courier"
     against = by_name(found["against"], "baseline")

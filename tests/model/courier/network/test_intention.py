@@ -147,3 +147,8 @@ def test_padded_clicks_and_users_with_fewer_than_two_do_not_count_in_the_entropy
     weights = (keys @ logit / logit.shape[1] ** 0.5).squeeze(-1).softmax(-1)
     by_hand = -(weights * weights.log()).sum(-1).mean() / math.log(2)
     assert alone == pytest.approx(float(by_hand.detach()), abs=1e-6)
+
+
+def test_the_entropy_of_users_with_fewer_than_two_clicks_is_not_defined(attention: IntentionReconstruction) -> None:
+    clicked, shown = torch.tensor([[1, 0], [0, 0]]).bool(), torch.ones(2, 1).bool()
+    assert math.isnan(attention.entropy(vectors(2, 1), vectors(2, 2), clicked, shown))

@@ -1,6 +1,7 @@
 """The figures of a collapsed and of an evenly spread embedding."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,20 @@ def test_one_point_has_no_deviation_and_uniformity_zero() -> None:
     assert (figures.deviation, figures.uniformity, figures.alignment) == (0.0, 0.0, 0.0)
     with pytest.raises(Collapsed, match=r"deviation 0\.000"):
         refuse_collapse(figures, 10)
+
+
+@pytest.mark.parametrize("name", ["deviation", "effective_rank"])
+def test_an_encoder_whose_vectors_are_no_numbers_is_refused(name: str) -> None:
+    points = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    figures = replace(measure(points, NO_PAIRS), **{name: math.nan})
+    with pytest.raises(Collapsed, match=f"{name.replace('_', ' ')} nan"):
+        refuse_collapse(figures, 3)
+
+
+def test_a_figure_that_is_not_defined_is_a_fact_and_one_that_there_is_not_is_none() -> None:
+    figures = measure(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), NO_PAIRS)
+    assert "attention_entropy" not in figures.as_facts()
+    assert math.isnan(replace(figures, attention_entropy=math.nan).as_facts()["attention_entropy"])
 
 
 def test_uniformity_is_the_log_mean_potential_of_all_pairs() -> None:

@@ -13,7 +13,6 @@ from model.ctr.evaluation.evaluate import (
     TestRows,
     Variant,
     compare,
-    nulled,
     oracle,
     true_probabilities,
 )
@@ -148,10 +147,3 @@ def test_every_true_label_has_a_number_of_its_own_in_the_models_inputs(shop, mon
     tables = {"train": shop.train, "valid": shop.valid, "test": shop.test}
     evaluate.fit_true_style(tables, truth, shop.vectors, CtrConfig(), None)
     assert seen == [(set(range(8)), [8])] * 2  # both models: eight labels, and eight known to the vocabulary
-
-
-def test_numbers_that_json_does_not_know_become_null():
-    assert nulled({"a": [float("nan"), 1.0, {"b": float("inf")}], "c": "x"}) == {
-        "a": [None, 1.0, {"b": None}],
-        "c": "x",
-    }

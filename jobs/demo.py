@@ -43,8 +43,9 @@ def pick_questions(workspace: Path) -> list[list[str]]:
     twins = usable.filter(pc.is_valid(usable["duplicate_of"])).to_pylist() or usable.to_pylist()
     at = ["--workspace", str(workspace)]
     sheet = ["--sheet", str(workspace / "reports" / "search.png")]
+    shown = [word for item_id in last["item_ids"] for word in ("--items", item_id)]
     return [
-        ["rank", *at, "--user", last["user_id"], "--items", ",".join(last["item_ids"])],
+        ["rank", *at, "--user", last["user_id"], *shown],
         ["search", *at, "--item", twins[0]["item_id"], "-k", "10", *sheet],
         ["search", *at, "--image", str(opened.raw / twins[-1]["image_uri"]), "-k", "5"],
     ]

@@ -1,5 +1,6 @@
 """Order a user's candidates by predicted click probability: `courier rank` and the answer to POST /rank."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -73,7 +74,7 @@ class Ranker:
             return Ranking([Ranked(item_id=item, score=None, known=None) for item in candidates], STORE_FAILED)
         scores = self.model.predict(rows.table, rows.vectors)
         scored = zip(candidates, scores.tolist(), rows.known_items, strict=True)
-        ranked = [Ranked(item_id=item, score=round(score, 6), known=known) for item, score, known in scored]
+        ranked = [Ranked(item_id=item, score=_rounded(score), known=known) for item, score, known in scored]
         return Ranking(sorted(ranked, key=lambda one: -(one.score or 0.0)), _what_was_missing(user_id, rows))
 
     def _rows(self, user_id: str, candidates: Sequence[str], as_of: datetime) -> "RankingRows":
@@ -82,6 +83,10 @@ class Ranker:
         return self.features.ranking_rows(
             user_id, candidates, self.space_id, as_of=as_of, vectors=needs_vectors(self.model.images)
         )
+
+
+def _rounded(score: float) -> float | None:
+    return round(score, 6) if math.isfinite(score) else None
 
 
 def _what_was_missing(user_id: str, rows: "RankingRows") -> str | None:
@@ -124,19 +129,20 @@ def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:
 @app.command()
 def rank(
     user: Annotated[str, typer.Option(help="whose candidates they are")],
-    items: Annotated[str, typer.Option(help="the candidates, separated by commas")],
+    items: Annotated[
+        list[str], typer.Option(metavar="ID", help="a candidate, as it stands, blanks and commas too; once for each")
+    ],
     workspace: Annotated[Path | None, typer.Option(help="the folder that holds the release")] = None,
     as_of: Annotated[str | None, typer.Option(help="ISO 8601 with offset: count ages to here (now)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """A user's items in order of predicted click probability, from the features in the online store."""
-    candidates = [item.strip() for item in items.split(",") if item.strip()]
-    if not 1 <= len(candidates) <= MAX_CANDIDATES:
-        raise BadRanking(f"--items names {len(candidates)} items: give 1 to {MAX_CANDIDATES}, separated by commas")
+    if len(items) > MAX_CANDIDATES:
+        raise BadRanking(f"--items is given {len(items)} times: give it 1 to {MAX_CANDIDATES} times")
     moment = _moment(as_of) if as_of is not None else datetime.now(UTC)
     settings = read_settings(workspace=workspace)
     opened = open_release(settings.workspace)
-    ranking = load_ranker(opened, settings.workspace).rank(user, candidates, moment)
+    ranking = load_ranker(opened, settings.workspace).rank(user, items, moment)
     if as_json:
         print(answer_of(ranking, opened.release_id).model_dump_json(indent=1))
     else:

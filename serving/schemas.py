@@ -6,7 +6,6 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 MAX_CANDIDATES = 1_000  # items in one ranking; a page shows tens
-Key = Annotated[str, Field(min_length=1, max_length=512)]
 ReleaseId = Annotated[str, Field(description="the release that answered")]
 Degraded = Annotated[str | None, Field(description="null, or why this answer is poorer than it should be")]
 
@@ -27,7 +26,7 @@ class Ranked(BaseModel):
     """A candidate and its predicted click probability."""
 
     item_id: str
-    score: float | None = Field(description="click probability in 0..1; null where no features could be read")
+    score: float | None = Field(description="click probability in 0..1; null where it is not defined")
     known: bool | None = Field(description="whether the feature store knows the item; null where it could not be asked")
 
 
@@ -81,8 +80,10 @@ class RankRequest(BaseModel):
     model_config = ConfigDict(
         extra="forbid", json_schema_extra={"example": {"user_id": "u00007", "item_ids": ["i00042", "i00007"]}}
     )
-    user_id: Key
-    item_ids: list[Key] = Field(min_length=1, max_length=MAX_CANDIDATES)
+    user_id: str = Field(min_length=1)
+    item_ids: list[str] = Field(
+        min_length=1, max_length=MAX_CANDIDATES, description="of any length; one that nobody knows costs itself alone"
+    )
     as_of: AwareDatetime | None = Field(
         default=None, description="the moment that ages are counted to; null is now. Stored features are the newest."
     )

@@ -204,8 +204,8 @@ def test_a_contact_sheet_shows_the_picture_that_was_asked_with_and_each_result(s
 def test_rank_reads_the_online_store_and_answers_in_order(shop: Path) -> None:
     (sequences,) = whole(shop, "sequences")
     page = pq.read_table(sequences / "page_views").slice(1000, 1).to_pylist()[0]
-    items = ",".join(page["item_ids"])
-    ranked = answer("rank", "--workspace", "ws", "--user", page["user_id"], "--items", items, cwd=shop)
+    items = [word for item_id in page["item_ids"] for word in ("--items", item_id)]
+    ranked = answer("rank", "--workspace", "ws", "--user", page["user_id"], *items, cwd=shop)
     assert ranked["degraded"] is None
     assert sorted(result["item_id"] for result in ranked["results"]) == sorted(page["item_ids"])
     scores = [result["score"] for result in ranked["results"]]
@@ -216,7 +216,8 @@ def test_rank_reads_the_online_store_and_answers_in_order(shop: Path) -> None:
 def test_an_unknown_user_and_an_unknown_item_are_answered(shop: Path) -> None:
     (index,) = whole(shop, "index")
     item = pq.read_table(index / "items.parquet")["item_id"][0].as_py()
-    ranked = answer("rank", "--workspace", "ws", "--user", "nobody", "--items", f"{item},no-such-item", cwd=shop)
+    items = ("--items", item, "--items", "no-such-item")
+    ranked = answer("rank", "--workspace", "ws", "--user", "nobody", *items, cwd=shop)
     assert "nobody" in ranked["degraded"]
     assert {result["item_id"]: result["known"] for result in ranked["results"]} == {item: True, "no-such-item": False}
 

@@ -202,6 +202,21 @@ def test_a_request_may_name_its_moment(client: TestClient, features: FakeFeature
     assert features.as_of == datetime(2024, 1, 1, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("odd", ["", "x" * 513, "y" * 40_000, "a\nb", "a,b", " lead", "\0", "NaN"])
+def test_an_odd_id_costs_itself_and_not_the_request(client: TestClient, odd: str) -> None:
+    answer = client.post("/rank", json={"user_id": "u1", "item_ids": [odd, "left"]})
+    assert sorted(found(answer)) == sorted([odd, "left"])
+    assert {one["item_id"]: one["known"] for one in answer.json()["results"]} == {odd: False, "left": True}
+    assert answer.json()["degraded"] == "1 of 2 items unknown: scored on default values"
+    lost = client.post("/search", data={"item_id": odd})
+    assert lost.status_code in (404, 422)  # an empty field is none
+    assert list(lost.json()) == ["detail"]
+
+
+def test_a_user_id_of_any_length_is_asked_for(client: TestClient) -> None:
+    assert found(client.post("/rank", json={"user_id": "x" * 3_000, "item_ids": ["left"]})) == ["left"]
+
+
 def test_an_unknown_user_gets_an_answer_that_says_so(client: TestClient) -> None:
     answer = client.post("/rank", json={"user_id": "nobody", "item_ids": ["left", "middle"]})
     assert found(answer) == ["middle", "left"]

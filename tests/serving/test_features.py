@@ -94,6 +94,15 @@ def test_the_rows_come_in_the_order_asked_for_repetitions_included(online, space
     assert answer.table["request_time"].to_pylist() == [shop.as_of] * 4
 
 
+@pytest.mark.parametrize("odd", ["", "x" * 5_000, "a,b", " i3", "i3 ", "\0", "e\u0301", "NaN", "null", "I3"])
+def test_an_odd_id_is_unknown_and_costs_no_other_item_its_features(online, space_id, shop, odd):
+    alone = online.ranking_rows("u1", ["i3"], space_id, as_of=shop.as_of, vectors=True)
+    beside = online.ranking_rows("u1", [odd, "i3"], space_id, as_of=shop.as_of, vectors=True)
+    assert beside.known_items == [False, True]
+    assert str(beside.table.to_pylist()[1]) == str(alone.table.to_pylist()[0])
+    assert not online.ranking_rows(odd, ["i3"], space_id, as_of=shop.as_of, vectors=False).known_user
+
+
 def test_no_candidates_are_no_rows_of_the_same_form(online, space_id, shop):
     none = online.ranking_rows("u1", [], space_id, as_of=shop.as_of, vectors=True).table
     one = online.ranking_rows("u1", ["i1"], space_id, as_of=shop.as_of, vectors=True).table

@@ -1,6 +1,7 @@
 """The order of a ranking, and what becomes of it when users, items or the whole store are unknown."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -96,6 +97,12 @@ def test_an_unknown_item_is_scored_on_defaults_and_marked() -> None:
     assert ranking.degraded == "1 of 2 items unknown: scored on default values"
 
 
+def test_a_score_that_is_no_number_is_null_and_stands_last() -> None:
+    prices = {"a": math.nan, "b": 0.25, "c": -math.inf}
+    ranking = Ranker(FakeFeatures(prices), CheapFirst(), "s1").rank("u1", ["a", "b", "c"], NOW)
+    assert [(one.item_id, one.score) for one in ranking.results] == [("b", 0.75), ("a", None), ("c", None)]
+
+
 def test_a_store_that_fails_leaves_the_order_given_and_says_so() -> None:
     ranking = Ranker(FakeFeatures(PRICES, fails=True), CheapFirst(), "s1").rank("u1", ["c", "a", "b", "c"], NOW)
     assert order(ranking) == ["c", "a", "b"]
@@ -132,7 +139,8 @@ def opened() -> OpenRelease:
 
 
 def test_the_answer_is_json(features: FakeFeatures, capsys: pytest.CaptureFixture[str]) -> None:
-    ranker.main(["--user", "u1", "--items", "a, b,,new", "--json", "--as-of", "2024-06-01T02:00:00+02:00"])
+    items = ["--items", "a", "--items", "b", "--items", "new"]
+    ranker.main(["--user", "u1", *items, "--json", "--as-of", "2024-06-01T02:00:00+02:00"])
     assert json.loads(capsys.readouterr().out) == {
         "results": [
             {"item_id": "new", "score": 1.0, "known": False},
@@ -143,6 +151,15 @@ def test_the_answer_is_json(features: FakeFeatures, capsys: pytest.CaptureFixtur
         "degraded": "1 of 3 items unknown: scored on default values",
     }
     assert features.asked[0]["as_of"] == NOW
+
+
+def test_an_item_is_named_as_it_stands(features: FakeFeatures, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = ["a,b", " lead", "tail ", "a\nb", "--help", "-k", "", '"', "\\", "x" * 5_000]
+    ranker.main(["--user", "--user", *(word for item in odd for word in ("--items", item)), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert [one["item_id"] for one in answer["results"]] == odd
+    assert features.asked[0]["items"] == odd
+    assert answer["degraded"].startswith("user '--user' is unknown")
 
 
 def test_without_json_a_table_is_printed(features: FakeFeatures, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,8 +179,7 @@ def test_without_as_of_ages_count_to_now(features: FakeFeatures) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--items", " , "], "--items names 0 items"),
-        (["--items", ",".join(map(str, range(1_001)))], "--items names 1001 items: give 1 to 1000"),
+        (["--items", "a"] * 1_001, "--items is given 1001 times: give it 1 to 1000 times"),
         (["--items", "a", "--as-of", "yesterday"], "'yesterday' is not an ISO 8601 moment"),
         (["--items", "a", "--as-of", "2024-06-01"], "names no offset from UTC"),
     ],

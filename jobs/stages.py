@@ -40,6 +40,7 @@ STAGES: Final = (
     Stage(
         name="sequences",
         build="jobs.sequences.build:build",
+        revision=2,  # every row in a count
         options=("raw", "raw_digest", "workspace", "config", "engine", "master", "beam_args"),
         reads="jobs.sequences.daily.log:sequences_inputs",
     ),

@@ -1,4 +1,4 @@
-"""What courier refuses: the one kind of error whose message is for whoever runs it."""
+"""What courier refuses, the one kind of error whose message is for whoever runs it; and rows that a stage lost."""
 
 
 class CourierError(Exception):
@@ -6,3 +6,7 @@ class CourierError(Exception):
 
     The front door prints it without a traceback; any other exception is a bug and keeps its own.
     """
+
+
+class RowsLost(RuntimeError):
+    """A stage has a fault: rows that it read are in none of its counts."""

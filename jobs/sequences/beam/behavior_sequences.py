@@ -49,8 +49,9 @@ def wire(pipeline: Any, table: TableFiles, out: AnyPath, config: SequencesConfig
     split = times | "SplitByTime" >> SplitByTime(config.train_fraction, config.valid_fraction)
     for name, rows_of in tables(made, config, AsSingleton(split)).items():
         rows_of | f"Write_{name}" >> WriteTable(name, out)
-    counted = {"rows": rows, "events": made.events, "rejected": made.rejected, "unmatched": made.unmatched}
-    {**counted, "split": split} | "CountFacts" >> CountFacts(out)
+    counted = {"rows": rows, "events": made.events, "views": made.views, "rejected": made.rejected}
+    counted |= {"unmatched": made.unmatched, "split": split}
+    counted | "CountFacts" >> CountFacts(out, config.page_view_size)
 
 
 def build(

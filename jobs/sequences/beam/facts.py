@@ -10,8 +10,11 @@ from apache_beam.io.textio import WriteToText
 from apache_beam.transforms import combiners
 
 from jobs.paths import arrow_source
-from jobs.rules.events import EPOCH, MICROSECOND, TOO_MANY_CLICKS, Event, micros
-from jobs.rules.page_views import TimeSplit
+from jobs.rules.events import IMPRESSION, TOO_MANY_CLICKS, Event, micros
+from jobs.rules.page_views import TEST, TRAIN, VALID, PageView, TimeSplit, kept_on_page
+from jobs.rules.sequence_tables import PERIOD
+from jobs.sequences.facts import of_artifact
+from jobs.sequences.splits import Splits
 from model import artifact, strict_json
 from model.artifact import AnyPath
 
@@ -22,13 +25,18 @@ REJECTED: Final = "rejected"
 class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
     """Write the counts of a run as JSON lines [group, name, value]."""
 
-    def __init__(self, out: AnyPath) -> None:
+    def __init__(self, out: AnyPath, page_view_size: int) -> None:
         super().__init__()
-        self.prefix = str(out / FOLDER / "part")
+        self.prefix, self.size = str(out / FOLDER / "part"), page_view_size
 
     def expand(self, counted: Any) -> Any:
-        """PCollections `rows`, `events` (Event), `rejected` ((row, reason)), `unmatched` (int), `split` (TimeSplit)."""
-        events, rejected = counted["events"], counted["rejected"]
+        """PCollections `rows`, `events` (Event), `views` (PageView), `rejected` ((row, reason)), `unmatched` (int),
+        `split` (TimeSplit).
+        """
+        events, views, rejected = counted["events"], counted["views"], counted["rejected"]
+        shown = events | "Shown" >> beam.Filter(lambda one: one.event_type == IMPRESSION)
+        kept = views | "Kept" >> beam.Map(lambda view, size: len(kept_on_page(view.shown, size)), size=self.size)
+        periods = views | "Periods" >> beam.Map(_period, beam.pvalue.AsSingleton(counted["split"]))
         times = events | "Times" >> beam.Map(lambda one: micros(one.event_time))
         surplus = rejected | "Surplus" >> beam.FlatMap(_surplus) | "Once" >> beam.Distinct()
         over_cap = surplus | "Crowds" >> beam.Keys() | "PerCrowd" >> combiners.Count.PerElement()
@@ -36,6 +44,8 @@ class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         found = [
             _named("rows", counted["rows"] | "Rows" >> combiners.Count.Globally()),
             _named("events", events | "Events" >> combiners.Count.Globally()),
+            _named("shown", shown | "EachShown" >> combiners.Count.Globally()),
+            _named("page_view_items", kept | "AllKept" >> beam.CombineGlobally(sum)),
             _named("users", events | "Users" >> beam.Map(lambda one: one.user_id) | "EachUser" >> CountDistinct()),
             _named("items", events | "Items" >> beam.Map(lambda one: one.item_id) | "EachItem" >> CountDistinct()),
             _named("first", times | "First" >> beam.CombineGlobally(_least)),
@@ -44,6 +54,9 @@ class CountFacts(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             _named("capped", over_cap | "Capped" >> beam.Map(lambda one: one[0][0]) | "EachCapped" >> CountDistinct()),
             _named("beyond", over_cap | "Beyond" >> beam.Values() | "Most" >> beam.CombineGlobally(_greatest)),
             reasons | "Reason" >> beam.MapTuple(lambda reason, count: (REJECTED, reason, count)),
+            periods
+            | "PerPeriod" >> combiners.Count.PerElement()
+            | "Period" >> beam.MapTuple(lambda period, count: (PERIOD, period, count)),
             counted["split"] | "Splits" >> beam.FlatMap(_split_facts),
         ]
         lines = found | "Facts" >> beam.Flatten() | "Lines" >> beam.Map(strict_json.dumps)
@@ -78,37 +91,44 @@ def _greatest(times: Iterable[int | None]) -> int | None:
     return max((at for at in times if at is not None), default=None)
 
 
+def _period(view: PageView, split: TimeSplit) -> str:
+    return split.period(view.request_time)
+
+
 def _split_facts(split: TimeSplit) -> list[tuple[str, str, int]]:
     return [("", "valid_start", micros(split.valid_start)), ("", "test_start", micros(split.test_start))]
 
 
 def collect(out: AnyPath, max_clicks_per_day: int) -> dict[str, Any]:
     """The facts of the tables in `out`, as the Spark job says them; their folder is removed."""
-    found: dict[str, int] = {}
-    refused: dict[str, int] = {}
+    groups: dict[str, dict[str, int]] = {"": {}, REJECTED: {}, PERIOD: dict.fromkeys((TRAIN, VALID, TEST), 0)}
     for path in (out / FOLDER).iterdir():
         for group, name, value in map(json.loads, path.read_text("utf-8").splitlines()):
-            (refused if group == REJECTED else found)[name] = value
+            groups[group][name] = value
     artifact.remove_folder(out / FOLDER)
-    accepted = found["rows"] - sum(refused.values())
-    ends = {"start": found["first"], "valid_start": found["valid_start"], "test_start": found["test_start"]}
-    ends["end"] = found["last"] + 1
-    beyond = found["beyond"]
-    return {
+    found, refused = groups[""], groups[REJECTED]
+    accepted, beyond = found["rows"] - sum(refused.values()), found["beyond"]
+    clicks, impressions = _rows(out / "clicks"), _rows(out / "impressions")
+    counted = {
         "events_read": found["rows"],
         "events_accepted": accepted,
         "events_rejected": dict(sorted(refused.items())),
         "duplicates": accepted - found["events"],
-        "clicks": _rows(out / "clicks"),
+        "clicks": clicks,
+        "attributed": clicks - found["unmatched_clicks"],
+        "conversions": _rows(out / "conversions"),
         "users": found["users"],
         "items": found["items"],
         "requests": _rows(out / "page_views"),
-        "impressions": _rows(out / "impressions"),
-        "unmatched_clicks": found["unmatched_clicks"],
+        "requests_by_period": groups[PERIOD],
+        "impressions": impressions,
+        "shown_again": found["shown"] - impressions,
+        "page_view_items": found["page_view_items"],
         # Whoever has a click beyond the cap has as many below as it allows.
         "capped_users": {"users": found["capped"], "most_clicks": max_clicks_per_day + beyond if beyond else 0},
-        "splits": {name: (EPOCH + at * MICROSECOND).isoformat() for name, at in ends.items()},
     }
+    starts = {"start": found["first"], **{name: found[name] for name in ("valid_start", "test_start")}}
+    return of_artifact(counted, Splits(**starts, end=found["last"] + 1))
 
 
 def _rows(folder: AnyPath) -> int:

@@ -8,22 +8,16 @@ from typing import Any, Final, Protocol
 
 from jobs.config import SequencesConfig
 from jobs.raw.folder import TableFiles
-from jobs.sequences.daily.log import Plan
+from jobs.sequences.daily.log import COUNTS, Plan
 from model.artifact import AnyPath, Manifest
 
 DAY: Final = "day"  # a table's rows of a day lie in a folder day=N, N in days since 1970
 # What a day counts where nothing happened on it.
 NOTHING: Final[Mapping[str, Any]] = {
-    "events_read": 0,
-    "events_accepted": 0,
+    **dict.fromkeys(COUNTS, 0),
     "events_rejected": {},
-    "duplicates": 0,
-    "clicks": 0,
     "first": None,
     "last": None,
-    "requests": 0,
-    "impressions": 0,
-    "attributed": 0,
     "most_clicks": 0,
 }
 

@@ -27,6 +27,11 @@ SETTLED_AFTER: Final = 2 * DAY
 WRITING: Final = "writing.json"
 DAYS: Final = ["%Y-%m-%d"]  # how a command line writes a day
 NEEDS_BEFORE: Final = 2 * DAY
+# What a day counts, so that the sum over all days is the count of the whole.
+COUNTS: Final = (
+    *("events_read", "events_accepted", "duplicates", "clicks", "conversions"),
+    *("requests", "impressions", "shown_again", "page_view_items", "attributed"),
+)
 # How far behind the watermark lie the states that are kept: the next day starts from the one, the last day, computed
 # again, from the other. Older ones are computed of the days' clicks where a back-fill needs them.
 STATES_BEHIND: Final = (SETTLED_AFTER, SETTLED_AFTER + DAY)
@@ -217,7 +222,14 @@ def read_days(workspace: AnyPath, mark: Watermark) -> dict[str, artifact.Manifes
                 f"say `courier sequences --from {day} --to {mark.last}`"
             )
     folder = undated_folder(workspace)
-    return found | {folder.name: _whole(folder, "undated", mark.last, mark.last)}
+    found[folder.name] = _whole(folder, "undated", mark.last, mark.last)
+    for name, one in found.items():
+        if missing := [count for count in COUNTS if count not in one.facts]:
+            raise DailyLogError(
+                f"{log_folder(workspace) / name} does not count {', '.join(missing)}, as days of an earlier version: "
+                f"say `courier sequences --from {mark.first} --to {mark.last}` to build the log again"
+            )
+    return found
 
 
 def read_day(workspace: AnyPath, day: date, last: date) -> artifact.Manifest:
@@ -240,9 +252,8 @@ def sum_facts(facts: list[Mapping[str, Any]]) -> dict[str, Any]:
     for one in facts:
         for reason, count in one["events_rejected"].items():
             refused[reason] = refused.get(reason, 0) + count
-    names = ("events_read", "events_accepted", "duplicates", "clicks", "requests", "impressions", "attributed")
     return {
-        **{name: sum(one[name] for one in facts) for name in names},
+        **{name: sum(one[name] for one in facts) for name in COUNTS},
         "events_rejected": {reason: refused[reason] for reason in sorted(refused)},
         "first": min((one["first"] for one in facts if one["first"] is not None), default=None),
         "last": max((one["last"] for one in facts if one["last"] is not None), default=None),

@@ -16,11 +16,25 @@ from jobs.raw.duckdb_tables import read_events
 from jobs.raw.folder import source
 from jobs.rules.sequence_tables import TABLES
 from jobs.sequences.duckdb.event_validation import validate
-from jobs.sequences.duckdb.facts import capped_users, count_distinct, count_events, count_pages, count_repeated
+from jobs.sequences.duckdb.facts import (
+    capped_users,
+    count_distinct,
+    count_events,
+    count_pages,
+    count_periods,
+    count_repeated,
+)
 from jobs.sequences.duckdb.histories import HISTORY_ROWS, clicks, conversions, histories, make_clicked, make_newest
 from jobs.sequences.duckdb.page_views import impressions, make_known, make_shown, page_views, split_of
 from jobs.sequences.duckdb.parts import PART_ROWS, Rows, write_parts
-from jobs.sequences.facts import notes, of_artifact, require_page_views, require_some, tell_written
+from jobs.sequences.facts import (
+    notes,
+    of_artifact,
+    require_page_views,
+    require_some,
+    require_split,
+    tell_written,
+)
 from jobs.sequences.splits import Splits
 from model import artifact
 from model.artifact import AnyPath, Manifest
@@ -55,10 +69,12 @@ def build(
             make_tables(db, config)
             counted = count_events(db)[None]
             require_some(counted, raw)
-            counted |= count_pages(db).get(None, {})
+            counted |= count_pages(db, config.page_view_size).get(None, {})
             require_page_views(counted)
             counted |= count_distinct(db) | {"capped_users": capped_users(db), "sampled_negatives": sampled}
             splits = split_of(db, counted, config)
+            counted["requests_by_period"] = count_periods(db, splits)
+            require_split(counted, splits)  # before its tables are written
             db.execute("DROP TABLE seen")
             write_tables(db, tables(config, splits), draft.path)
         draft.facts, draft.notes = of_artifact(counted, splits), notes(counted | {"as_of": as_of.isoformat()})

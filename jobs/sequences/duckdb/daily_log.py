@@ -31,7 +31,7 @@ from jobs.sequences.duckdb.behavior_sequences import (
     write_tables,
 )
 from jobs.sequences.duckdb.event_validation import validate
-from jobs.sequences.duckdb.facts import count_distinct, count_events, count_pages, event_facts
+from jobs.sequences.duckdb.facts import count_distinct, count_events, count_pages, count_periods, event_facts
 from jobs.sequences.duckdb.histories import HISTORY_ROWS, make_clicked
 from jobs.sequences.duckdb.moments import day_of, number
 from jobs.sequences.duckdb.page_views import split_of, written_page_views
@@ -135,7 +135,7 @@ class DuckdbEngine:
             make_clicked(db, since=micros(midnight(todo.write_from)))
             _add_earlier(db, earlier)
             make_tables(db, config)
-            yield DuckdbDays(db, todo, config, _facts(db))
+            yield DuckdbDays(db, todo, config, _facts(db, config.page_view_size))
 
     def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
         """Write the rejected rows whose time is not known or lies ahead."""
@@ -144,7 +144,8 @@ class DuckdbEngine:
             reading(db, table.path.parent, lambda: db.execute(f"{made} ({undated_events(db, table, as_of)})"))
             write_parts(db, rejected(), _local(folder))
             counts = db.sql("SELECT reason, count(*) FROM rejected GROUP BY ALL").fetchall()
-            return event_facts(None, {reason: int(rows) for reason, rows in counts})
+            refused = {reason: int(rows) for reason, rows in counts}
+            return event_facts(None, refused) | {"events_read": sum(refused.values())}
 
     def write_sequences(
         self,
@@ -165,6 +166,7 @@ class DuckdbEngine:
                 make_clicked(db)
                 counts = {**counted, **count_distinct(db), "capped_users": _capped(db, counted)}
                 splits = split_of(db, counts, config)
+                counts["requests_by_period"] = count_periods(db, splits)
                 written = tables(config, splits) | {"page_views": written_page_views(splits)}
                 write_tables(db, written, draft.path)
             draft.facts, draft.notes = of_artifact(counts, splits), notes(counts)
@@ -193,10 +195,10 @@ def _of_files(step: str, folders: Sequence[AnyPath]) -> str:
     return step
 
 
-def _facts(db: duckdb.DuckDBPyConnection) -> dict[date, dict[str, Any]]:
+def _facts(db: duckdb.DuckDBPyConnection, size: int) -> dict[date, dict[str, Any]]:
     most = db.sql("SELECT day, max(clicks) FROM over_cap GROUP BY day").fetchall()
     found: dict[date, dict[str, Any]] = {}
-    for counts in (count_events(db, by_day=True), count_pages(db, by_day=True)):
+    for counts in (count_events(db, by_day=True), count_pages(db, size, by_day=True)):
         for day, facts in counts.items():
             found.setdefault(_date(day), {}).update(facts)
     for day, clicks in most:

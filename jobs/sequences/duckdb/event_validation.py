@@ -8,6 +8,7 @@ Tables, from step to step: moments in microseconds since 1970 (`us`), days in da
     other    all other acceptable events: clicks, conversions, impressions of another's request; reason where rejected
     deed     the accepted clicks and conversions, each once: with page, null where none, and times it was sent
     over_cap who clicks more than the cap on a day: clicks, and the last one that is accepted
+    rows_read how many raw events there are of each day; null where its time is not known
 """
 
 from typing import Final
@@ -89,6 +90,7 @@ QUALIFY row_number() OVER (PARTITION BY deed.user_id, day ORDER BY {IN_TIME}) = 
 _SURPLUS: Final = f"""
 {{table}}.user_id = over_cap.user_id AND {day_of("us")} = over_cap.day AND {CLICK} AND ({IN_TIME}) > over_cap.last
 """
+ROWS_READ: Final = f"CREATE TEMP TABLE rows_read AS SELECT {day_of('us')} AS day, count(*) AS rows FROM read GROUP BY 1"
 REJECTED: Final = """
 CREATE TEMP TABLE rejected AS
 SELECT 'events' AS "table", "row", reason, {day} AS day FROM read WHERE reason IS NOT NULL
@@ -102,7 +104,7 @@ def validate(db: duckdb.DuckDBPyConnection, events: str, max_clicks_per_day: int
     events: a query, as of jobs.raw.duckdb_tables.read_events.  `read` is dropped in the end.
     """
     db.execute(READ.replace("{events}", events))
-    for step in (OPENED, SEEN, OTHER, DEED, OVER_CAP.replace("{cap}", str(max_clicks_per_day))):
+    for step in (ROWS_READ, OPENED, SEEN, OTHER, DEED, OVER_CAP.replace("{cap}", str(max_clicks_per_day))):
         db.execute(step)
     [[capped]] = db.sql("SELECT count(*) FROM over_cap").fetchall()
     if capped:

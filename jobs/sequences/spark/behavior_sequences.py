@@ -20,7 +20,15 @@ from jobs.raw.identity import events_digest
 from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
 from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.sequence_tables import PERIOD, TABLES
-from jobs.sequences.facts import longest, notes, of_artifact, require_page_views, require_some, tell_written
+from jobs.sequences.facts import (
+    longest,
+    notes,
+    of_artifact,
+    require_page_views,
+    require_some,
+    require_split,
+    tell_written,
+)
 from jobs.sequences.options import AS_OF, with_config
 from jobs.sequences.spark.event_validation import accepted, cap, consistent, is_a, openings, over_cap_users
 from jobs.sequences.spark.facts import (
@@ -29,6 +37,7 @@ from jobs.sequences.spark.facts import (
     count_events,
     count_impressions,
     count_pages,
+    count_periods,
     merged,
 )
 from jobs.sequences.spark.histories import clicks, conversions, histories, snapshots
@@ -76,7 +85,7 @@ def build(
         [others] = count_events(validated).values()
         counted = merged(others, count_impressions(shown))
         require_some(counted, raw)
-        counted |= next(iter(count_pages(shown).values()), {})
+        counted |= next(iter(count_pages(shown, config.page_view_size).values()), {})
         who = shown.select("user_id", F.explode("shown.item_id").alias("item_id"))
         counted |= count_distinct(who.unionByName(accepted(validated).select("user_id", "item_id")))
         facts = counted | {"capped_users": capped_users(over_cap), "sampled_negatives": sampled}
@@ -132,6 +141,8 @@ def write_sequences(
     require_page_views(counted)
     ends = counted["first"], counted["last"]
     splits = time_splits(shown, counted["requests"], *ends, config.train_fraction, config.valid_fraction)
+    counted = {**counted, "requests_by_period": count_periods(shown, splits)}
+    require_split(counted, splits)  # before its tables are written
     with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         for name, (by, then) in ORDER.items():
             frame = frames[name].withColumn(PERIOD, period(splits)) if TABLES[name].divided else frames[name]

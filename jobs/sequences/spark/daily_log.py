@@ -94,7 +94,7 @@ class SparkEngine:
             F.lit("events").alias("table"), ROW, REASON, DAY
         )
         try:
-            yield SparkDays(frames, kept, todo, _facts(own, shown, over_cap))
+            yield SparkDays(frames, kept, todo, _facts(own, shown, over_cap, config.page_view_size))
         finally:
             for frame in (kept, shown, over_cap, together):
                 frame.unpersist()
@@ -144,9 +144,9 @@ def _with_day(name: str, frame: DataFrame) -> DataFrame:
     return frame.withColumn(DAY, days[name])
 
 
-def _facts(own: DataFrame, shown: DataFrame, over_cap: DataFrame) -> dict[date, dict[str, Any]]:
+def _facts(own: DataFrame, shown: DataFrame, over_cap: DataFrame, size: int) -> dict[date, dict[str, Any]]:
     found: dict[date, dict[str, Any]] = {}
-    for counts in (count_events(own, DAY), count_pages(shown, DAY)):
+    for counts in (count_events(own, DAY), count_pages(shown, size, DAY)):
         for (number,), facts in counts.items():
             found.setdefault(_date(number), {}).update(facts)
     for row in over_cap.groupBy(DAY).agg(F.max("clicks").alias("most")).collect():

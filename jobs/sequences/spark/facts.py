@@ -8,12 +8,18 @@ from pyspark.sql import functions as F
 
 from feature_repo.contract import ITEM_KEY, USER_KEY
 from jobs.raw.spark_tables import REASON
-from jobs.rules.events import CLICK
+from jobs.rules.events import CLICK, CONVERSIONS
+from jobs.rules.page_views import TEST, TRAIN, VALID
+from jobs.rules.sequence_tables import PERIOD
 from jobs.sequences.spark.event_validation import REPEAT, is_a
+from jobs.sequences.spark.page_views import period
+from jobs.sequences.splits import Splits
 
 
 def count_events(validated: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, Any]]:
-    """For each group of `by`: events read, accepted, rejected (reason -> rows), duplicates, clicks, first and last.
+    """For each group of `by`: events read, accepted, rejected (reason -> rows), duplicates, clicks, conversions.
+
+    And first and last:
 
     first, last: the times of the accepted events in microseconds since 1970, None where there is none.
     Without `by` there is one group, the whole.
@@ -23,6 +29,7 @@ def count_events(validated: DataFrame, *by: str) -> dict[tuple[Hashable, ...], d
         F.count("*").alias("rows"),
         F.count_if(once).alias("events"),
         F.count_if(once & is_a(CLICK)).alias("clicks"),
+        F.count_if(once & F.col("event_type").isin(*CONVERSIONS)).alias("conversions"),
         F.min(at).alias("first"),
         F.max(at).alias("last"),
     )
@@ -33,26 +40,40 @@ def count_events(validated: DataFrame, *by: str) -> dict[tuple[Hashable, ...], d
 
 
 def _event_facts(found: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
-    kept = found.pop(None, {"rows": 0, "events": 0, "clicks": 0, "first": None, "last": None})
+    kept = found.pop(None, {"rows": 0, "events": 0, "clicks": 0, "conversions": 0, "first": None, "last": None})
     refused = {str(reason): int(found[reason]["rows"]) for reason in sorted(found, key=str)}
     return {
         "events_read": kept["rows"] + sum(refused.values()),
         "events_accepted": kept["rows"],
         "events_rejected": refused,
         "duplicates": kept["rows"] - kept["events"],
-        **{name: kept[name] for name in ("clicks", "first", "last")},
+        **{name: kept[name] for name in ("clicks", "conversions", "first", "last")},
     }
 
 
-def count_pages(shown: DataFrame, *by: str) -> dict[tuple[Hashable, ...], dict[str, int]]:
-    """For each group of `by`: page views, impressions, and the clicks that label one."""
+def count_pages(shown: DataFrame, size: int, *by: str) -> dict[tuple[Hashable, ...], dict[str, int]]:
+    """For each group of `by`: page views, impressions, clicks that label one, items of page views cut to `size`.
+
+    And shown_again: impressions of an item that its page had shown before.
+    """
+    items = F.size("shown")
+    sums = {
+        "impressions": items,
+        "attributed": F.col("attributed"),
+        "page_view_items": F.least(items, F.lit(size)),
+        "shown_again": F.col("moments") - items,
+    }
     counts = shown.groupBy(*by).agg(
-        F.count("*").alias("requests"),
-        F.coalesce(F.sum(F.size("shown")), F.lit(0)).alias("impressions"),
-        F.coalesce(F.sum("attributed"), F.lit(0)).alias("attributed"),
+        F.count("*").alias("requests"), *(F.coalesce(F.sum(one), F.lit(0)).alias(name) for name, one in sums.items())
     )
-    names = ("requests", "impressions", "attributed")
+    names = ("requests", *sums)
     return {tuple(row[name] for name in by): {name: int(row[name]) for name in names} for row in counts.collect()}
+
+
+def count_periods(shown: DataFrame, splits: Splits) -> dict[str, int]:
+    """How many page views each period holds."""
+    counts = shown.groupBy(period(splits).alias(PERIOD)).count().collect()
+    return dict.fromkeys((TRAIN, VALID, TEST), 0) | {row[PERIOD]: int(row["count"]) for row in counts}
 
 
 def count_impressions(shown: DataFrame) -> dict[str, Any]:

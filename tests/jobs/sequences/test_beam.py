@@ -315,6 +315,8 @@ def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_pa
     assert manifest.facts["events_rejected"] == {"bad_row": 1, "null_user_id": 1}
     told = ("events_read", "events_accepted", "duplicates", "clicks", "requests", "impressions", "sampled_negatives")
     assert [manifest.facts[name] for name in told] == [7, 5, 1, 1, 1, 2, True]
+    told = ("conversions", "shown_again", "page_view_items", "beyond_page_view_size", "requests_by_period")
+    assert [manifest.facts[name] for name in told] == [1, 0, 2, 0, {"train": 0, "valid": 0, "test": 1}]
     tables = {path.name: pq.read_table(path) for path in out.iterdir() if path.is_dir()}
     [view] = tables["page_views"].to_pylist()
     assert (view["item_ids"], view["labels"], view["history_item_ids"]) == (["a", "b"], [0, 1], [])

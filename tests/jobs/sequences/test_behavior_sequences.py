@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -146,6 +147,13 @@ def test_an_engine_builds_what_plain_python_builds(built, drawn_events, write_ev
     assert facts["unmatched_clicks"] == len(unmatched_clicks(events, pages))
     assert (facts["requests"], facts["clicks"]) == (len(views), len(clicks))
     assert facts["impressions"] == sum(len(view.shown) for view in views)
+    seen = [one for one in events if one.event_type == "impression"]
+    assert facts["shown_again"] == len(seen) - len({(pages[one], one.item_id) for one in seen}) > 0
+    assert facts["conversions"] == len(logic.conversions_of(events))
+    assert facts["page_view_items"] == sum(len(row["item_ids"]) for row in read["page_views"])
+    assert facts["beyond_page_view_size"] == facts["impressions"] - facts["page_view_items"] > 0
+    periods = Counter(split.period(view.request_time) for view in views)
+    assert facts["requests_by_period"] == {name: periods[name] for name in ("train", "valid", "test")}
 
 
 def assert_facts(facts, raw_events, events, split, fates) -> None:
@@ -284,9 +292,45 @@ def test_columns_and_types_are_those_that_the_next_stages_read(built, write_even
 
 def test_events_without_an_impression_are_refused_in_one_sentence(built, write_events, tmp_path) -> None:
     click = Event(user_id="u", item_id="a", event_time=AT, event_type="click", request_id="r")
-    with pytest.raises(RawTableUnusable, match="no impression is accepted"):
-        built(write_events(tmp_path / "raw", [click]), tmp_path / "out")
+    ahead = replace(click, event_time=datetime(2190, 1, 1, tzinfo=UTC))
+    told = "no impression is accepted, .*: 2 events hold 1 clicks and 0 carts .* 1 future_event_time; check"
+    with pytest.raises(RawTableUnusable, match=told):
+        built(write_events(tmp_path / "raw", [click, ahead]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_events_none_of_which_is_accepted_are_refused_with_their_number_and_reasons(
+    built, write_events, tmp_path
+) -> None:
+    ahead = [shown("a", n, datetime(2190, 1, 1, tzinfo=UTC)) for n in range(2)]
+    with pytest.raises(RawTableUnusable, match=r"none of 3 events is accepted \(2 future_event_time, 1 null_item_id\)"):
+        built(write_events(tmp_path / "raw", [*ahead, shown("", 0)]), tmp_path / "out")
+
+
+def test_page_views_of_one_moment_are_refused_with_the_moment_and_their_number(built, write_events, tmp_path) -> None:
+    views = [shown("a", 0, AT, f"r{n}") for n in range(9)] + [shown("a", 0, AT + SECOND, "later")]
+    with pytest.raises(RawTableUnusable, match=r"of 10 page views so many .* one moment, 2024-03-01T12:00:00\+00"):
+        built(write_events(tmp_path / "raw", views), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    earlier = shown("a", 0, AT - SECOND, "earlier")
+    manifest = built(write_events(tmp_path / "raw", [earlier, *views]), tmp_path / "out")
+    assert manifest.facts["requests_by_period"] == {"train": 1, "valid": 0, "test": 10}
+
+
+def test_every_row_of_an_endless_page_is_in_a_count(built, write_events, tmp_path) -> None:
+    endless = [shown(f"i{n:02}", n) for n in range(20)]
+    click = Event(user_id="u", item_id="i19", event_time=AT + SECOND, event_type="click", request_id="r")
+    again, cart = shown("i00", 7, AT + SECOND), replace(click, event_type="cart")
+    foreign = replace(click, user_id="w")
+    raw = write_events(tmp_path / "raw", [*endless, endless[3], again, click, click, cart, foreign])
+    facts = built(raw, tmp_path / "out").facts
+    names = ("events_read", "events_accepted", "duplicates", "impressions", "shown_again", "clicks", "conversions")
+    assert [facts[name] for name in names] == [26, 25, 2, 20, 1, 1, 1]
+    assert facts["events_rejected"] == {"request_of_another_user": 1}
+    assert (facts["page_view_items"], facts["beyond_page_view_size"]) == (3, 17)
+    assert facts["requests_by_period"] == {"train": 0, "valid": 0, "test": 1}
+    [view] = rows(tmp_path / "out" / "page_views")
+    assert (view["item_ids"], view["labels"]) == (["i00", "i01", "i19"], [0, 0, 1])
 
 
 # --- DuckDB's parts -------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Days added one by one are the days of one back-fill, and together what a build from all raw events writes."""
 
 import functools
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -276,6 +277,20 @@ def test_a_day_that_is_missing_is_named_with_the_command_that_makes_it(grown, tm
     with pytest.raises(
         DailyLogError, match="2024-03-06 is missing or damaged: say `courier sequences --from 2024-03-06"
     ):
+        daily_log.log_digest(tmp_path)
+
+
+def test_a_day_that_counts_less_than_a_day_of_today_is_named_with_the_command_that_builds_the_log_again(
+    grown, tmp_path
+) -> None:
+    shutil.copytree(grown / "days", tmp_path / "days")
+    path = tmp_path / "days" / "2024-03-02" / artifact.MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    for name in ("conversions", "shown_again"):
+        del manifest["facts"][name]
+    path.write_text(json.dumps(manifest), "utf-8")
+    told = "2024-03-02 does not count conversions, shown_again.*`courier sequences --from 2024-03-01 --to 2024-03-06`"
+    with pytest.raises(DailyLogError, match=told):
         daily_log.log_digest(tmp_path)
 
 

@@ -55,11 +55,18 @@ STAGES: Final = (
     Stage(
         name="pretrain",
         build="model.courier.training.train:build",
+        revision=2,  # counts of what is left out
         inputs=("sequences", "images/pictures"),
         options=("config",),
     ),
     Stage(name="embed", build="model.courier.inference.embed:build", inputs=("pretrain", "images/pictures")),
-    Stage(name="cluster", build="jobs.embeddings.cluster:build", inputs=("embed", "sequences"), options=("config",)),
+    Stage(
+        name="cluster",
+        build="jobs.embeddings.cluster:build",
+        revision=2,  # counts of what is left out
+        inputs=("embed", "sequences"),
+        options=("config",),
+    ),
     Stage(
         name="features",
         build="jobs.features.offline:build",
@@ -77,10 +84,17 @@ STAGES: Final = (
     Stage(
         name="rows",
         build="jobs.features.training_rows:build",
+        revision=2,  # how many impressions were read
         inputs=("sequences", "features", "materialize"),
         options=("workspace",),
     ),
-    Stage(name="ctr", build="model.ctr.train:build", inputs=("rows", "embed"), options=("config",)),
+    Stage(
+        name="ctr",
+        build="model.ctr.train:build",
+        revision=2,  # rows by period
+        inputs=("rows", "embed"),
+        options=("config",),
+    ),
     Stage(
         name="evaluate",
         build="jobs.evaluation.evaluate:build",

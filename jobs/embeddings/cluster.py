@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
@@ -42,9 +43,10 @@ def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> 
     begun = time.monotonic()
     vectors = np.load(embed / "vectors.npy")
     items = pq.read_table(embed / "items.parquet", columns=["item_id", "row"])
-    fitted = vectors[_rows_shown_before(sequences, items, datetime.fromisoformat(splits["valid_start"]))]
+    shown = _shown_before(sequences, datetime.fromisoformat(splits["valid_start"]))
+    fitted = vectors[_rows_of(items, shown)]
     if not len(fitted):
-        raise NothingToFit(f"no item shown in {sequences} has a vector in {embed}: check the items' image_uri")
+        raise NothingToFit(_why_nothing(shown, items, splits["valid_start"]))
     codebooks = Codebooks.fit(fitted, **asdict(config))
     codes = codebooks.codes(vectors)[items["row"].to_numpy()]
     cluster_ids = packed(codes)
@@ -60,17 +62,34 @@ def build(*, embed: Path, sequences: Path, out: Path, config: ClusterConfig) -> 
             "occupied": sum(int((count > 0).sum()) for count in occupancy),
             "largest_share": round(max(float(count.max() / count.sum()) for count in occupancy), 4),
             "inertia": round(codebooks.inertia(fitted), 6),
+            "vectors": len(vectors),
             "fitted_on": len(fitted),
+            "not_shown_in_training": len(vectors) - len(fitted),
         }
     log.info("codebook_fitted", **draft.facts, seconds=round(time.monotonic() - begun, 1))
     return artifact.read(out, kind=KIND)
 
 
-def _rows_shown_before(sequences: Path, items: pa.Table, cut: datetime) -> npt.NDArray[np.int64]:
-    """The rows of the distinct vectors of items shown before `cut`, ascending."""
+def _shown_before(sequences: Path, cut: datetime) -> set[str]:
+    """The items shown before `cut`."""
     impressions = ds.dataset(sequences / "impressions", format="parquet")
     shown: set[str] = set()
     for batch in impressions.to_batches(columns=["item_id"], filter=ds.field("request_time") < pa.scalar(cut)):
         shown.update(batch.column(0).unique().to_pylist())
+    return shown
+
+
+def _why_nothing(shown: set[str], items: pa.Table, cut: str) -> str:
+    if not shown:
+        return f"no item was shown before {cut}, where validation begins: bring events of a longer time"
+    embedded = pc.min(items["item_id"]).as_py()
+    return (
+        f"none of the {len(shown)} items shown before {cut} is among the {len(items)} with a vector (shown is "
+        f"{min(shown)!r}, a vector has {embedded!r}): make events and items say the same item_id, or see coverage.html"
+    )
+
+
+def _rows_of(items: pa.Table, shown: set[str]) -> npt.NDArray[np.int64]:
+    """The rows of the distinct vectors of the items shown, ascending."""
     is_shown = np.array([item in shown for item in items["item_id"].to_pylist()], dtype=bool)
     return np.unique(items["row"].to_numpy()[is_shown]).astype(np.int64)

@@ -85,10 +85,6 @@ def ask(*, sequences: Path, images: Path, embed: Path, period: Period, match: At
     rows = _Rows(listed)
     popularity, seen = _trained(sequences, rows, datetime.fromisoformat(splits["valid_start"]))
     clicks, repeats = _clicks(sequences, rows, period, seen)
-    if not len(clicks):
-        raise CourierError(
-            f"no click of the {period} period in {sequences} has a usable image and a click before it: give another"
-        )
     items = pq.read_table(images / "items.parquet")
     pools = {
         POPULAR: probe.everyone(popularity, clicks.target),
@@ -207,7 +203,10 @@ def _trained(sequences: Path, rows: _Rows, cut: datetime) -> tuple[Ints, NDArray
 
 
 def _clicks(sequences: Path, rows: _Rows, period: str, seen: NDArray[np.bool_]) -> tuple[Clicks, int]:
-    """The clicks of a period that can be asked about, in time order, and how many repeated one of their history."""
+    """The clicks of a period that can be asked about, in time order, and how many repeated one of their history.
+
+    Raises CourierError where none is left.
+    """
     columns = ["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"]
     pages = pq.read_table(sequences / "page_views", columns=columns, filters=[("period", "==", period)])
     pages = pages.sort_by([("request_time", "ascending"), ("request_id", "ascending")])
@@ -219,9 +218,16 @@ def _clicks(sequences: Path, rows: _Rows, period: str, seen: NDArray[np.bool_]) 
     )
     history = rows.padded(pages["history_item_ids"], PRETRAIN_HISTORY)  # the newest, all before the page was opened
     user = np.unique(pages["user_id"].to_numpy(), return_inverse=True)[1]
-    row, column = np.nonzero(clicked & (page != PADDING) & (history != PADDING).any(axis=1)[:, None])
+    with_image, with_history = clicked & (page != PADDING), (history != PADDING).any(axis=1)
+    row, column = np.nonzero(with_image & with_history[:, None])
     target = page[row, column]
     repeated = (history[row] == target[:, None]).any(axis=1)
+    if repeated.all():
+        raise CourierError(
+            f"of {clicked.sum()} clicks of the {period} period {with_image.sum()} are on an item with a usable image, "
+            f"{len(row)} of them after another such click, and {repeated.sum()} of these on an item clicked before: "
+            "none is left to ask about; give another --period"
+        )
     row, target = row[~repeated], target[~repeated]
     unclicked = np.where(clicked, PADDING, page)[row]
     return Clicks(target, history[row], unclicked, user[row], ~seen[target]), int(repeated.sum())

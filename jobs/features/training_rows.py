@@ -32,6 +32,7 @@ from jobs.features.row_parts import NUMBER, PART, RowParts
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.rows import REQUEST_COLUMNS, ROW_COLUMNS, features_of, fill, with_history_facts
+from model.errors import RowsLost
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,8 +58,9 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
     User features are joined once per (user, request time), item features once per (item, request time), in order of the
     entity; a row puts the two together, in order of time. Between the two they lie in parts on disk, so that memory
     depends neither on the length of the log nor on that of a user's history.
-    Facts: rows and positives (per period), cold_test_rows, space_id.
-    Raises ArtifactMismatch where the workspace's feature store holds other features than these.
+    Facts: rows and positives (per period), impressions_read, cold_test_rows, space_id.
+    Raises ArtifactMismatch where the workspace's feature store holds other features than these, RowsLost where an
+    impression has no row.
     """
     loaded = artifact.read(materialize, kind="materialize")
     splits = artifact.read(sequences, kind="sequences").facts["splits"]
@@ -82,6 +84,7 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
         }
         draft.facts = {
             "space_id": space_id,
+            "impressions_read": _impressions(connection, sum(count.rows for count in counts.values())),
             "rows": {period: count.rows for period, count in counts.items()},
             "positives": {period: count.positives for period, count in counts.items()},
             "cold_test_rows": counts["test"].cold,
@@ -206,6 +209,14 @@ def _clusters(features: Path, space_id: str) -> pa.Table:
 
 def _categories(features: Path) -> pa.Table:
     return ds.dataset(features / ITEM_PROFILE.name, format="parquet").to_table(columns=[ITEM_KEY, "category"])
+
+
+def _impressions(connection: "duckdb.DuckDBPyConnection", rows: int) -> int:
+    """How many impressions there are. Raises RowsLost unless there are as many rows."""
+    [(read,)] = connection.execute("SELECT count(*) FROM impressions").fetchall()
+    if read != rows:
+        raise RowsLost(f"{read} impressions were read, and {rows} rows written")
+    return int(read)
 
 
 def _clicked_before(connection: "duckdb.DuckDBPyConnection", sequences: Path, moment: datetime) -> pa.Array:

@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
@@ -73,18 +72,30 @@ class Fitted:
 def encode_splits(tables: Mapping[str, pa.Table], vectors: ItemVectors, config: CtrConfig) -> Splits:
     """Fit the inputs' state on the training rows and encode all periods. tables: train, valid and test.
 
-    Raises NotEnoughRows if train or valid has no click, or nothing but clicks.
+    Raises NotEnoughRows if train or valid has no row, no click, or nothing but clicks.
     """
     clicked = {period: inputs.labels(tables[period]) for period in PERIODS}
     for period in PERIODS[:2]:
-        if len(np.unique(clicked[period])) < 2:
-            raise NotEnoughRows(
-                f"the {period} rows hold {int(clicked[period].sum())} clicks in {len(clicked[period])} rows: "
-                "bring more page views, with clicked and unclicked items"
-            )
+        _require_both(period, clicked[period])
     state = fit_inputs(tables["train"], vectors, config.vector_components)
     rows = {period: encode(tables[period], state, vectors) for period in PERIODS}
     return Splits(state, vectors, rows, clicked)
+
+
+def _require_both(period: str, clicked: Floats) -> None:
+    """Raises NotEnoughRows where a period has no rows that were clicked, or none that were not."""
+    rows = len(clicked)
+    if not rows:
+        raise NotEnoughRows(f"the {period} period holds no row, for no page view began in it: bring more page views")
+    if not clicked.any():
+        raise NotEnoughRows(
+            f"none of the {rows} {period} rows was clicked: bring clicks that name the request_id they answer"
+        )
+    if clicked.all():
+        raise NotEnoughRows(
+            f"each of the {rows} {period} rows was clicked, and a model learns from what was shown and not clicked: "
+            "bring every impression"
+        )
 
 
 def fit_encoded(
@@ -133,6 +144,7 @@ def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
         draft.facts |= {
             "space_id": about_embed.facts["space_id"],
             "encoder": about_embed.facts["encoder"],
+            "rows": {period: table.num_rows for period, table in tables.items()},
             "validation": {
                 name: {"auc": variant.valid_auc, "logloss": variant.valid_logloss} for name, variant in fitted.items()
             },

@@ -18,6 +18,19 @@ Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
+class Counts:
+    """Page views of the training period that were read, the items on them, and what of both is left out.
+
+    without_image: page views none of whose items, and items that themselves, have no usable image.
+    """
+
+    page_views_read: int = 0
+    page_views_without_image: int = 0
+    page_view_items_read: int = 0
+    page_view_items_without_image: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PageViews:
     """Training rows in time order; every number names an image of `image_ids`, -1 is padding.
 
@@ -25,6 +38,7 @@ class PageViews:
     page: (R, 5) int32.  clicked: (R, 5) bool, False where padded.  history: (R, H) int32, newest first, padded last.
     titles: of each image (of its first item by id), "" where it has none; empty where nobody will ask for them.
     users: (R,) int64, whose page view it is, as a number; empty where nobody will ask.
+    counts: of what these were read.
     """
 
     image_ids: tuple[str, ...]
@@ -34,6 +48,7 @@ class PageViews:
     history: Ints
     titles: tuple[str, ...] = ()
     users: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    counts: Counts = Counts()
 
     def __len__(self) -> int:
         return len(self.page)

@@ -1,8 +1,8 @@
 """Read the page views of the training period as arrays of image numbers, a batch of Arrow strings at a time."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,65 @@ import pyarrow.parquet as pq
 from pyarrow import dataset
 
 from feature_repo.contract import PAGE_VIEW_SIZE, PRETRAIN_HISTORY
-from model.courier.data.batches import PADDING, Ints, PageViews
+from model.courier.data.batches import PADDING, Counts, Ints, PageViews
+from model.courier.data.usable_items import ITEMS, reasons, usable_items
 from model.errors import CourierError
 
 READ_ROWS = 65_536  # page views that are strings at a time
+TRAINED = dataset.field("period") == "train"
+
+
+class NothingToTrainOn(CourierError):
+    """No page view of the training period shows an item with a usable image; the message says why."""
 
 
 def read_page_views(sequences: Path, images: Path, *, history: int = PRETRAIN_HISTORY) -> PageViews:
     """The training period's page views with a usable image, as numbers, and so many clicks of each history.
 
     An item without a usable image is dropped; a row without any is left out. Rows without a click are kept: the click
-    loss learns from them. Raises CourierError if no row is left.
+    loss learns from them. Raises NothingToTrainOn if no row is left.
     """
-    read = _training_batches(sequences / "page_views")
-    return index_page_views(read, _usable_items(images / "items.parquet"), history=history)
+    stored = dataset.dataset(sequences / "page_views", partitioning="hive")
+    items = usable_items(images, ["item_id", "image_id", "category", "title"])
+    try:
+        return index_page_views(_training_batches(stored), items, history=history)
+    except NothingToTrainOn:
+        raise NothingToTrainOn(_why_nothing(stored, images)) from None
 
 
-def _training_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+def _why_nothing(stored: dataset.Dataset, images: Path) -> str:
+    """Why no page view of the training period shows an item with a usable image, with counts and the cure."""
+    views = stored.count_rows(filter=TRAINED)
+    known = pq.read_table(images / ITEMS, columns=["item_id", "status"])
+    if not views:
+        return (
+            f"none of the {stored.count_rows()} page views lies in the training period: bring events of a longer time"
+        )
+    usable = pc.sum(pc.equal(known["status"], "ok")).as_py() or 0
+    if not usable:
+        return f"none of the {len(known)} items has a usable image ({reasons(images)}): see reports/coverage.html"
+    shown = pc.unique(pc.list_flatten(stored.to_table(columns=["item_ids"], filter=TRAINED)["item_ids"]))
+    shown = shown.cast(pa.string())
+    met = shown.filter(pc.is_in(shown, value_set=known["item_id"].combine_chunks()))
+    if not len(met):
+        events, items = pc.min(shown).as_py(), pc.min(known["item_id"]).as_py()
+        return (
+            f"none of the {len(shown)} items on the {views} page views of the training period is among the "
+            f"{len(known)} of the items table (events say {events!r}, items {items!r}): make both say the same item_id"
+        )
+    return (
+        f"{usable} of {len(known)} items have a usable image, but none of the {len(met)} on the {views} page views of "
+        f"the training period has one ({reasons(images, met)}): see reports/coverage.html"
+    )
+
+
+def _training_batches(stored: dataset.Dataset) -> Iterator[pa.RecordBatch]:
     """The rows of the training period, `READ_ROWS` at most at a time."""
-    stored, trained = dataset.dataset(folder, partitioning="hive"), dataset.field("period") == "train"
     columns = ["request_id", "request_time", "user_id", "item_ids", "labels", "history_item_ids"]
     # By row groups: Arrow's scanner decodes as far ahead of a slower reader as memory goes.
-    for fragment in stored.get_fragments(filter=trained):
-        for group in fragment.split_by_row_group(filter=trained, schema=stored.schema):
-            rows = group.to_table(schema=stored.schema, columns=columns, filter=trained)
+    for fragment in stored.get_fragments(filter=TRAINED):
+        for group in fragment.split_by_row_group(filter=TRAINED, schema=stored.schema):
+            rows = group.to_table(schema=stored.schema, columns=columns, filter=TRAINED)
             yield from rows.to_batches(max_chunksize=READ_ROWS)
 
 
@@ -47,16 +82,16 @@ def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history
     read: request_id, request_time, user_id, item_ids, labels, history_item_ids, in any order.
     items: item_id, image_id, category, title of the items with a usable image, sorted by item_id.
     Never more than one batch is held as strings, but for the ids of requests and users.
+    Raises NothingToTrainOn if no row is left.
     """
     catalogue = _Catalogue.of(items)
     parts, strings = deque[_Part](), []
     for batch in read:
         parts.append(_Part.of(batch, catalogue, history))
         strings.append(batch.select(["request_time", "request_id", "user_id"]).take(pa.array(parts[-1].rows)))
+    counts = _summed([part.counts for part in parts])
     if not any(map(len, parts)):
-        raise CourierError(
-            "no page view of the training period shows an item with a usable image: check the images stage"
-        )
+        raise NothingToTrainOn(f"none of {counts.page_views_read} page views shows an item with a usable image")
     keys = pa.Table.from_batches(strings)
     strings.clear()
     place = _places_in_time(keys)
@@ -84,7 +119,12 @@ def index_page_views(read: Iterable[pa.RecordBatch], items: pa.Table, *, history
         history=_renumbered(clicks_before, number),
         titles=tuple(catalogue.titles.take(shown).to_pylist()),
         users=users,
+        counts=counts,
     )
+
+
+def _summed(parts: Sequence[Counts]) -> Counts:
+    return Counts(**{one.name: sum(getattr(part, one.name) for part in parts) for one in fields(Counts)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +163,7 @@ class _Part:
 
     rows: which of the batch's rows these are.
     width: of the longest page, counting items without an image.  used: the images met in any row, ascending.
+    counts: of the whole batch.
     """
 
     rows: npt.NDArray[np.int64]
@@ -131,6 +172,7 @@ class _Part:
     history: Ints
     width: int
     used: Ints
+    counts: Counts
 
     def __len__(self) -> int:
         return len(self.page)
@@ -156,6 +198,7 @@ class _Part:
             _padded(clicks, clicks >= 0, before, history, PADDING)[kept],
             width,
             np.unique(images[images >= 0]),
+            Counts(batch.num_rows, int((~kept).sum()), len(pages), int((pages < 0).sum())),
         )
 
 
@@ -207,9 +250,3 @@ def _in_sorted_order(column: pa.ChunkedArray, place: npt.NDArray[np.int64]) -> n
         found[place[start : start + len(chunk)]] = rank[chunk.indices.to_numpy()]
         start += len(chunk)
     return found
-
-
-def _usable_items(path: Path) -> pa.Table:
-    """item_id, image_id, category, title of the items with a usable image, sorted by item_id."""
-    columns = ["item_id", "image_id", "category", "title", "status"]
-    return pq.read_table(path, columns=columns, filters=[("status", "==", "ok")]).sort_by("item_id")

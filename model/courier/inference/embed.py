@@ -21,6 +21,7 @@ from model import artifact
 from model.artifact import Manifest
 from model.courier.data.images import Pixels
 from model.courier.data.stored_images import stream_images
+from model.courier.data.usable_items import reasons, usable_items
 from model.courier.inference.onnx_export import ExportedEncoder
 from model.courier.network.encoder import LoadedEncoder, embed_images, load_encoder
 from model.courier.progress import watched
@@ -71,12 +72,14 @@ def build(*, pretrain: Path, images: Path, out: Path) -> Manifest:
 
 
 def _usable_items(images: Path) -> pa.Table:
-    """item_id, image_id of the items with a usable image, sorted by item_id."""
-    path = images / ITEMS
-    table = pq.read_table(path, columns=["item_id", "image_id", "status"], filters=[("status", "==", "ok")])
-    if table.num_rows == 0:
-        raise CourierError(f"{path} lists no usable image: see its reasons and run the images stage again")
-    return table.select(["item_id", "image_id"]).sort_by("item_id")
+    """item_id, image_id of the items with a usable image, sorted by item_id. Raises CourierError if there is none."""
+    usable = usable_items(images, ["item_id", "image_id"])
+    if not usable.num_rows:
+        items = pq.read_metadata(images / ITEMS).num_rows
+        raise CourierError(
+            f"none of the {items} items in {images} has a usable image ({reasons(images)}): see reports/coverage.html"
+        )
+    return usable
 
 
 @dataclass(frozen=True, slots=True)

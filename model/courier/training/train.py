@@ -17,7 +17,7 @@ from torch import Tensor
 from model import artifact, strict_json
 from model.artifact import Manifest
 from model.courier.config import CourierConfig
-from model.courier.data.batches import Batch, PageViews, check_history, rows_of_step, take_batch
+from model.courier.data.batches import PADDING, Batch, PageViews, check_history, rows_of_step, take_batch
 from model.courier.data.loader import BatchTensors
 from model.courier.data.page_views import read_page_views
 from model.courier.losses.objective import Objective
@@ -71,6 +71,8 @@ def build(
     check_history(config.history, behaviour)
     inputs = artifact.digests({"sequences": sequences, "images/pictures": images})
     page_views = read_page_views(sequences, images, history=config.history)
+    log.info("page_views_read", page_views=len(page_views), **asdict(page_views.counts))
+    _require_enough(config, page_views, behaviour)
     preprocessing = Preprocessing(size=config.image_size)
     begun = time.perf_counter()
     with process_group() as group:
@@ -102,7 +104,9 @@ def build(
                     "steps": config.steps if trained.objective.terms else 0,
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
+                    **asdict(page_views.counts),  # read = what is used and what is without an image
                     "page_views": len(page_views),
+                    "page_view_items": int((page_views.page != PADDING).sum()),
                     "distinct_images": len(page_views.image_ids),
                     "collapse": figures.as_facts(),
                     "card": card_of(config, page_views, splits, (trained.curve or [{}])[-1], figures),
@@ -126,7 +130,7 @@ def train(
     pixels: (N, S, S, 3), images of `page_views`.  cache: for what is computed once of these pixels.  The run goes on
     from where the checkpoint is.
     """
-    _check(config, len(page_views), group.count)
+    _check(config, group.count)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         objective = build_objective(config, page_views).to(group.device)
@@ -138,15 +142,35 @@ def train(
         )
 
 
-def _check(config: CourierConfig, rows: int, processes: int) -> None:
+def _require_enough(config: CourierConfig, page_views: PageViews, sequences: Manifest) -> None:
+    """Raises CourierError where these page views teach nothing."""
+    read, images = page_views.counts.page_views_read, len(page_views.image_ids)
+    if len(page_views) < 2:
+        raise CourierError(
+            f"{len(page_views)} of {read} page views of the training period shows an item with a usable image, and the "
+            "contrast needs at least 2: bring more page views, or see reports/coverage.html"
+        )
+    if images < 2:
+        raise CourierError(
+            f"the {len(page_views)} page views of the training period show {images} distinct image, and an encoder "
+            "learns to tell images apart: bring items with pictures of their own"
+        )
+    if config.method == "courier" and not page_views.clicked.any() and (page_views.history == PADDING).all():
+        clicks, unmatched = (sequences.facts.get(name, 0) for name in ("clicks", "unmatched_clicks"))
+        raise CourierError(
+            f"none of the {len(page_views)} page views of the training period was clicked or comes after a click, and "
+            f"courier learns from clicks: of {clicks} clicks in all, {unmatched} name no page view that shows their "
+            "item; check the raw events' event_type and the clicks' request_id"
+        )
+
+
+def _check(config: CourierConfig, processes: int) -> None:
     if config.batch_rows % processes:
         raise CourierError(
             f"batch_rows {config.batch_rows} can't be split over {processes} processes: choose a multiple"
         )
     if min(config.steps, config.batch_rows) < 1:
         raise CourierError(f"steps {config.steps} and batch_rows {config.batch_rows} must be at least 1")
-    if rows < 2:
-        raise CourierError(f"{rows} page view to train on: the contrast needs at least 2")
 
 
 def _local_batch(page_views: PageViews, config: CourierConfig, step: int, group: ProcessGroup) -> Batch:

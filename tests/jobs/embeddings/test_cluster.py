@@ -62,6 +62,7 @@ def test_what_is_shown_at_the_cut_or_later_shapes_no_cluster(tmp_path: Path) -> 
     centroids = np.load(tmp_path / "out" / "centroids.npy")
     assert {int(row.argmax()) for row in centroids} == {0, 1}
     assert (manifest.facts["fitted_on"], manifest.facts["clusters"]) == (2, 2)
+    assert manifest.facts["vectors"] == 2 + manifest.facts["not_shown_in_training"]
     assert set(cluster_ids(tmp_path / "out")) == {"i0", "i1", "i2", "i3"}
 
 
@@ -74,7 +75,7 @@ def test_items_that_share_an_image_share_a_cluster_and_count_once_in_the_fit(tmp
     ).facts
     ids = cluster_ids(tmp_path / "out")
     assert ids["a"] == ids["b"] == ids["c"] != ids["d"]
-    assert facts["fitted_on"] == 2
+    assert (facts["vectors"], facts["fitted_on"], facts["not_shown_in_training"]) == (2, 2, 0)
     assert facts["largest_share"] == 0.75
     assert facts["occupied"] == 2
     assert facts["inertia"] == 0.0
@@ -100,9 +101,17 @@ def test_the_same_inputs_and_seed_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_catalogue_that_was_never_shown_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     embed = write_embed(tmp_path / "embed", axis(0)[None], {"a": 0})
     sequences = write_sequences(tmp_path / "sequences", {"a": CUT})
-    with pytest.raises(NothingToFit, match="check the items' image_uri"):
+    with pytest.raises(NothingToFit, match=r"no item was shown before 20\S+, where validation begins: bring events"):
         cluster.build(embed=embed, sequences=sequences, out=tmp_path / "out", config=ClusterConfig())
     assert not (tmp_path / "out").exists()
+
+
+def test_items_shown_of_which_none_has_a_vector_are_told_by_number_and_name(tmp_path: Path) -> None:
+    embed = write_embed(tmp_path / "embed", axis(0)[None], {"29176": 0})
+    sequences = write_sequences(tmp_path / "sequences", dict.fromkeys(["7.0", "29176.0"], CUT - TICK))
+    told = r"none of the 2 items shown before 20\S+ is among the 1 with a vector \(shown is '29176.0', a vector has '29"
+    with pytest.raises(NothingToFit, match=told):
+        cluster.build(embed=embed, sequences=sequences, out=tmp_path / "out", config=ClusterConfig())
 
 
 def test_a_missing_input_is_told(tmp_path: Path) -> None:

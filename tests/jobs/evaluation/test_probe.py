@@ -164,7 +164,8 @@ def test_an_attribute_that_cannot_be_matched_is_told(road, match, said):
 
 
 def test_a_period_without_clicks_and_vectors_of_other_images_are_refused(road, tmp_path):
-    with pytest.raises(CourierError, match="no click of the train period"):
+    told = "of 1 clicks of the train period 1 are on an item with a usable image, 0 of them after another such click"
+    with pytest.raises(CourierError, match=told):
         probe.ask(**road, period="train")
     other = write(tmp_path / "other", "images", {"items.parquet": pa.table({"item_id": ["i0"]})})
     with pytest.raises(ArtifactMismatch, match="were not made from"):

@@ -148,6 +148,7 @@ def test_the_facts_count_the_rows_the_clicks_and_the_cold_test_rows(built, table
     for period, part in table.items():
         assert facts["rows"][period] == part.num_rows
         assert facts["positives"][period] == sum(part.column("clicked").to_pylist())
+    assert facts["impressions_read"] == sum(facts["rows"].values())
     assert facts["cold_test_rows"] == sum(table["test"].column("cold").to_pylist()) > 0
 
 

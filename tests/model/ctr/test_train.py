@@ -50,12 +50,13 @@ def _model(built, variant):
     return load_model(built[1] / "-".join(variant))
 
 
-def test_every_variant_is_saved_with_its_validation_figures(built):
+def test_every_variant_is_saved_with_its_validation_figures(built, shop):
     manifest, folder = built
     assert set(manifest.facts["validation"]) == {f"{model}/{images}" for model, images in VARIANTS}
     best = manifest.facts["validation"][manifest.facts["best"]]["auc"]
     assert best == max(figures["auc"] for figures in manifest.facts["validation"].values())
     assert (manifest.facts["space_id"], manifest.facts["encoder"]) == ("s1", "courier-test")
+    assert manifest.facts["rows"] == {period: len(getattr(shop, period)) for period in ("train", "valid", "test")}
     steps = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
     assert {(step["model"], step["images"]) for step in steps} == set(VARIANTS)
 
@@ -126,9 +127,17 @@ def test_rows_of_another_space_are_refused(shop, tmp_path):
     assert not (tmp_path / "ctr").exists()
 
 
-def test_a_period_without_a_click_is_said_in_a_sentence(shop):
-    quiet = shop.valid.filter(pa.array(inputs.labels(shop.valid) == 0))
-    with pytest.raises(train.NotEnoughRows, match="the valid rows hold 0 clicks"):
+@pytest.mark.parametrize(
+    ("clicked", "told"),
+    [
+        ([0], r"none of the \d+ valid rows was clicked: bring clicks"),
+        ([1], r"each of the \d+ valid rows was clicked, .*: bring every impression"),
+        ([], "the valid period holds no row, for no page view began in it"),
+    ],
+)
+def test_a_period_that_teaches_nothing_is_told_with_its_cause(shop, clicked, told):
+    quiet = shop.valid.filter(pa.array(np.isin(inputs.labels(shop.valid), clicked)))
+    with pytest.raises(train.NotEnoughRows, match=told):
         train.encode_splits({"train": shop.train, "valid": quiet, "test": shop.test}, shop.vectors, CONFIG)
 
 

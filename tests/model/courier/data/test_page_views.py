@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.courier.data.batches import PageViews
-from model.courier.data.page_views import index_page_views, read_page_views
+from model.courier.data.batches import Counts, PageViews
+from model.courier.data.page_views import NothingToTrainOn, index_page_views, read_page_views
+from model.courier.data.usable_items import reasons
 from model.errors import CourierError
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
@@ -86,9 +87,17 @@ def test_a_history_is_cut_to_its_newest_clicks_or_padded() -> None:
         assert index([["a"]], [[0]], [["b", "a", "n", "c"]], history=length).history.tolist() == [expected]
 
 
-def test_no_usable_row_is_refused_with_the_cure() -> None:
-    with pytest.raises(CourierError, match="check the images stage"):
-        index([["n"]], [[1]], [["a"]])
+def test_no_usable_row_is_refused_with_their_number() -> None:
+    with pytest.raises(NothingToTrainOn, match="none of 2 page views shows an item with a usable image"):
+        index([["n"], []], [[1], []], [["a"], ["b"]])
+
+
+def test_what_is_left_out_is_counted() -> None:
+    found = index([["a", "n", "n"], ["n", "m"], ["c"]], [[0] * 3, [0] * 2, [1]], [[], ["a"], ["n"]])
+    assert found.counts == Counts(
+        page_views_read=3, page_views_without_image=1, page_view_items_read=6, page_view_items_without_image=4
+    )
+    assert (len(found), int((found.page >= 0).sum())) == (2, 2)
 
 
 def test_a_page_without_a_label_for_each_item_is_refused_with_its_request() -> None:
@@ -159,10 +168,15 @@ def test_batches_in_any_order_give_what_plain_loops_over_all_rows_give(
     rows = [row | {"request_time": START + timedelta(days=at)} for row, (*_, at) in zip(rows, drawn, strict=True)]
     batches = [batch_of(rows[n : n + batch_rows]) for n in range(0, len(rows), batch_rows)]
     if not any(item not in "nm" for row in rows for item in row["item_ids"]):
-        with pytest.raises(CourierError, match="check the images stage"):
+        with pytest.raises(NothingToTrainOn, match=f"none of {len(rows)} page views"):
             index_page_views(batches, items, history=history)
         return
     found = index_page_views(batches, items, history=history)
+    counts = found.counts
+    assert counts.page_views_read == len(rows) == len(found) + counts.page_views_without_image
+    shown = [item for row in rows for item in row["item_ids"]]
+    assert counts.page_view_items_without_image == sum(item in "nm" for item in shown)
+    assert len(shown) == counts.page_view_items_read == (found.page >= 0).sum() + counts.page_view_items_without_image
     for name, expected in slowly(rows, items, history).items():
         value = getattr(found, name)
         assert (value.tolist() if isinstance(value, np.ndarray) else value) == expected, name
@@ -188,28 +202,73 @@ def test_many_page_views_need_no_more_than_twice_their_arrays() -> None:
     assert peak < 2 * arrays + 2_000_000  # lists of strings would be ten times the arrays
 
 
-def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
-    rows = [("r3", 3, "valid", "c"), ("r2", 2, "train", "b"), ("r4", 4, "test", "c"), ("r1", 1, "train", "a")]
-    (tmp_path / "page_views").mkdir()
+def write(folder: Path, period: list[str], *, ids: list[str], reasons: list[str]) -> Path:
+    """Four page views, of the items c, b, c and a in that order, in these periods; and three items."""
+    rows = [("r3", 3, "c"), ("r2", 2, "b"), ("r4", 4, "c"), ("r1", 1, "a")]
+    (folder / "page_views").mkdir()
     pq.write_table(
         pa.table(
             {
                 "request_id": [row[0] for row in rows],
                 "user_id": ["u", "w", "v", "v"],
                 "request_time": pa.array([START + timedelta(days=row[1]) for row in rows], pa.timestamp("us", "UTC")),
-                "period": [row[2] for row in rows],
-                "item_ids": [[row[3]] for row in rows],
+                "period": period,
+                "item_ids": [[row[2]] for row in rows],
                 "labels": pa.array([[1]] * 4, pa.list_(pa.int8())),
                 "history_item_ids": pa.array([[]] * 4, pa.list_(pa.string())),
             }
         ),
-        tmp_path / "page_views" / "part-0.parquet",
+        folder / "page_views" / "part-0.parquet",
         row_group_size=3,  # the fourth row, of the training period too, lies in a row group of its own
     )
-    ids, status = ["a", "b", "c"], ["ok", "ok", "ok"]
+    status = ["broken" if reason else "ok" for reason in reasons]
     items = {"image_id": ["x", "y", "z"], "category": ["hat", None, "hat"], "title": ["Old Hat", None, "Sun Hat"]}
-    pq.write_table(pa.table({"item_id": ids, **items, "status": status}), tmp_path / "items.parquet")
-    found = read_page_views(tmp_path, tmp_path)
+    of_items = {"item_id": ids, **items, "status": status, "reason": reasons}
+    pq.write_table(pa.table(of_items), folder / "items.parquet")
+    return folder
+
+
+PERIODS = ["valid", "train", "test", "train"]
+SHOP: dict[str, Any] = {"period": PERIODS, "ids": ["a", "b", "c"], "reasons": ["", "", ""]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"period": ["valid", "test", "test", "test"]}, "none of the 4 page views lies in the training period: bring"),
+        (
+            {"reasons": ["not_found", "truncated", "not_found"]},
+            r"none of the 3 items has a usable image \(2 not_found, 1 truncated\): see reports/coverage.html",
+        ),
+        (
+            {"ids": ["a.0", "b.0", "c.0"]},
+            r"none of the 2 items on the 2 page views .* the 3 of the items table \(events say 'a', items 'a.0'\): m",
+        ),
+        (
+            {"reasons": ["not_found", "truncated", ""]},
+            r"1 of 3 items have a usable image, but none of the 2 on the 2 page views.*\(1 not_found, 1 truncated\)",
+        ),
+    ],
+)
+def test_each_cause_of_nothing_to_train_on_is_told_with_its_count(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    folder = write(tmp_path, **{**SHOP, **changed})
+    with pytest.raises(NothingToTrainOn, match=told):
+        read_page_views(folder, folder)
+
+
+def test_the_most_frequent_reasons_come_first_and_the_others_by_their_number(tmp_path: Path) -> None:
+    held = ["b"] * 2 + ["a"] * 2 + ["d"] * 3 + ["e", "f"]
+    table = {"item_id": [f"i{n}" for n in range(10)], "status": ["broken"] * 9 + ["ok"], "reason": [*held, ""]}
+    pq.write_table(pa.table(table), tmp_path / "items.parquet")
+    assert reasons(tmp_path) == "3 d, 2 a, 2 b and 2 reasons more"
+    assert reasons(tmp_path, pa.array(["i0", "i9", "unknown"])) == "1 b"
+
+
+def test_only_the_training_period_is_read_in_time_order(tmp_path: Path) -> None:
+    folder = write(tmp_path, **SHOP)
+    found = read_page_views(folder, folder)
     assert found.image_ids == ("x", "y")
     assert found.titles == ("Old Hat", "")
     assert found.page[:, 0].tolist() == [0, 1]

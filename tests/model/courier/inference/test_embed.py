@@ -87,8 +87,9 @@ def test_a_row_is_what_the_encoder_makes_of_the_items_picture(pretrain: Path, tm
 
 
 def test_a_catalogue_without_a_usable_image_is_refused(pretrain: Path, tmp_path: Path) -> None:
-    items = ITEMS | {"status": ["broken"] * 5}
-    with pytest.raises(CourierError, match="lists no usable image"):
+    items = ITEMS | {"status": ["broken"] * 5, "reason": ["truncated", *["not_an_image"] * 3, "empty"]}
+    told = r"none of the 5 items in .* has a usable image \(3 not_an_image, 1 empty, 1 truncated\): see reports"
+    with pytest.raises(CourierError, match=told):
         embed.build(pretrain=pretrain, images=images_artifact(tmp_path / "images", items), out=tmp_path / "embed")
 
 

@@ -98,6 +98,7 @@ STAGES: Final = (
     Stage(
         name="evaluate",
         build="jobs.evaluation.evaluate:build",
+        revision=2,  # what GAUC and NDCG are means over; NDCG null where pages show no alternatives
         inputs=("ctr", "rows", "embed", "sequences"),
         options=("raw", "raw_digest", "config"),
         reads="jobs.raw.identity:evaluation_inputs",

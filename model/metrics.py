@@ -52,8 +52,9 @@ def gauc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> float:
 
 
 def ndcg(labels: ArrayLike, scores: ArrayLike, pages: ArrayLike) -> float:
-    """Normalised discounted cumulative gain of a page view, mean over the page views with a click; NaN if none has one.
+    """Normalised discounted cumulative gain of a page view, mean over the page views with a click.
 
+    NaN if none has one, or if every item of those that have one was clicked: any order of them is the ideal one.
     labels, scores, pages: (n,). Gain 0/1, discount 1 / log2(rank + 1), all ranks; rows that tie share the mean of
     their discounts, so that the order of the input never matters.
     Järvelin & Kekäläinen 2002; ties: McSherry & Najork 2008.
@@ -70,7 +71,7 @@ def ndcg(labels: ArrayLike, scores: ArrayLike, pages: ArrayLike) -> float:
     clicks = np.bincount(groups, weights=gains).astype(np.int64)
     ideal = np.concatenate([[0.0], np.cumsum(1.0 / np.log2(np.arange(count.max(initial=0)) + 2.0))])[clicks]
     clicked = clicks > 0
-    if not clicked.any():
+    if not (clicked & (clicks < count)).any():
         return float("nan")
     return float((np.bincount(groups, weights=gains * shared)[clicked] / ideal[clicked]).mean())
 

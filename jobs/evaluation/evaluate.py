@@ -28,6 +28,7 @@ from model.ctr.config import BoostedConfig, CtrConfig, NeuralConfig
 from model.ctr.evaluation.evaluate import (
     TestRows,
     Variant,
+    averages,
     compare,
     oracle,
     true_probabilities,
@@ -162,7 +163,8 @@ def _evaluation(
         test, variants, bootstrap=config.bootstrap, seed=config.seed, done=lambda: progress.update(task, advance=1)
     )
     log.info("models_compared", variants=len(variants), seconds=round(time.monotonic() - begun, 1))
-    return {"schema": SCHEMA, "dataset": {}, "rows": rows, "oracle": _oracle(test, predictions, raw)}
+    measured = {"rows": rows, "averages": averages(test), "oracle": _oracle(test, predictions, raw)}
+    return {"schema": SCHEMA, "dataset": {}, **measured}
 
 
 def _oracle(test: TestRows, predictions: pa.Table, raw: AnyPath) -> dict[str, Any] | None:

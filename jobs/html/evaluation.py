@@ -43,6 +43,7 @@ def render(evaluation: Mapping[str, Any]) -> str:
         lines=table_lines(evaluation),
         best=_best_lines(evaluation),
         moments=MOMENTS,
+        averages=evaluation["averages"],
         oracle=evaluation["oracle"],
         true_style=any(row["images"] == TRUE_STYLE.name for row in rows),
         forest=svg("forest", "AUC gain of each image input, with intervals", gains_figure(rows)),

@@ -65,13 +65,22 @@ def test_gauc_is_the_row_weighted_mean_of_the_users_own_aucs(rows):
 @given(ROWS)
 def test_ndcg_agrees_with_sklearn_page_by_page(rows):
     labels, scores, pages = _columns(rows)
-    own = []
+    own, alternatives = [], False
     for page in np.unique(pages):
         y, s = labels[pages == page], scores[pages == page]
         if y.sum():
+            alternatives |= y.sum() < len(y)
             # sklearn refuses a page of one row, whose only order is the ideal one
             own.append(1.0 if len(y) == 1 else sklearn_metrics.ndcg_score([y], [s]))
-    _same(metrics.ndcg(labels, scores, pages), float(np.mean(own)) if own else math.nan)
+    _same(metrics.ndcg(labels, scores, pages), float(np.mean(own)) if alternatives else math.nan)
+
+
+def test_ndcg_of_pages_without_alternatives_is_not_defined():
+    one_item_a_page = metrics.ndcg([1, 0, 1], [0.3, 0.2, 0.1], ["p", "q", "r"])
+    all_clicked = metrics.ndcg([1, 1, 0], [0.3, 0.2, 0.1], ["p", "p", "q"])
+    assert math.isnan(one_item_a_page)
+    assert math.isnan(all_clicked)
+    assert metrics.ndcg([1, 1, 0], [0.3, 0.2, 0.1], ["p", "q", "q"]) == 1.0  # q could have been 1 / log2(3)
 
 
 def test_ndcg_by_hand():

@@ -87,6 +87,21 @@ def compare(
     return ordered
 
 
+def averages(rows: TestRows) -> dict[str, dict[str, int]]:
+    """Over how many users GAUC is a mean, and over how many page views NDCG, of all there are.
+
+    The others rank nothing: users with only clicks or none, page views without a click.
+    """
+    clicked = rows.clicked > 0
+    users, by_user = (np.bincount(rows.users, weights=weights) for weights in (None, clicked))
+    pages, by_page = (np.bincount(rows.pages, weights=weights) for weights in (None, clicked))
+    both = (by_user > 0) & (by_user < users)
+    return {
+        "gauc": {"users": int(both.sum()), "of": int((users > 0).sum()), "rows": int(users[both].sum())},
+        "ndcg": {"page_views": int((by_page > 0).sum()), "of": int((pages > 0).sum())},
+    }
+
+
 def oracle(rows: TestRows, p_click: Numbers) -> dict[str, Any]:
     """The figures of the true click probabilities, (n,), which know the positions too: what no model can pass."""
     figures = _figures(rows, Variant(model="oracle", images=NONE.name, encoder=None, scores=p_click, as_shown=p_click))
@@ -104,8 +119,15 @@ def true_probabilities(predictions: pa.Table, truth: pa.Table) -> Numbers:
         pa.schema([("request_id", pa.string()), ("item_id", pa.string()), ("p_click", pa.float64())])
     )
     joined = asked.join(wanted, keys=keys, join_type="left outer").sort_by("place")
-    if joined.num_rows != predictions.num_rows or joined.column("p_click").null_count:
-        raise CourierError("truth.parquet does not hold one p_click for each test row: it belongs to other events")
+    if without := joined.column("p_click").null_count:
+        raise CourierError(
+            f"truth.parquet holds no p_click of {without} of {predictions.num_rows} test rows, for it belongs to other "
+            "events: remove it, or draw the world again"
+        )
+    if joined.num_rows != predictions.num_rows:
+        raise CourierError(
+            f"truth.parquet holds {joined.num_rows} p_clicks of {predictions.num_rows} test rows: remove the repeats"
+        )
     found: Numbers = joined.column("p_click").to_numpy()
     return found
 

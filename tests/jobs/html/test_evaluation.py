@@ -47,6 +47,7 @@ def evaluation():
             "rows": {"train": {"rows": 1000, "clicks": 200}, "test": {"rows": 100, "clicks": 20}},
         },
         "rows": [_row(model, images, gain) for model in ("lightgbm", "neural") for images, gain in gains.items()],
+        "averages": {"gauc": {"users": 7, "of": 9, "rows": 80}, "ndcg": {"page_views": 1500, "of": 2000}},
         "oracle": {"auc": 0.8, "gauc": 0.8, "ndcg": 0.9, "logloss": 0.3, "n": 100, "cold": {"auc": 0.8, "n": 20}},
     }
 
@@ -75,6 +76,12 @@ def test_the_page_loads_nothing_from_elsewhere_and_is_well_formed(evaluation):
     assert len(tags.ids) == len(set(tags.ids))
     assert page.count('<svg role="img" aria-label="') == 3
     assert "a shop &lt;b&gt;" in page
+
+
+def test_the_page_says_over_how_many_users_and_page_views_a_figure_is_a_mean(evaluation):
+    words = " ".join(render(evaluation).split())
+    assert "a mean over the 7 of 9 users with clicked and unclicked rows" in words
+    assert "within each of the 1,500 page views, of 2,000, that have a click" in words
 
 
 def test_the_same_evaluation_gives_the_same_bytes(evaluation):

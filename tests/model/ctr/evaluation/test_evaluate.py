@@ -12,6 +12,7 @@ from model.ctr.config import CtrConfig
 from model.ctr.evaluation.evaluate import (
     TestRows,
     Variant,
+    averages,
     compare,
     oracle,
     true_probabilities,
@@ -85,6 +86,15 @@ def test_one_class_gives_nulls_and_no_crash():
     assert compare(none_cold, _variants(rows.clicked), bootstrap=10, seed=0)[0]["cold"]["n"] == 0
 
 
+def test_who_ranks_nothing_is_counted():
+    users, pages = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 0, 1, 2, 2, 3])
+    rows = TestRows(np.array([1, 0, 0, 1, 1, 0]), np.zeros(6, dtype=bool), users, pages)
+    assert averages(rows) == {
+        "gauc": {"users": 1, "of": 3, "rows": 3},  # user 1 clicked all, user 3 nothing, user 2 is not there
+        "ndcg": {"page_views": 2, "of": 4},
+    }
+
+
 def test_the_same_seed_gives_the_same_figures():
     rows = TestRows.of(_predictions())
     first, second = (compare(rows, _variants(rows.clicked), bootstrap=50, seed=4) for _ in range(2))
@@ -96,8 +106,11 @@ def test_the_true_probability_of_a_row_is_found_by_request_and_item():
     truth = predictions.select(["request_id", "item_id"]).append_column("p_click", pa.array(np.arange(20) / 20))
     shuffled = truth.take(np.random.default_rng(0).permutation(20))
     np.testing.assert_array_equal(true_probabilities(predictions, shuffled), np.arange(20) / 20)
-    with pytest.raises(CourierError, match="belongs to other events"):
+    with pytest.raises(CourierError, match="holds no p_click of 1 of 20 test rows, for it belongs to other events"):
         true_probabilities(predictions, truth.slice(1))
+    twice = pa.concat_tables([truth, truth.slice(0, 2)])
+    with pytest.raises(CourierError, match="holds 22 p_clicks of 20 test rows: remove the repeats"):
+        true_probabilities(predictions, twice)
 
 
 def test_the_oracle_is_scored_by_its_own_probabilities():

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from jobs.pipeline import NAMES
 from model import artifact
+from serving.app import create_app, load_world
+from serving.settings import read_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COURIER = [sys.executable, str(ROOT / "courier.py")]
@@ -82,10 +86,33 @@ RUN = ("run", "raw", "--workspace", "ws", "--preset", "tiny")
 WITH_TRACES = ("images", "pretrain", "materialize", "release")
 
 
+# As people type them, or take them from addresses: words for nothing, numbers that are one number, accents that look
+# alike, what a shell or a file system would read as more than text.
+ODD = ("a/b/c", "../etc/passwd", "a b", " lead", "tail ", "e\u0301", "\u00e9", "x" * 5000, "null", "NaN", "7", "007")
+ODD += ("7.0", "1e5", "a,b", 'a"b', "a'b", "a\tb", "a\nb", "a%2Fb", '{"a":1}', "[1]", "\\", "*", ".", "..", "--help")
+ODD += ("-k", "${x}", "\U0001f457")
+
+
+def give_odd_ids(raw: Path) -> None:
+    """Let the first items, and the first users, of every table of a raw folder have the ids of ODD."""
+    tables = {path: pq.read_table(path) for path in raw.glob("*.parquet")}
+    for name in ("item_id", "user_id"):
+        with_name = {path: table for path, table in tables.items() if name in table.column_names}
+        known = sorted({one for table in with_name.values() for one in table[name].to_pylist()})
+        odd = dict(zip(known, ODD, strict=False))
+        for path, table in with_name.items():
+            place, ids = table.column_names.index(name), table[name].to_pylist()
+            renamed = pa.array([odd.get(one, one) for one in ids], table.schema.field(name).type)
+            tables[path] = table.set_column(place, table.schema.field(name), renamed)
+    for path, table in tables.items():
+        pq.write_table(table, path)
+
+
 def road(cwd: Path, killed_in: Sequence[str]) -> Path:
     """A tiny shop in `raw` and the road over it in `ws`, killed once in each of these stages, then completed."""
     world = courier("world", "raw", "--items", "200", "--users", "80", "--requests", "1500", cwd=cwd)
     assert world.returncode == 0, world.stderr
+    give_odd_ids(cwd / "raw")
     for stage in killed_in:
         run_and_kill_in(stage, RUN, cwd)
         assert whole(cwd, stage) == [], f"{stage} was killed, and yet an artifact is there"
@@ -142,6 +169,116 @@ def test_every_stage_speaks_of_one_space(shop: Path) -> None:
         for folder in whole(shop, stage)
     }
     assert len(spaces) == 1
+
+
+def rows_of(folder: Path, name: str) -> int:
+    return len(pq.read_table(folder / name))
+
+
+def test_every_row_that_a_stage_reads_is_in_one_of_its_counts(shop: Path) -> None:
+    folder = {stage: whole(shop, stage)[0] for stage in NAMES}
+    of = {stage: artifact.read(folder[stage], kind=stage).facts for stage in NAMES}
+    sequences, images, pretrain, cluster = (of[name] for name in ("sequences", "images", "pretrain", "cluster"))
+    page_views = pq.read_table(folder["sequences"] / "page_views", columns=["period", "item_ids"])
+    trained = page_views.filter(pc.equal(page_views["period"], "train"))
+    items = sum(map(len, page_views["item_ids"].to_pylist()))
+    statuses = [images[status] for status in ("images_ok", "missing", "broken", "placeholder", "refused")]
+    accepted = [sequences[name] for name in ("duplicates", "impressions", "shown_again", "clicks", "conversions")]
+    sums = {
+        "events": (rows_of(shop / "raw", "events.parquet"), sequences["events_read"]),
+        "events read": (
+            sequences["events_read"],
+            sequences["events_accepted"] + sum(sequences["events_rejected"].values()),
+        ),
+        "events rejected": (sum(sequences["events_rejected"].values()), rows_of(folder["sequences"], "rejected")),
+        "events accepted": (sequences["events_accepted"], sum(accepted)),
+        "impressions": (sequences["impressions"], rows_of(folder["sequences"], "impressions")),
+        "impressions on page views": (sequences["impressions"] - sequences["beyond_page_view_size"], items),
+        "clicks": (sequences["clicks"], rows_of(folder["sequences"], "clicks")),
+        "conversions": (sequences["conversions"], rows_of(folder["sequences"], "conversions")),
+        "page views": (sequences["requests"], len(page_views)),
+        "page views by period": (sequences["requests"], sum(sequences["requests_by_period"].values())),
+        "page views trained on": (sequences["requests_by_period"]["train"], pretrain["page_views_read"]),
+        "page views read": (
+            pretrain["page_views_read"],
+            pretrain["page_views"] + pretrain["page_views_without_image"],
+        ),
+        "items trained on": (sum(map(len, trained["item_ids"].to_pylist())), pretrain["page_view_items_read"]),
+        "items read": (
+            pretrain["page_view_items_read"],
+            pretrain["page_view_items"] + pretrain["page_view_items_without_image"],
+        ),
+        "catalogue": (rows_of(shop / "raw", "items.parquet"), images["items_read"]),
+        "catalogue read": (images["items_read"], images["items_accepted"] + sum(images["items_rejected"].values())),
+        "catalogue accepted": (images["items_accepted"], sum(statuses)),
+        "items embedded": (images["images_ok"], of["embed"]["items"]),
+        "images embedded": (images["distinct_images"], of["embed"]["vectors"]),
+        "vectors clustered": (of["embed"]["vectors"], cluster["vectors"]),
+        "vectors fitted": (cluster["vectors"], cluster["fitted_on"] + cluster["not_shown_in_training"]),
+        "items clustered": (of["embed"]["items"], rows_of(folder["cluster"], "items.parquet")),
+        "items indexed": (of["embed"]["items"], of["index"]["items"]),
+        "profiles": (images["items_accepted"], of["features"]["rows"]["item_profile"]),
+        "clusters": (of["embed"]["items"], of["features"]["rows"]["item_cluster"]),
+        "embeddings": (of["embed"]["items"], of["features"]["rows"]["item_embedding"]),
+        "histories": (rows_of(folder["sequences"], "histories"), of["features"]["rows"]["user_history"]),
+        "rows": (sequences["impressions"], of["rows"]["impressions_read"]),
+        "rows by period": (of["rows"]["impressions_read"], sum(of["rows"]["rows"].values())),
+        "rows trained on": (of["rows"]["rows"], of["ctr"]["rows"]),
+        "rows predicted": (of["rows"]["rows"]["test"], rows_of(folder["ctr"], "predictions.parquet")),
+    }
+    assert {what: pair for what, pair in sums.items() if pair[0] != pair[1]} == {}
+    assert pretrain["page_view_items_without_image"] > 0  # so that something is left out at all
+
+
+def test_every_json_of_a_run_is_read_by_who_keeps_to_the_standard(shop: Path) -> None:
+    words: list[str] = []
+    read = 0
+    for path in (shop / "ws").rglob("*.json*"):
+        lines = path.read_text("utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text("utf-8")]
+        for line in lines:
+            json.loads(line, parse_constant=lambda word, path=path: words.append(f"{path}: {word}"))
+        read += 1
+    assert words == []
+    assert read > 2 * len(NAMES)  # a manifest and a key of each
+
+
+def test_odd_ids_are_carried_to_every_table_and_name_no_file(shop: Path) -> None:
+    folder = {stage: whole(shop, stage)[0] for stage in NAMES}
+    raw = {name: pq.read_table(shop / "raw" / f"{name}.parquet") for name in ("events", "items")}
+    known, users = ({*raw["items"]["item_id"].to_pylist()}, {*raw["events"]["user_id"].to_pylist()})
+    assert {*ODD} < known
+    assert {*ODD} < users
+    assert {*pq.read_table(folder["images"] / "items.parquet")["item_id"].to_pylist()} == known
+    usable = {*pq.read_table(folder["embed"] / "items.parquet")["item_id"].to_pylist()}
+    assert len(usable & {*ODD}) > len(ODD) // 2
+    for stage in ("cluster", "index"):
+        assert {*pq.read_table(folder[stage] / "items.parquet")["item_id"].to_pylist()} == usable
+    assert {*pq.read_table(folder["sequences"] / "impressions")["user_id"].to_pylist()} <= users
+    joined = pq.read_table(folder["rows"] / "train.parquet", columns=["item_id", "user_id", "cluster_id", "category"])
+    odd = joined.filter(pc.is_in(joined["item_id"], value_set=pa.array(sorted(usable & {*ODD}))))
+    assert pc.min(odd["cluster_id"]).as_py() >= 0
+    assert {*ODD} & {*joined["user_id"].to_pylist()}
+    names = {part for path in (shop / "ws").rglob("*") for part in path.relative_to(shop / "ws").parts}
+    assert not names & {*ODD}
+
+
+def test_an_odd_id_finds_itself_in_the_index_the_feature_store_and_the_answers(shop: Path) -> None:
+    world = load_world(read_settings(workspace=shop / "ws"))
+    items = {one["item_id"]: one for one in pq.read_table(whole(shop, "images")[0] / "items.parquet").to_pylist()}
+    usable = [item_id for item_id in ODD if items[item_id]["status"] == "ok"]
+    with TestClient(create_app(world)) as client:
+        for item_id in usable:
+            picture = (shop / "raw" / items[item_id]["image_uri"]).read_bytes()
+            by_image = client.post("/search", files={"image": picture}, data={"k": "5"}).json()["results"]
+            assert item_id in [one["item_id"] for one in by_image if one["same_image"]]
+            by_item = client.post("/search", data={"item_id": item_id, "k": "5"}).json()["results"]
+            assert len(by_item) == 5
+            assert item_id not in [one["item_id"] for one in by_item]
+        for user_id in ODD:
+            ranked = client.post("/rank", json={"user_id": user_id, "item_ids": [*ODD, "y" * 600]}).json()
+            assert sorted(one["item_id"] for one in ranked["results"]) == sorted([*ODD, "y" * 600])
+            assert [one["item_id"] for one in ranked["results"] if not one["known"]] == ["y" * 600]
+            assert ranked["degraded"] == f"1 of {len(ODD) + 1} items unknown: scored on default values"
 
 
 def test_the_evaluation_compares_every_model_with_and_without_images(shop: Path) -> None:

@@ -1,7 +1,7 @@
 """Pre-train the image encoder on behaviour: the pretrain stage, on one process or, under torchrun, on many."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +72,7 @@ def build(
     inputs = artifact.digests({"sequences": sequences, "images/pictures": images})
     page_views = read_page_views(sequences, images, history=config.history)
     log.info("page_views_read", page_views=len(page_views), **asdict(page_views.counts))
-    _require_enough(config, page_views, behaviour)
+    require_enough(config, page_views, behaviour)
     preprocessing = Preprocessing(size=config.image_size)
     begun = time.perf_counter()
     with process_group() as group:
@@ -142,7 +142,7 @@ def train(
         )
 
 
-def _require_enough(config: CourierConfig, page_views: PageViews, sequences: Manifest) -> None:
+def require_enough(config: CourierConfig, page_views: PageViews, sequences: Manifest) -> None:
     """Raises CourierError where these page views teach nothing."""
     read, images = page_views.counts.page_views_read, len(page_views.image_ids)
     if len(page_views) < 2:
@@ -156,12 +156,19 @@ def _require_enough(config: CourierConfig, page_views: PageViews, sequences: Man
             "learns to tell images apart: bring items with pictures of their own"
         )
     if config.method == "courier" and not page_views.clicked.any() and (page_views.history == PADDING).all():
-        clicks, unmatched = (sequences.facts.get(name, 0) for name in ("clicks", "unmatched_clicks"))
         raise CourierError(
             f"none of the {len(page_views)} page views of the training period was clicked or comes after a click, and "
-            f"courier learns from clicks: of {clicks} clicks in all, {unmatched} name no page view that shows their "
-            "item; check the raw events' event_type and the clicks' request_id"
+            f"courier learns from clicks: {_why_no_click(sequences.facts)}"
         )
+
+
+def _why_no_click(facts: Mapping[str, Any]) -> str:
+    if not facts["clicks"]:
+        return "no event is a click; check the raw events' event_type"
+    return (
+        f"of {facts['clicks']} clicks {facts['unmatched_clicks']} name no page view that shows their item; check the "
+        "clicks' request_id and item_id"
+    )
 
 
 def _check(config: CourierConfig, processes: int) -> None:

@@ -27,6 +27,7 @@ from jobs.features.offline import connect, read_parquet
 from model import artifact
 from model.artifact import ArtifactMismatch
 from model.ctr.inputs.rows import ROW_COLUMNS
+from model.errors import RowsLost
 
 EPOCH = datetime.fromtimestamp(0, UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -141,6 +142,14 @@ def test_the_files_have_the_form_of_model_ctr_rows_and_no_feature_is_null(table)
 def test_the_periods_follow_each_other_in_time(table):
     moments = [table[period].column("request_time").to_pylist() for period in PERIODS]
     assert max(moments[0]) < min(moments[1]) <= max(moments[1]) < min(moments[2])
+
+
+def test_an_impression_without_a_row_is_a_fault_that_is_told():
+    with closing(connect()) as connection:
+        connection.execute("CREATE TABLE impressions AS SELECT 'i' AS item_id FROM range(3)")
+        assert training_rows._impressions(connection, 3) == 3
+        with pytest.raises(RowsLost, match="3 impressions were read, and 2 rows written"):
+            training_rows._impressions(connection, 2)
 
 
 def test_the_facts_count_the_rows_the_clicks_and_the_cold_test_rows(built, table):

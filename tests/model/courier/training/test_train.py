@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.courier.config import CourierConfig
-from model.courier.data.batches import Batch, PageViews, rows_of_step, take_batch
+from model.courier.data.batches import Batch, Counts, PageViews, rows_of_step, take_batch
 from model.courier.data.loader import BatchTensors, Features
 from model.courier.losses.courier_objective import BehaviourObjective
 from model.courier.losses.objective import Objective
@@ -296,6 +296,48 @@ def test_the_processes_split_the_global_batch_without_overlap() -> None:
         for rank in range(2)
     ]
     assert (np.concatenate(halves) == page_views.page[rows]).all()
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What is asked of a sequences artifact's manifest."""
+
+    facts: dict[str, int]
+
+
+def views(rows: int, images: int, *, clicked: bool = False, known: bool = False) -> PageViews:
+    """Page views of one item each, in turn of so many images, of ten that were read."""
+    page = np.full((rows, 5), -1, np.int32)
+    page[:, 0] = np.arange(rows) % images
+    history = np.full((rows, 3), -1, np.int32)
+    history[0, 0] = 0 if known else -1
+    marks = np.zeros((rows, 5), bool)
+    marks[0, 0] = clicked
+    names = tuple(f"p{n}" for n in range(images))
+    counts = Counts(page_views_read=10, page_views_without_image=10 - rows)
+    return PageViews(names, np.zeros(images, np.int64), page, marks, history, counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("shown", "facts", "told"),
+    [
+        (views(1, 1, clicked=True), {}, "1 of 10 page views of the training period shows an item with a usable image"),
+        (views(9, 1, clicked=True), {}, "the 9 page views of the training period show 1 distinct image"),
+        (views(9, 2), {"clicks": 0, "unmatched_clicks": 0}, "none of the 9 page views .*: no event is a click; check"),
+        (views(9, 2), {"clicks": 7, "unmatched_clicks": 6}, "of 7 clicks 6 name no page view that shows their item"),
+    ],
+)
+def test_page_views_that_teach_nothing_are_refused_with_their_number(
+    shown: PageViews, facts: dict[str, int], told: str
+) -> None:
+    with pytest.raises(CourierError, match=told):
+        train.require_enough(TINY, shown, Behaviour(facts))  # type: ignore[arg-type]
+
+
+def test_a_click_on_a_page_or_before_it_or_a_method_without_clicks_is_enough() -> None:
+    for shown in (views(2, 2, clicked=True), views(2, 2, known=True)):
+        train.require_enough(TINY, shown, Behaviour({}))  # type: ignore[arg-type]
+    train.require_enough(replace(TINY, method="simclr"), views(2, 2), Behaviour({}))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ log = structlog.get_logger()
 KIND = "cluster"
 CENTROIDS = "centroids.npy"
 ITEMS = "items.parquet"
+TOLD_LETTERS = 60  # of an id in a sentence
 
 
 class NothingToFit(CourierError):
@@ -82,10 +83,10 @@ def _shown_before(sequences: Path, cut: datetime) -> set[str]:
 def _why_nothing(shown: set[str], items: pa.Table, cut: str) -> str:
     if not shown:
         return f"no item was shown before {cut}, where validation begins: bring events of a longer time"
-    embedded = pc.min(items["item_id"]).as_py()
+    one, other = (ids[:TOLD_LETTERS] for ids in (min(shown), pc.min(items["item_id"]).as_py()))
     return (
         f"none of the {len(shown)} items shown before {cut} is among the {len(items)} with a vector (shown is "
-        f"{min(shown)!r}, a vector has {embedded!r}): make events and items say the same item_id, or see coverage.html"
+        f"{one!r}, a vector has {other!r}): make events and items say the same item_id, or see coverage.html"
     )
 
 

@@ -119,7 +119,8 @@ def _gain_sheet(found: Found, model: str) -> Sheet:
         shares = ["100%" if images == CLUSTER_ID.name else "" for images in KINDS if sure]
         lines.append((IMAGES[TRUE_STYLE.name], *gains, *shares))
     plain = found["baseline"][f"{model}/{NONE.name}/all"]["value"]
-    caption = f"points (AUC x 100) over the same model without images, whose AUC is {plain:.4f}; 95 % CI; ± spread"
+    auc = "not defined" if plain is None else f"{plain:.4f}"
+    caption = f"points (AUC x 100) over the same model without images, whose AUC is {auc}; 95 % CI; ± spread"
     return Sheet(f"{MODELS.get(model, model)}: what images add", caption, tuple(columns), lines)
 
 
@@ -275,12 +276,13 @@ def prediction_figure(found: Found) -> Figure:
         for number, one in enumerate(found["methods"]):
             probe, gain = one["probe"].get("popular/auc/all"), one["gains"].get(f"{model}/{images}/all")
             if probe and gain and len(probe["by_seed"]) == len(gain["by_seed"]):
-                marks = [v * POINTS for v in gain["by_seed"]]
-                colour = COLOURS[number % len(COLOURS)]
-                axes.plot(
-                    probe["by_seed"], marks, "os^Dvp"[number // len(COLOURS) % 6], color=colour, label=one["label"]
-                )
+                pairs = zip(probe["by_seed"], gain["by_seed"], strict=True)
+                marks = [(auc, points * POINTS) for auc, points in pairs if None not in (auc, points)]
+                colour, form = COLOURS[number % len(COLOURS)], "os^Dvp"[number // len(COLOURS) % 6]
+                if marks:
+                    axes.plot(*zip(*marks, strict=True), form, color=colour, label=one["label"])
         axes.set(xlabel="probe AUC", ylabel="AUC gain, points", title=IMAGES[images])
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(frameon=False, fontsize=8)
+    if panels[-1].has_data():
+        panels[-1].legend(frameon=False, fontsize=8)
     return figure

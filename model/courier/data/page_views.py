@@ -19,6 +19,7 @@ from model.courier.data.usable_items import ITEMS, reasons, usable_items
 from model.errors import CourierError
 
 READ_ROWS = 65_536  # page views that are strings at a time
+TOLD_LETTERS = 60  # of an id in a sentence
 TRAINED = dataset.field("period") == "train"
 
 
@@ -55,7 +56,7 @@ def _why_nothing(stored: dataset.Dataset, images: Path) -> str:
     shown = shown.cast(pa.string())
     met = shown.filter(pc.is_in(shown, value_set=known["item_id"].combine_chunks()))
     if not len(met):
-        events, items = pc.min(shown).as_py(), pc.min(known["item_id"]).as_py()
+        events, items = (pc.min(ids).as_py()[:TOLD_LETTERS] for ids in (shown, known["item_id"]))
         return (
             f"none of the {len(shown)} items on the {views} page views of the training period is among the "
             f"{len(known)} of the items table (events say {events!r}, items {items!r}): make both say the same item_id"

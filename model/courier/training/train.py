@@ -71,7 +71,9 @@ def build(
     check_history(config.history, behaviour)
     inputs = artifact.digests({"sequences": sequences, "images/pictures": images})
     page_views = read_page_views(sequences, images, history=config.history)
-    log.info("page_views_read", page_views=len(page_views), **asdict(page_views.counts))
+    counts = page_views.counts
+    mostly_lost = 2 * counts.page_view_items_without_image > counts.page_view_items_read
+    (log.warning if mostly_lost else log.info)("page_views_read", page_views=len(page_views), **asdict(counts))
     require_enough(config, page_views, behaviour)
     preprocessing = Preprocessing(size=config.image_size)
     begun = time.perf_counter()
@@ -104,7 +106,7 @@ def build(
                     "steps": config.steps if trained.objective.terms else 0,
                     "trained_from": splits["start"],
                     "trained_until": splits["valid_start"],
-                    **asdict(page_views.counts),  # read = what is used and what is without an image
+                    **asdict(counts),  # read = what is used and what is without an image
                     "page_views": len(page_views),
                     "page_view_items": int((page_views.page != PADDING).sum()),
                     "distinct_images": len(page_views.image_ids),

@@ -168,6 +168,18 @@ def test_a_comparison_without_truth_or_baselines_is_no_crash(results, found):
     assert "<svg" in comparison.render(alone | more)
 
 
+def test_a_page_of_figures_none_of_which_is_defined_says_so(results, found):
+    for one in results:
+        of_clicks = {key: {seed: sample(math.nan) for seed in each} for key, each in one.ctr.items()}
+        one.ctr.update(of_clicks)
+    undefined = found | compare_figures(results, reference="courier", bootstrap=5, seed=0)
+    json.dumps(undefined, allow_nan=False)
+    page = comparison.render(undefined)
+    assert "without images, whose AUC is not defined" in page
+    assert ">nan<" not in page.lower()
+    assert "None" not in page
+
+
 def test_a_figure_that_is_not_known_is_null_and_a_dash(results, found):
     for one in results:
         for key in one.ctr:

@@ -17,7 +17,7 @@ VERBS = {
         "jobs.leakage.check_leaks:main",
         "[WORKSPACE]  prove that nothing of the future reaches a training row, online or offline",
     ),
-    "check": ("jobs.sequences.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
+    "check": ("jobs.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
     "run": ("jobs.cli:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
     "status": (
         "jobs.cli:status_main",
@@ -25,7 +25,14 @@ VERBS = {
     ),
     "config": ("jobs.cli:config_main", "every setting that holds, as a courier.toml, and where its value came from"),
     "demo": ("courier:demo_main", "a generated shop, the whole road over it, and three example answers"),
-    "sequences": ("jobs.cli:stage_main", "[stage]  page views, clicks and histories (Spark); --date adds a day"),
+    "ingest": (
+        "jobs.cli:stage_main",
+        "[stage]  raw tables of any dialect into canonical parquet, each file once (DuckDB)",
+    ),
+    "sequences": (
+        "jobs.cli:stage_main",
+        "[stage]  page views, clicks and histories (DuckDB, Spark or Beam); --date adds a day",
+    ),
     "images": ("jobs.cli:images_main", "[stage]  every image reference opened, verified, hashed, resized (Beam)"),
     "pretrain": ("jobs.cli:stage_main", "[stage]  train the image encoder (torch); --method trains a baseline"),
     "embed": ("jobs.cli:stage_main", "[stage]  a unit vector for every distinct image"),

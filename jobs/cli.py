@@ -1,9 +1,10 @@
 """The command lines of the pipeline: run, status, and a verb for each stage."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,8 +14,22 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.engines.beam_arguments import part
-from jobs.options import AllowedHosts, ConfigFile, Engine, Folder, Given, LastRaw, Master, Preset, RawFolder, call
+from jobs.options import (
+    AllowedHosts,
+    Columns,
+    ConfigFile,
+    Engine,
+    Folder,
+    Given,
+    LastRaw,
+    Master,
+    Preset,
+    RawFolder,
+    call,
+    parted,
+)
 from jobs.pipeline import NAMES, State, explain, run_stages, stage_states
+from jobs.raw.canonical import canonical_table, has_sampled_negatives
 from jobs.releases.current import current_release
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
 from jobs.settings import as_toml
@@ -32,6 +47,7 @@ def run(
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
     allow_host: AllowedHosts = None,
+    columns: Columns = None,
     config: ConfigFile = None,
     given: Given = None,
     engine: Engine = None,
@@ -48,7 +64,13 @@ def run(
     begun = time.monotonic()
     rebuild = NAMES[NAMES.index(from_) :] if from_ else (only,) if only else ()
     opened = open_workspace(
-        workspace, raw, preset=preset, allowed_hosts=allow_host or (), config_file=config, given=given or ()
+        workspace,
+        raw,
+        preset=preset,
+        allowed_hosts=allow_host or (),
+        columns=parted(columns),
+        config_file=config,
+        given=given or (),
     )
     opened = _placed(replace(opened, beam_args=context.obj), engine, master)
     held = _held(opened)
@@ -57,7 +79,8 @@ def run(
     log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
     if held:
         (log.warning if held["left_out"] else log.info)("made_of_the_daily_log", **held)
-    lost = _lost_pictures(opened.folder / "reports" / "coverage.json") if "images" in done else None
+    report = opened.folder / "reports" / "coverage.json"
+    lost = _lost_pictures(report) if "images" in done and report.is_file() else None
     if lost:
         log.warning("items_without_picture", **lost)
 
@@ -119,10 +142,15 @@ def _held(workspace: Workspace) -> dict[str, Any] | None:
     if mark is None:
         return None
     from jobs.sequences.build import daily_engine  # with an engine, which a workspace without a log need not load
-    from jobs.sequences.daily.raw_days import left_out_now, sentence
+    from jobs.sequences.daily.raw_days import known_left_out, left_out_now, sentence
 
-    by = daily_engine(workspace.folder, workspace.config.engine, workspace.config.master)
-    out = left_out_now(workspace.raw, workspace.folder, mark, by.count_days)
+    ingest = stage_states(workspace, only="ingest")["ingest"]
+    if ingest.fresh and ingest.folder is not None:
+        by = daily_engine(workspace.folder, workspace.config.engine, workspace.config.master)
+        events = canonical_table(ingest.folder, "events", workspace.raw)
+        out = left_out_now(events, workspace.folder, mark, by.count_days)
+    else:
+        out = known_left_out(workspace.folder, mark, datetime.now(UTC))
     days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
     return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
 
@@ -179,7 +207,7 @@ def config_main(argv: Sequence[str]) -> None:
 def stage_main(argv: Sequence[str]) -> None:
     """`courier STAGE [RAW]`: bring one stage up to date; argv begins with the stage's name."""
     name, *rest = argv
-    own: dict[str, Callable[..., None]] = {"sequences": sequences, "pretrain": pretrain}
+    own: dict[str, Callable[..., None]] = {"ingest": ingest, "sequences": sequences, "pretrain": pretrain}
     if name in own:
         call(own[name], f"courier {name}", rest)
         return
@@ -203,6 +231,21 @@ def _placed(workspace: Workspace, engine: str | None, master: str | None) -> Wor
     """The workspace with its work done where a command line says."""
     where = {name: value for name, value in (("engine", engine), ("master", master)) if value is not None}
     return workspace.with_config(**where)
+
+
+def ingest(
+    raw: LastRaw = None,
+    workspace: Folder = Path("workspace"),
+    preset: Preset = None,
+    columns: Columns = None,
+    config_file: ConfigFile = None,
+    given: Given = None,
+) -> None:
+    """Bring the stage `ingest` up to date: only raw files that are new or changed are read."""
+    opened = open_workspace(
+        workspace, raw, preset=preset, columns=parted(columns), config_file=config_file, given=given or ()
+    )
+    run_stages(opened, only="ingest")
 
 
 def sequences(
@@ -231,6 +274,7 @@ def sequences(
     opened = open_workspace(workspace, raw, preset=preset, config_file=config_file, given=given or ())
     opened = _placed(opened, engine, master)
     days = asked_days(day, from_, to)
+    run_stages(opened, only="ingest")
     if days is None:
         run_stages(opened, only="sequences")
         return
@@ -240,13 +284,15 @@ def sequences(
         tell_left_out,
     )
 
-    opened.folder.mkdir(parents=True, exist_ok=True)
+    ingest = cast(Path, stage_states(opened, only="ingest")["ingest"].folder)
+    events = canonical_table(ingest, "events", opened.raw)
     with locked(opened.folder):
         engine, master = opened.config.engine, opened.config.master
         if day is not None and read_watermark(opened.folder) is None:
-            refuse_to_leave_out(opened.raw, opened.folder, *days, engine=engine, master=master)
+            refuse_to_leave_out(events, opened.folder, *days, engine=engine, master=master)
         done = add_days(
-            raw=opened.raw,
+            events=events,
+            sampled_negatives=has_sampled_negatives(ingest),
             workspace=opened.folder,
             start=days[0],
             end=days[1],
@@ -302,6 +348,7 @@ def images_main(argv: Sequence[str]) -> None:
             workspace, raw, preset=preset, allowed_hosts=allow_host or (), config_file=config_file, given=given or ()
         )
         opened = replace(opened, beam_args=tuple(beam_args))
+        run_stages(opened, only="ingest")
         state = stage_states(opened, only="images")["images"]
         if not retry_failed:
             changed = state.fresh and _far_images_changed(opened, state)

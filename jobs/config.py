@@ -12,6 +12,13 @@ LONGEST_HISTORY: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IngestConfig:
+    """Reading raw tables."""
+
+    columns: tuple[str, ...] = ()  # "user_id=visitorid": what the raw files call a column of the contract
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SequencesConfig:
     """Behaviour sequences and the split by time."""
 
@@ -91,6 +98,7 @@ class PipelineConfig:
 
     engine: Literal["duckdb", "spark", "beam"] | None = None  # of the sequences; None: duckdb, or spark with a master
     master: str | None = None  # where Spark runs, as for spark-submit
+    ingest: IngestConfig = field(default_factory=IngestConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     pretrain: CourierConfig = field(default_factory=CourierConfig)

@@ -28,6 +28,13 @@ AllowedHosts = Annotated[
         "--allow-host", help="a host that https:// images may come from, or *.example.com; default: as before"
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OURS=THEIRS,...",
+        help="what the raw files call a column: user_id=visitorid,item_id=sku; default: as before",
+    ),
+]
 Master = Annotated[
     str | None,
     typer.Option(
@@ -40,6 +47,11 @@ Engine = Annotated[
 ]
 RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
 LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
+
+
+def parted(columns: str | None) -> tuple[str, ...]:
+    """What --columns says, pair by pair."""
+    return tuple(pair.strip() for pair in columns.split(",")) if columns else ()
 
 
 def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:

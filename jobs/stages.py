@@ -38,15 +38,30 @@ class Stage:
 
 STAGES: Final = (
     Stage(
+        name="ingest",
+        build="jobs.raw.ingest:build",
+        options=("raw", "raw_digest", "workspace", "config"),
+        reads="jobs.raw.identity:tables_inputs",
+    ),
+    Stage(
+        name="check",
+        build="jobs.check:build",
+        inputs=("ingest",),
+        options=("raw", "master"),
+        reports=("check.json",),
+    ),
+    Stage(
         name="sequences",
         build="jobs.sequences.build:build",
+        inputs=("ingest/events",),
         revision=2,  # every row in a count
-        options=("raw", "raw_digest", "workspace", "config", "engine", "master", "beam_args"),
+        options=("raw", "workspace", "config", "engine", "master", "beam_args"),
         reads="jobs.sequences.daily.log:sequences_inputs",
     ),
     Stage(
         name="images",
         build="jobs.images.pipeline:build",
+        inputs=("ingest/items",),
         revision=3,  # the faults of references as reasons, blank pictures, placeholders by what their items share
         options=("raw", "raw_digest", "store", "config", "beam_args"),
         reads="jobs.raw.identity:images_inputs",

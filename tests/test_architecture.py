@@ -65,14 +65,10 @@ def test_nothing_is_named_after_a_drawer() -> None:
     assert [path for path in sources() if path.stem in drawers] == []
 
 
-WITH_JSON_OF_THEIR_OWN = ("jobs/raw", "jobs/images")  # rejected rows, as they were read
-
-
 def test_json_is_written_by_the_one_module_that_keeps_to_its_standard() -> None:
     others = [path.relative_to(ROOT).as_posix() for path in sources() if path.stem != "strict_json"]
-    mine = [name for name in others if not name.startswith(WITH_JSON_OF_THEIR_OWN)]
     writing = re.compile(r"(?<!strict_)\bjson\.dumps?\b")
-    assert [name for name in mine if writing.search((ROOT / name).read_text("utf-8"))] == []
+    assert [name for name in others if writing.search((ROOT / name).read_text("utf-8"))] == []
 
 
 def test_every_verb_of_the_front_door_exists() -> None:

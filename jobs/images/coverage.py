@@ -20,7 +20,7 @@ import structlog
 from jobs.html.coverage import render
 from jobs.paths import arrow_source
 from jobs.rules.items import SENTENCES, STATUSES
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 from model.errors import CourierError
 
@@ -54,7 +54,9 @@ def write_coverage(folder: AnyPath) -> dict[str, Any]:
     """
     found = coverage(folder)
     page = render(found, _pictures(folder, _wanted(found)))
-    artifact.write_whole(folder / "coverage.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    artifact.write_whole(
+        folder / "coverage.json", (strict_json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode()
+    )
     artifact.write_whole(folder / "coverage.html", page.encode())
     return found
 

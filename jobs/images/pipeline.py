@@ -5,7 +5,6 @@ several machines, RAW and DIR lie on a file system that all of them see.
 """
 
 import gc
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -29,10 +28,9 @@ from jobs.images.examine import KIND
 from jobs.images.store import ImageStore, alone, open_store
 from jobs.images.transforms import ExamineReferences, FindPictures, KeepItems, ReadItems, WriteShards, WriteTable
 from jobs.paths import path_option
-from jobs.raw import layout
-from jobs.raw.folder import TableFiles, table_files
-from jobs.raw.identity import items_digest
-from model import artifact
+from jobs.raw.canonical import CanonicalTable, canonical_table
+from jobs.raw.identity import images_digest
+from model import artifact, strict_json
 from model.artifact import AnyPath, Manifest
 
 log = structlog.get_logger()
@@ -46,7 +44,7 @@ WORK: Final = ("references", "opened", "decoded", "shards_written")  # what a ru
 class Job:
     """What one run reads and writes: the table, the folder its references start from, the store, the artifact."""
 
-    table: TableFiles
+    table: CanonicalTable
     folder: AnyPath
     store: ImageStore
     out: AnyPath
@@ -75,6 +73,7 @@ def wire(pipeline: Any, job: Job) -> None:
 
 def build(
     *,
+    ingest: AnyPath,
     raw: AnyPath,
     raw_digest: str,
     store: AnyPath,
@@ -83,16 +82,15 @@ def build(
     retry_failed: bool = False,
     beam_args: Sequence[str] = (),
 ) -> Manifest:
-    """Build the images artifact at `out` from the items table in `raw`.
+    """Build the images artifact at `out` from the items that were ingested of `raw`.
 
-    raw_digest: the raw folder's identity, for the manifest. store: the folder of what earlier runs examined.
+    ingest: the ingest artifact, or `raw` itself where it holds canonical parquet. raw: where image paths start.
+    raw_digest: the identity of the images in it, for the manifest. store: the folder of what earlier runs examined.
     retry_failed: of what the store knows, look at nothing but the failures that may pass. beam_args: Beam's own
     options, such as --runner=... Raises RawTableUnusable for a table that cannot be read, StoreBusy where another job
     holds the store.
     """
-    table = table_files(raw, "items")
-    for file in table.files:
-        layout.check_file("items", table.format, file)
+    table = canonical_table(ingest, "items", raw)
     options = beam_runner.options(beam_args)
     opened = open_store(store, config)
     with (
@@ -176,8 +174,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command(**beam_runner.COMMAND)
 def image_references(
     context: typer.Context,
-    raw: Annotated[UPath, path_option("The raw folder: holds the items table; image paths start here.")],
+    raw: Annotated[UPath, path_option("The raw folder: image paths start here.")],
     out: Annotated[UPath, path_option("Where the images artifact is written.")],
+    ingest: Annotated[
+        UPath | None,
+        path_option("What was ingested of it; default: the raw folder, whose items are canonical parquet."),
+    ] = None,
     store: Annotated[
         UPath | None, path_option("What earlier runs examined; default: the folder image_store beside the output.")
     ] = None,
@@ -194,15 +196,16 @@ def image_references(
     args = beam_runner.beam_args(context)
     config = ImagesConfig(size=size, shard_bytes=shard_bytes, allowed_hosts=tuple(allow_host or ()))
     manifest = build(
+        ingest=ingest or raw,
         raw=raw,
-        raw_digest=items_digest(raw),
+        raw_digest=images_digest(raw),
         store=store or out.absolute().parent / STORE,
         out=out,
         config=config,
         retry_failed=retry_failed,
         beam_args=args,
     )
-    typer.echo(json.dumps(dict(manifest.facts), indent=1))
+    typer.echo(strict_json.dumps(dict(manifest.facts), indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

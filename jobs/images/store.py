@@ -6,7 +6,6 @@ One job at a time may use it: see `alone`; where no lock reaches, StoreChanged t
 """
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from jobs.config import ImagesConfig
 from jobs.engines.whole_files import write_pictures
 from jobs.images.outcome import Outcome
 from jobs.paths import arrow_source
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
 from model.errors import CourierError
 
@@ -97,7 +96,7 @@ class ImageStore:
         }
         path = self._path(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_whole(path.with_suffix(".json"), json.dumps(stats, sort_keys=True).encode())
+        artifact.write_whole(path.with_suffix(".json"), strict_json.dumps(stats, sort_keys=True).encode())
         # Last, for it is the table that makes a shard a finished one.
         write_pictures(pa.Table.from_pylist(rows, SCHEMA), path, pixels="png")
 
@@ -194,4 +193,4 @@ def decoding_key(config: ImagesConfig) -> str:
         **{name: getattr(config, name) for name in ("size", "max_bytes", "max_pixels", "min_side", "max_side")},
         **{name: features.version(name) for name in CODECS},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(strict_json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

@@ -25,13 +25,15 @@ from jobs.images.store import ImageStore
 from jobs.images.write import write_shard
 from jobs.paths import any_path
 from jobs.raw import beam_rows
-from jobs.raw.beam_rows import Place, Raw
-from jobs.raw.folder import TableFiles
-from jobs.rules.items import BAD_ROW, DUPLICATE_ITEM_ID, Item, described, precedence, reject_reason
+from jobs.raw.beam_rows import Row
+from jobs.raw.canonical import CanonicalTable
+from jobs.raw.typed import REASON
+from jobs.rules.items import DUPLICATE_ITEM_ID, Item, described, precedence, reject_reason
 from model.artifact import AnyPath
 
 # Rows travel in lists: to pickle and to carry one costs more than to read it.
-Placed = list[tuple[Place, Raw]]
+Place = tuple[int, int]  # a row's file and its number in that file: the order of the table
+Placed = list[tuple[Place, Row]]
 
 ROWS: Final = 4096  # of a list
 SHOWN: Final = ("image_id", "item_id", "category", "image_uri", "uri")  # what tells who shows a picture
@@ -41,11 +43,11 @@ ITEMS_READ: Final = Metrics.counter(KIND, "items_read")
 
 
 class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
-    """Every row of the items table with its place: lists of (Place, Raw)."""
+    """Every row of the items table with its place: lists of (Place, Row)."""
 
-    def __init__(self, table: TableFiles) -> None:
+    def __init__(self, table: CanonicalTable) -> None:
         super().__init__()
-        self.form, self.files = table.format, [str(path.absolute()) for path in table.files]
+        self.files = [str(path.absolute()) for path in table.files]
 
     def expand(self, begin: Any) -> Any:
         """Begin -> PCollection of Placed."""
@@ -53,12 +55,12 @@ class ReadItems(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
             begin
             | "Files" >> beam.Create(list(enumerate(self.files)), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Rows" >> beam.FlatMap(_read_rows, form=self.form)
+            | "Rows" >> beam.FlatMap(_read_rows)
         )
 
 
 class KeepItems(beam.PTransform):  # type: ignore[misc]
-    """Accept the first acceptable row of each item; output `items`, and (Place, Raw, reason) at `rejected`.
+    """Accept the first acceptable row of each item; output `items`, and (Place, Row, reason) at `rejected`.
 
     groups: into so many the items are divided by their ids; a worker holds the rows of one.
     """
@@ -68,7 +70,7 @@ class KeepItems(beam.PTransform):  # type: ignore[misc]
         self.groups = groups
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of Placed -> (PCollection of lists of Item, PCollection of (Place, Raw, reason))."""
+        """PCollection of Placed -> (PCollection of lists of Item, PCollection of (Place, Row, reason))."""
         check = beam.FlatMap(_check_rows, groups=self.groups)
         tried = rows | "Check" >> check.with_outputs("rejected", main="rows")
         unique = (
@@ -199,9 +201,9 @@ class TwoAtOnce(beam.DoFn):  # type: ignore[misc]
 # --- what the transforms do to an element ---------------------------------------------------------------------------
 
 
-def _read_rows(file: tuple[int, str], form: str) -> Iterator[Placed]:
+def _read_rows(file: tuple[int, str]) -> Iterator[Placed]:
     number, path = file
-    placed = (((number, n), row) for n, row in enumerate(beam_rows.rows(form, any_path(path))))
+    placed = (((number, n), row) for n, row in enumerate(beam_rows.rows(any_path(path), "items")))
     while rows := list(islice(placed, ROWS)):
         ITEMS_READ.inc(len(rows))
         beam_progress.TALLY.add(read=len(rows))
@@ -211,9 +213,8 @@ def _read_rows(file: tuple[int, str], form: str) -> Iterator[Placed]:
 def _check_rows(rows: Placed, groups: int) -> Iterator[Any]:
     found: defaultdict[int, list[tuple[Place, dict[str, Any]]]] = defaultdict(list)
     for place, row in rows:
-        reason = BAD_ROW if isinstance(row, str) else reject_reason(row)
-        if isinstance(row, str) or reason:
-            yield _reject(place, row, str(reason))
+        if reason := row.get(REASON) or reject_reason(row):
+            yield _reject(place, row, reason)
         else:
             found[zlib.crc32(str(row["item_id"]).encode(errors="replace")) % groups].append((place, row))
     yield from found.items()
@@ -243,7 +244,7 @@ def _place(items: list[Item], store: ImageStore) -> Iterator[tuple[int, list[Ite
     yield from found.items()
 
 
-def _reject(place: Place, row: Raw, reason: str) -> Any:
+def _reject(place: Place, row: Row, reason: str) -> Any:
     Metrics.counter(KIND, reason).inc()
     beam_progress.TALLY.add(done=1)
     return TaggedOutput("rejected", (place, row, reason))

@@ -18,11 +18,13 @@ from jobs.images import duplicates
 from jobs.images.examine import EXAMINED
 from jobs.images.store import ImageStore, Location
 from jobs.paths import arrow_source
-from jobs.raw.beam_rows import Place, Raw
+from jobs.raw.beam_rows import Row
+from jobs.raw.typed import ROW
 from jobs.rules import near_duplicates
 from jobs.rules.items import OK, STATUSES
-from model import artifact
+from model import artifact, strict_json
 from model.artifact import AnyPath
+from model.errors import RowsLost
 
 ITEMS_SCHEMA: Final = pa.schema(
     [
@@ -59,10 +61,6 @@ PLACEHOLDERS_SCHEMA: Final = pa.schema(
 )
 READ: Final = "read.json"
 NEAR: Final = "near_duplicates.json"
-
-
-class RowsLost(RuntimeError):
-    """The job has a fault: what it accepted and rejected is not what it read."""
 
 
 def write_shard(
@@ -112,15 +110,19 @@ def near_duplicates_of(settled: pa.Table, near_distance: int) -> tuple[pa.Array,
     return pa.array(near, pa.string()), search.not_compared
 
 
-def write_rejected(rejected: list[tuple[Place, Raw, str]], path: AnyPath) -> None:
-    """Write rejected.parquet in the order of the raw table: each row as JSON, and why it was rejected."""
+def write_rejected(rejected: list[tuple[tuple[int, int], Row, str]], path: AnyPath) -> None:
+    """Write rejected.parquet in the order of the raw table: each row as JSON, and why it was rejected.
+
+    rejected: (place of the row in the table, row, reason).
+    """
     ordered = sorted(rejected, key=lambda one: one[0])
     rows = [{"row": _as_json(row), "reason": reason} for _, row, reason in ordered]
     _write(pa.Table.from_pylist(rows, REJECTED_SCHEMA), path)
 
 
-def _as_json(row: Raw) -> str:
-    return json.dumps(row, default=str, ensure_ascii=False)
+def _as_json(row: Row) -> str:
+    read = row.get(ROW)
+    return strict_json.dumps(row, default=str, ensure_ascii=False) if read is None else str(read)
 
 
 def write_placeholders(shared: list[dict[str, Any]], path: AnyPath, store: ImageStore) -> None:
@@ -188,7 +190,7 @@ def _write(table: pa.Table, path: AnyPath) -> None:
 
 
 def _write_json(stats: Mapping[str, Any], path: AnyPath) -> None:
-    artifact.write_whole(path.with_suffix(".json"), json.dumps(stats, sort_keys=True).encode())
+    artifact.write_whole(path.with_suffix(".json"), strict_json.dumps(stats, sort_keys=True).encode())
 
 
 class _Sha256Sink:

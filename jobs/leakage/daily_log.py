@@ -16,6 +16,7 @@ from jobs.features.offline import read_parquet
 from jobs.leakage.check import CheckResult
 from jobs.leakage.planted_probes import PROBE_ID
 from jobs.leakage.probe_run import ProbeRun, copy
+from jobs.raw.canonical import canonical_table
 from jobs.sequences.daily.log import DAY, NEEDS_BEFORE, SETTLED_AFTER, midnight, read_watermark
 from jobs.sequences.daily.raw_days import known_left_out
 from model import artifact
@@ -49,11 +50,18 @@ def grow_log(
 
     def grown(start: date, end: date) -> None:
         if start <= end:
-            add_days(raw=raw, workspace=workspace, start=start, end=end, config=config)
+            add_days(
+                events=canonical_table(raw, "events"),
+                sampled_negatives=False,
+                workspace=workspace,
+                start=start,
+                end=end,
+                config=config,
+            )
 
     def made(name: str) -> Path:
         out = workspace / "sequences" / name
-        build(raw=raw, raw_digest=PROBE_ID, workspace=workspace, out=out, config=config)
+        build(ingest=raw, raw=raw, workspace=workspace, out=out, config=config)
         return out
 
     grown(first, cutoff - 2 * DAY)

@@ -61,7 +61,7 @@ def run_stages(
     cut: over what lies before the cutoff only, and the items known by then; else the features are back-filled, too.
     """
     raw = write_events(connection, workspace / "raw", cut=cut)
-    offered: dict[str, Any] = {"raw": raw, "raw_digest": PROBE_ID, "config": config, "workspace": workspace}
+    offered: dict[str, Any] = {"ingest": raw, "raw": raw, "config": config, "workspace": workspace}
     offered |= {"engine": "duckdb", "master": None, "beam_args": ()}  # a few users: no cluster, and no Java
     offered |= restrict_items(connection, stages, workspace, cut=cut)
     for name in ("sequences", "features"):

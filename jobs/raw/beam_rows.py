@@ -1,84 +1,49 @@
-"""Read a raw table, parquet, CSV or JSON lines, as plain rows in the order of the table."""
+"""The rows of a canonical table as plain Python, for Beam."""
 
-import csv
-import gzip
-import json
-import math
-import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
-from io import StringIO
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 
-from feature_repo.contract import ITEMS
-from jobs.raw import layout as raw_layout
+from jobs.raw.columns import COLUMNS
 from jobs.raw.folder import RawTableUnusable
-from jobs.rules.events import WHITE_SPACE
-from jobs.rules.items import BAD_ENCODING
+from jobs.raw.parquet_layout import open_parquet
+from jobs.raw.typed import REASON, ROW
+from jobs.rules.events import BAD_ENCODING
 from model.artifact import AnyPath
 
-COLUMNS: Final = tuple(column.name for column in ITEMS)  # what is read unless other columns are wanted
 BATCH_ROWS: Final = 4096
-CELL: Final = 2**26  # bytes; csv's own limit of 128 kB refuses what Spark reads
 
-Row = dict[str, Any]  # of the wanted columns; and BAD_ENCODING, true, where bytes of the row were no UTF-8
-Raw = Row | str  # or the line itself, where it is no row
-Place = tuple[int, int]  # a row's file and its number in that file: the order of the table
-
-_STRAY: Final = re.compile("[\udc80-\udcff]")  # how open_text gives a byte that is no UTF-8
+# Of the contract's columns; REASON and ROW where it was ingested and is of no use; BAD_ENCODING, true, where bytes of
+# the row are no UTF-8.
+Row = dict[str, Any]
 
 
-def rows(form: str, path: AnyPath, columns: Sequence[str] = COLUMNS) -> Iterator[Raw]:
-    """The rows of one file: {column: value} of these columns, or the line itself where it is no row.
-
-    form: parquet | csv | jsonl. CSV values are text. Raises RawTableUnusable.
-    """
-    try:
-        yield from _READERS[form](path, columns)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise raw_layout.cut_short(path) from None
-
-
-def _row(cells: Mapping[str, Any], *, readable: bool) -> Row:
-    return dict(cells) if readable else {**cells, BAD_ENCODING: True}
-
-
-def _shown(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="replace")
-
-
-# --- parquet --------------------------------------------------------------------------------------------------------
-
-
-def _parquet_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Row]:
-    with raw_layout.open_parquet(path) as file:
+def rows(path: AnyPath, table: str) -> Iterator[Row]:
+    """The rows of one file of a canonical table, in order. Raises RawTableUnusable for a file that proves damaged."""
+    with open_parquet(path) as file:
+        wanted = [*(column.name for column in COLUMNS[table]), REASON, ROW]
         names = [name for name in wanted if name in file.schema_arrow.names]
         try:
             for batch in file.iter_batches(BATCH_ROWS, columns=names):
                 columns = [_values(batch.column(name)) for name in names]
-                yield from (_parquet_row(names, values) for values in zip(*columns, strict=True))
+                yield from (_row(names, values) for values in zip(*columns, strict=True))
         except (pa.ArrowException, OSError) as error:
             said = str(error).partition("\n")[0].rstrip(".")
             raise RawTableUnusable(f"{path} is damaged ({said}): write it again") from None
 
 
-def _parquet_row(names: Sequence[str], values: Sequence[Any]) -> Row:
-    cells = {
+def _row(names: Sequence[str], values: Sequence[Any]) -> Row:
+    row = {
         name: value.decode(errors="replace") if isinstance(value, bytes) else value
         for name, value in zip(names, values, strict=True)
     }
-    return _row(cells, readable=not any(isinstance(value, bytes) for value in values))
+    return row | {BAD_ENCODING: True} if any(isinstance(value, bytes) for value in values) else row
 
 
 def _values(column: pa.Array) -> list[Any]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_timestamp(column.type):
-        # Nanoseconds would come as pandas' own class; what lies below a microsecond is not kept anywhere.
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
     if pa.types.is_float32(column.type):
         column = column.cast(pa.string()).cast(pa.float64())  # 0.1 is meant, not 0.10000000149011612
     try:
@@ -95,113 +60,3 @@ def _value(scalar: pa.Scalar) -> Any:
         return scalar.as_buffer().to_pybytes()
     except (OverflowError, ValueError):
         return f"unreadable {scalar.type} {scalar.value}"
-
-
-# --- CSV ------------------------------------------------------------------------------------------------------------
-
-
-class _Heard:
-    """The lines of a text, which remembers those that it has given since it was last asked."""
-
-    def __init__(self, lines: Iterator[str]) -> None:
-        self.lines, self.given, self.heard = lines, 0, list[str]()
-
-    def __iter__(self) -> "_Heard":
-        return self
-
-    def __next__(self) -> str:
-        self.heard.append(next(self.lines))
-        return self.heard[-1]
-
-    def take(self) -> str:
-        text, self.given = "".join(self.heard), self.given + len(self.heard)
-        self.heard.clear()
-        return text
-
-
-def _csv_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Raw]:
-    csv.field_size_limit(CELL)
-    with raw_layout.open_text(path, newline="") as stream:
-        lines = _Heard(stream)
-        reader = csv.reader(lines)
-        try:
-            header = next((cells for cells in reader if cells), [])
-            places = {name: header.index(name) for name in wanted if name in header}
-            begun, line = 0, lines.take()
-            for cells in reader:
-                begun, line = lines.given, lines.take()
-                if cells:
-                    yield _csv_row(cells, line, len(header), places)
-            if _is_open(line):
-                raise _open_quote(path, begun, "the file ends inside a quoted cell")
-        except csv.Error as error:
-            raise _open_quote(path, lines.given, str(error)) from None
-
-
-def _csv_row(cells: Sequence[str], line: str, width: int, places: Mapping[str, int]) -> Raw:
-    # Only a quote that is closed in a wrong place lets the last cell end in a line break.
-    if len(cells) != width or cells[-1].endswith("\n"):
-        return _shown(line.rstrip("\r\n"))
-    texts = {name: cells[place].replace("\r\n", "\n") for name, place in places.items()}
-    stray = any(_STRAY.search(text) for text in texts.values())
-    return _row({name: _shown(text) for name, text in texts.items()} if stray else texts, readable=not stray)
-
-
-def _is_open(row: str) -> bool:
-    """Whether a row ends inside a quoted cell: then it takes in the row after it."""
-    return len(list(csv.reader(StringIO(row + "\nnext", newline="")))) == 1
-
-
-def _open_quote(path: AnyPath, line: int, said: str) -> RawTableUnusable:
-    return RawTableUnusable(f"{path}, after line {line}: {said}: look for an unclosed quote")
-
-
-# --- JSON lines -----------------------------------------------------------------------------------------------------
-
-
-def _json_rows(path: AnyPath, wanted: Sequence[str]) -> Iterator[Raw]:
-    with raw_layout.open_text(path, newline=None) as stream:
-        for line in stream:
-            if line.strip(WHITE_SPACE):
-                yield json_row(line.rstrip("\n"), wanted)
-
-
-def json_row(line: str, wanted: Sequence[str]) -> Raw:
-    """The row that a line of JSON says, or the line itself where it is no JSON object."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict):
-        return _shown(line)
-    return _row({name: _scalar(row.get(name)) for name in wanted}, readable=not _STRAY.search(line))
-
-
-def _scalar(value: Any) -> Any:
-    """A JSON value as Spark reads it into a column of text."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # JSON can spell half a surrogate pair, UTF-8 cannot
-    if isinstance(value, float):
-        return _java_number(value)
-    return (
-        json.dumps(value, ensure_ascii=False, separators=(",", ":")) if isinstance(value, (bool, list, dict)) else value
-    )
-
-
-def _java_number(value: float) -> str:
-    """As Java's Double.toString writes it: an item_id that is a number must be the same text in either engine."""
-    if not math.isfinite(value):
-        return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-    if value == 0 or 1e-3 <= abs(value) < 1e7:
-        return repr(value)
-    sign, digits, _ = Decimal(repr(value)).normalize().as_tuple()
-    exponent = Decimal(repr(value)).adjusted()
-    first, *others = map(str, digits)
-    return f"{'-' * sign}{first}.{''.join(others) or '0'}E{exponent}"
-
-
-_READERS: Final[Mapping[str, Callable[[AnyPath, Sequence[str]], Iterator[Raw]]]] = {
-    "parquet": _parquet_rows,
-    "csv": _csv_rows,
-    "jsonl": _json_rows,
-}

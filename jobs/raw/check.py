@@ -1,17 +1,20 @@
 """What a check of raw tables finds, and how it is shown: rows read, accepted, doubtful, rejected by reason."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rich.table import Table
 from rich.text import Text
 
-from jobs.raw.folder import RawTableUnusable, table_files
+from jobs.raw.folder import RawTableUnusable
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue
+from jobs.rules.doubts import Seen
 from model.artifact import AnyPath
 
+UNKNOWN_ITEMS: Final = "of_unknown_items"  # events of no accepted item
+REFERENCES: Final = 100  # of items, that are looked at before all of them are
 EXAMPLES: Final = 3  # rows shown for each reason
 SHOWN: Final = 1000  # characters of an example's row
 DAYS: Final = 5  # shown at either end of the time that the events cover
@@ -44,9 +47,10 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A rejected row: its file, and the row as JSON, cut off after SHOWN characters."""
+    """A rejected row: its file, its number there, and the row as JSON, cut off after SHOWN characters."""
 
     file: str
+    number: int
     row: str
 
 
@@ -62,8 +66,18 @@ class Found:
     rejected: dict[str, int]  # reason -> rows
     duplicates: int = 0
     doubtful: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)  # reason -> accepted rows that lost an optional value
     days: list[Day] = field(default_factory=list)
     examples: dict[str, list[Example]] = field(default_factory=dict)  # reason -> rows
+
+    def below(self, raw: AnyPath) -> "Found":
+        """With the files of its examples as they are called below the raw folder."""
+        start = f"{str(raw.absolute()).rstrip('/')}/"
+        shown = {
+            reason: [replace(row, file=row.file.removeprefix(start)) for row in rows]
+            for reason, rows in self.examples.items()
+        }
+        return replace(self, examples=shown)
 
     def __post_init__(self) -> None:
         """Raises RuntimeError where rows were lost or doubled on the way: a bug of ours."""
@@ -71,17 +85,25 @@ class Found:
             raise RuntimeError(f"{self.read} rows read, {self.accepted} accepted, rejected {self.rejected}")
 
 
-def within(raw: AnyPath, file: str) -> str:
-    """The path of a file below the raw folder."""
-    return file.removeprefix(f"{str(raw.absolute()).rstrip('/')}/")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What the raw tables hold, each and together, and the first references of items to pictures."""
+
+    tables: dict[str, Found]
+    seen: Seen
+    references: tuple[str, ...] = ()
+
+    def below(self, raw: AnyPath) -> "Checked":
+        """With the files of examples as they are called below the raw folder."""
+        return replace(self, tables={name: table.below(raw) for name, table in self.tables.items()})
 
 
-def require_some(found: dict[str, Found], raw: AnyPath) -> None:
-    """Raises RawTableUnusable for a table of which no row is accepted."""
+def require_some(found: dict[str, Found], paths: Mapping[str, AnyPath]) -> None:
+    """Raises RawTableUnusable for a table of which no row is accepted. paths: where each lies."""
     for name, table in found.items():
         if table.accepted:
             continue
-        path = table_files(raw, name).path
+        path = paths[name]
         if not table.read:
             raise RawTableUnusable(f"{path} holds no rows: fill it")
         worst = max(table.rejected, key=lambda reason: table.rejected[reason])
@@ -105,6 +127,8 @@ def _counts(found: dict[str, Found]) -> Table:
             table.add_row("", "of them duplicates", f"{one.duplicates:,}")
         for what, count in one.doubtful.items():
             table.add_row("", f"of them {what}", f"{count:,}", style="yellow" if count else "")
+        for reason, count in one.lost.items():
+            table.add_row("", f"of them without the value: {reason}", f"{count:,}", style="yellow")
         for reason, count in one.rejected.items():
             table.add_row("", f"rejected: {reason}", f"{count:,}", style="yellow")
         table.add_section()
@@ -127,9 +151,12 @@ def _examples(found: dict[str, Found]) -> Table:
     table = Table(title="rejected rows, for example")
     table.add_column("reason", min_width=max(map(len, (*logic.REJECTIONS, *catalogue.REJECTIONS))))
     table.add_column("file", min_width=20, overflow="fold")
-    table.add_column("row", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("row", justify="right")
+    table.add_column("as it was read", no_wrap=True, overflow="ellipsis", ratio=1)
     for one in found.values():
         for reason, rows in one.examples.items():
             for row in rows:
-                table.add_row(reason, Text(row.file), Text(row.row))  # what stands in brackets is no markup
+                table.add_row(
+                    reason, Text(row.file), f"{row.number:,}", Text(row.row)
+                )  # what stands in brackets is no markup
     return table

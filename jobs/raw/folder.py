@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from upath import UPath
 
@@ -15,8 +16,14 @@ from model.artifact import AnyPath
 from model.errors import CourierError
 
 SOURCE = "SOURCE.json"
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl"}
-GZIPPED = re.compile(r"(.+\.(?:csv|jsonl|ndjson|json))\.gz", re.IGNORECASE)  # parquet compresses itself
+TABLES: Final = ("events", "items")
+FORMATS = dict.fromkeys((".parquet", ".parq", ".pq"), "parquet") | dict.fromkeys((".csv", ".tsv"), "csv")
+FORMATS |= dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl")
+PACKED = re.compile(r"(.+)\.(?:gz|bz2|xz|zst|zip)", re.IGNORECASE)
+# What writers leave behind that is no data, beside what begins with a dot or an underscore.
+MARKERS = re.compile(r"(?:.*_\$folder\$|manifest|thumbs\.db|desktop\.ini)", re.IGNORECASE)
+LAKES = {"_delta_log": "Delta", ".hoodie": "Hudi", "metadata": "Iceberg"}
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # in a folder's name
 TRUTH = "truth*.parquet"  # only the evaluator reads these; what it reads enters no stage before it
 EXPECTED = "parquet, CSV or JSON lines"
 # How stores name what tells one content of an object from another, the surest first; in a listing, so at no cost.
@@ -33,7 +40,7 @@ class RawTableMissing(RawTableUnusable):
 
 @dataclass(frozen=True, slots=True)
 class TableFiles:
-    """The files of one raw table, sorted, and their common format: `parquet`, `csv` or `jsonl`."""
+    """The files of one raw table, sorted, and their format by name: `parquet`, `csv`, `jsonl`; empty: unknown."""
 
     name: str
     path: AnyPath  # the file or the folder that is the table
@@ -47,10 +54,44 @@ def table_files(raw: AnyPath, name: str) -> TableFiles:
     Raises RawTableMissing where there is none, RawTableUnusable where there are two or their format is not clear.
     """
     path = _table_path(raw, name)
+    if not path.is_file():
+        _refuse_lake(path)
     files = (path,) if path.is_file() else _files_within(path)
     if not files:
         raise RawTableMissing(f"{path} holds no files: put the {name} there as {EXPECTED}")
     return TableFiles(name, path, _common_format(files), files)
+
+
+def tables_of(raw: AnyPath) -> dict[str, TableFiles]:
+    """The raw tables that there are, by name: images can be looked at without clicks, and clicks without items.
+
+    Raises RawTableMissing where there is none, and as table_files.
+    """
+    found, missing = {}, []
+    for name in TABLES:
+        try:
+            found[name] = table_files(raw, name)
+        except RawTableMissing as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    return found
+
+
+def told_by_folders(table: TableFiles, file: AnyPath) -> dict[str, str | None]:
+    """The columns that the names of a file's folders tell, as Hive writes them: `event_type=click/part-0.parquet`."""
+    below = str(file)[len(str(table.path)) :].strip("/").split("/")[:-1]
+    pairs = (folder.partition("=") for folder in below)
+    return {name: None if value == NO_VALUE else unquote(value) for name, equals, value in pairs if equals and name}
+
+
+def _refuse_lake(folder: AnyPath) -> None:
+    for name, kind in LAKES.items():
+        if (folder / name).is_dir() and (kind != "Iceberg" or any((folder / name).glob("*.metadata.json"))):
+            raise RawTableUnusable(
+                f"{folder} is {'an' if kind[0] == 'I' else 'a'} {kind} table, whose files hold deleted rows too: "
+                "export its current version as parquet"
+            )
 
 
 def require_folder(raw: AnyPath) -> None:
@@ -71,11 +112,6 @@ def format_of(file: AnyPath) -> str | None:
     return FORMATS.get(_plain(file).suffix.lower())
 
 
-def is_gzipped(file: AnyPath) -> bool:
-    """Whether a CSV or JSON lines file is compressed, by its name, which is what Spark goes by too."""
-    return GZIPPED.fullmatch(file.name) is not None
-
-
 def _table_path(raw: AnyPath, name: str) -> AnyPath:
     require_folder(raw)
     there: list[AnyPath] = sorted(raw.iterdir(), key=str)
@@ -91,13 +127,13 @@ def _table_path(raw: AnyPath, name: str) -> AnyPath:
 
 def _is_named(path: AnyPath, name: str) -> bool:
     plain = _plain(path)
-    return plain.stem == name and plain.suffix.lower() in FORMATS
+    return plain.stem == name and (plain.suffix.lower() in FORMATS or (plain != path and not plain.suffix))
 
 
 def _plain(path: AnyPath) -> AnyPath:
-    """`a.csv` for `a.csv.gz`, and any other path as it is."""
-    zipped = GZIPPED.fullmatch(path.name)
-    return path.with_name(zipped[1]) if zipped else path
+    """`a.csv` for `a.csv.gz`, and so on, and any other path as it is."""
+    packed = PACKED.fullmatch(path.name)
+    return path.with_name(packed[1]) if packed else path
 
 
 def _rename(there: list[AnyPath], name: str) -> str:
@@ -121,7 +157,7 @@ def _files_within(folder: AnyPath) -> tuple[AnyPath, ...]:
     """
     # Writers leave markers, checksums and half-written files (_SUCCESS, .part-0.crc, _temporary/) beside the data.
     if not isinstance(folder, Path):
-        names = [name for name, _ in _objects(folder) if not any(part[:1] in (".", "_") for part in name.split("/"))]
+        names = [name for name, _ in _objects(folder) if not any(map(_is_marker, name.split("/")))]
         return tuple(folder / name for name in names)
     found: list[AnyPath] = []
     seen: set[tuple[int, int]] = set()
@@ -130,9 +166,13 @@ def _files_within(folder: AnyPath) -> tuple[AnyPath, ...]:
         if (facts.st_dev, facts.st_ino) in seen:
             raise RawTableUnusable(f"{here} leads to a folder that is read already: take the link away")
         seen.add((facts.st_dev, facts.st_ino))
-        folders[:] = [name for name in folders if name[0] not in "._"]
-        found += [_reachable(here / name) for name in names if name[0] not in "._"]
+        folders[:] = [name for name in folders if not _is_marker(name)]
+        found += [_reachable(here / name) for name in names if not _is_marker(name)]
     return tuple(sorted(found))
+
+
+def _is_marker(name: str) -> bool:
+    return name[:1] in (".", "_") or MARKERS.fullmatch(name) is not None
 
 
 def _refuse(error: OSError) -> None:
@@ -142,17 +182,12 @@ def _refuse(error: OSError) -> None:
 def _common_format(files: tuple[AnyPath, ...]) -> str:
     formats: dict[str, AnyPath] = {}
     for file in files:
-        form = format_of(file)
-        if form is None:
-            raise RawTableUnusable(
-                f"{file} is not known as {EXPECTED}: name it .parquet, .csv or .jsonl, the latter two also .gz, "
-                "or move it away"
-            )
-        formats.setdefault(form, file)
-    if len(formats) > 1:
-        one, other = list(formats.values())[:2]
+        formats.setdefault(format_of(file) or "", file)
+    named = {form: file for form, file in formats.items() if form}
+    if len(named) > 1:
+        one, other = list(named.values())[:2]
         raise RawTableUnusable(f"{one} and {other} are one table in two formats: keep one format")
-    return next(iter(formats))
+    return next(iter(named), "")
 
 
 def file_version(file: AnyPath) -> str:

@@ -5,8 +5,9 @@ size, times and inode, so that an unchanged file is not read again. An object in
 whatever else the store says of its version: nothing is downloaded to compare it.
 """
 
+import errno
 import hashlib
-import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,11 +25,14 @@ from jobs.raw.folder import (
     TRUTH,
     RawTableMissing,
     TableFiles,
+    file_version,
     object_versions,
     require_folder,
     source,
     table_files,
+    tables_of,
 )
+from model import strict_json
 from model.artifact import AnyPath
 
 WATCHED_FROM: Final = 1_000_000_000  # bytes to hash from which a person wants to see a progress bar
@@ -82,42 +86,51 @@ def hash_files(files: Iterable[Path]) -> dict[Path, str]:
         task = progress.add_task("", total=total)
         digests = {}
         for path in wanted:
-            digests[path] = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+            try:
+                digests[path] = blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+            except PermissionError:  # which blake3 raises without a name
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path)) from None
             progress.advance(task, path.stat().st_size)
     return digests
 
 
-def events_digest(raw: AnyPath, hasher: Hasher = hash_files) -> str:
-    """What the behaviour sequences are made from: the events table, and whether its impressions were sampled.
+def file_digests(files: Iterable[AnyPath], hasher: Hasher = hash_files) -> dict[AnyPath, str]:
+    """What changes of each file exactly when its bytes do."""
+    listed = list(files)
+    near = hasher(file for file in listed if isinstance(file, Path))
+    return {file: near[file] if isinstance(file, Path) else file_version(file) for file in listed}
 
-    Raises RawTableMissing, RawTableUnusable.
+
+def tables_inputs(_: Path, raw: AnyPath, hasher: Hasher = hash_files) -> dict[str, str]:
+    """What ingesting reads: the files of the tables that there are, and whether negatives were sampled.
+
+    Raises RawTableMissing where there is none, RawTableUnusable.
     """
-    table = table_files(raw, "events")
-    files = _names(raw, table)
-    sampled = bool(source(raw).get("sampled_negatives", False))
-    return _digest([*_identities(raw, hasher, files.__contains__), ("sampled_negatives", str(sampled))])
+    found = {name: table_digest(raw, name, hasher) for name in tables_of(raw)}
+    return found | {"sampled_negatives": str(bool(source(raw).get("sampled_negatives", False)))}
+
+
+def table_digest(raw: AnyPath, name: str, hasher: Hasher = hash_files) -> str:
+    """What changes exactly when the bytes of one of the table's files do."""
+    files = _names(raw, table_files(raw, name))
+    return _digest(_identities(raw, hasher, files.__contains__))
 
 
 def images_inputs(_: Path, raw: AnyPath, hasher: Hasher = hash_files) -> dict[str, str]:
-    """What the images stage is made from: the items table, and all files that its references may name.
+    """What the images stage is made from beside the items: all files that their references may name.
 
     Those are all files of the raw folder but the tables, SOURCE.json and the truth. The workspace's folder counts for
     nothing. Raises RawTableMissing, RawTableUnusable.
     """
-    table = table_files(raw, "items")
-    files = _names(raw, table)
-    tables = {table.path.name, _events_name(raw)}
+    tables = {table_files(raw, "items").path.name, _events_name(raw)}
 
     def may_be_named(name: str) -> bool:
         return name.partition("/")[0] not in tables and not _is_about(name)
 
-    return {
-        "items": _digest(_identities(raw, hasher, files.__contains__)),
-        "image_files": _digest(_identities(raw, hasher, may_be_named)),
-    }
+    return {"image_files": _digest(_identities(raw, hasher, may_be_named))}
 
 
-def items_digest(raw: AnyPath) -> str:
+def images_digest(raw: AnyPath) -> str:
     """As images_inputs, in one digest, all files read anew."""
     return "/".join(images_inputs(Path(), raw).values())
 
@@ -173,4 +186,4 @@ def _facts(path: Path) -> tuple[int, int, int, int]:
 
 
 def _digest(identities: Iterable[tuple[str, str]]) -> str:
-    return hashlib.sha256(json.dumps(sorted(identities)).encode()).hexdigest()
+    return hashlib.sha256(strict_json.dumps(sorted(identities)).encode()).hexdigest()

@@ -19,16 +19,16 @@ UNKNOWN_EVENT_TYPE: Final = "unknown_event_type"
 NULL_EVENT_TIME: Final = "null_event_time"
 NAIVE_EVENT_TIME: Final = "naive_event_time"  # a moment without its offset from UTC
 BAD_EVENT_TIME: Final = "bad_event_time"  # not an ISO 8601 moment, or not of our time
-FUTURE_EVENT_TIME: Final = "future_event_time"  # it would stand first in its user's history until that moment comes
-BAD_POSITION: Final = "bad_position"  # negative, or not a whole number
+BAD_POSITION: Final = "bad_position"  # of an impression: negative, or not a whole number; any other event does without
 NULL_POSITION: Final = "null_position"  # an impression must say where it was shown
+FUTURE_EVENT_TIME: Final = "future_event_time"  # it would stand first in its user's history until that moment comes
 # Two more need the other events of the same page view, and the last those of the same user and day.
 FOREIGN_REQUEST: Final = "request_of_another_user"
 EARLY_CLICK: Final = "click_before_request"  # its own label would stand in its history
 TOO_MANY_CLICKS: Final = "too_many_clicks"  # no human clicks so often: a bot must not sink a job, nor train a model
 REJECTIONS: Final = (
     *(BAD_ROW, BAD_ENCODING, NULL_USER_ID, NULL_ITEM_ID, NULL_REQUEST_ID, UNKNOWN_EVENT_TYPE),
-    *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, FUTURE_EVENT_TIME, BAD_POSITION, NULL_POSITION),
+    *(NULL_EVENT_TIME, NAIVE_EVENT_TIME, BAD_EVENT_TIME, BAD_POSITION, NULL_POSITION, FUTURE_EVENT_TIME),
     *(FOREIGN_REQUEST, EARLY_CLICK, TOO_MANY_CLICKS),
 )
 
@@ -46,10 +46,10 @@ LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
 # set by hand by minutes, or by the hour of a summer time that is not kept; whoever is further ahead is in a wrong zone.
 TOLERANCE: Final = timedelta(hours=1)
 
-# Both engines match text against these, so they read nothing that is not understood alike by Python and by Java.
+# DuckDB matches text against these too, so they read nothing that is not understood alike by Python and by RE2.
 WHITE_SPACE: Final = " \t\n\r\f\v"
-LOCAL_MOMENT: Final = r"[12]\d{3}-\d\d-\d\d[T ][0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?"
-OFFSET: Final = r"(?:Z|[+-](?:0\d|1[0-4]):?[0-5]\d)"
+LOCAL_MOMENT: Final = r"[12]\d{3}-\d\d-\d\d[Tt ][0-2]\d:[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?"
+OFFSET: Final = r"(?:[Zz]| ?(?:UTC|GMT)| ?[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)"
 # pandas writes the positions of a column with gaps as 3.0; Java writes 10000000.0 as 1.0E7, hence seven digits.
 POSITION: Final = r"\d{1,7}(?:\.0*)?"
 LARGEST_POSITION: Final = 9_999_999  # what POSITION allows a whole number
@@ -90,9 +90,19 @@ def reject_reason(raw: Mapping[str, Any], now: datetime) -> str | None:
     for key, reason in (("user_id", NULL_USER_ID), ("item_id", NULL_ITEM_ID), ("request_id", NULL_REQUEST_ID)):
         if is_absent(raw.get(key)):
             return reason
-    if raw.get("event_type") not in EVENT_TYPES:
+    kind = event_type(raw.get("event_type"))
+    if kind is None:
         return UNKNOWN_EVENT_TYPE
-    return _time_reason(raw.get("event_time"), now) or _position_reason(raw.get("position"), str(raw["event_type"]))
+    found = _time_reason(raw.get("event_time")) or _position_reason(raw.get("position"), kind)
+    if found is None and moment(raw["event_time"]) >= future_from(now):
+        return FUTURE_EVENT_TIME
+    return found
+
+
+def event_type(value: object) -> str | None:
+    """The type that a raw value names, whatever the case of its letters; None for no type of ours."""
+    named = value.strip(WHITE_SPACE).lower() if isinstance(value, str) else None
+    return named if named in EVENT_TYPES else None
 
 
 def damage(raw: Mapping[str, Any]) -> str | None:
@@ -110,9 +120,9 @@ def event(raw: Mapping[str, Any], now: datetime) -> Event:
         user_id=str(raw["user_id"]),
         item_id=str(raw["item_id"]),
         event_time=moment(raw["event_time"]),
-        event_type=str(raw["event_type"]),
+        event_type=str(event_type(raw["event_type"])),
         request_id=str(raw["request_id"]),
-        position=None if is_absent(raw.get("position")) else int(float(raw["position"])),
+        position=position(raw.get("position")),
     )
 
 
@@ -130,7 +140,8 @@ def moment(value: object) -> datetime:
     moment outside of [EARLIEST, LATEST).
     """
     if isinstance(value, str) and re.fullmatch(LOCAL_MOMENT + OFFSET, value, re.ASCII):
-        value = datetime.fromisoformat(value)
+        offset = re.sub(" ?(?:UTC|GMT)$", "Z", value.upper().replace(",", "."))
+        value = datetime.fromisoformat(re.sub(r" ([+-][\d:]+)$", r"\1", offset))
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise ValueError(f"{value!r} is not a moment with an offset from UTC")
     if not EARLIEST <= value < LATEST:
@@ -148,23 +159,28 @@ def future_from(now: datetime) -> datetime:
     return now + TOLERANCE
 
 
-def _time_reason(value: object, now: datetime) -> str | None:
+def _time_reason(value: object) -> str | None:
     if is_absent(value):
         return NULL_EVENT_TIME
     naive_text = isinstance(value, str) and re.fullmatch(LOCAL_MOMENT, value, re.ASCII)
     if naive_text or (isinstance(value, datetime) and value.tzinfo is None):
         return NAIVE_EVENT_TIME
     try:
-        at = moment(value)
+        moment(value)
     except ValueError:
         return BAD_EVENT_TIME
-    return FUTURE_EVENT_TIME if at >= future_from(now) else None
+    return None
 
 
-def _position_reason(value: object, event_type: str) -> str | None:
-    if is_absent(value):
-        return NULL_POSITION if event_type == IMPRESSION else None
-    return None if re.fullmatch(POSITION, str(value), re.ASCII) else BAD_POSITION
+def position(value: object) -> int | None:
+    """A place on the page; None where there is none, or what stands there is none."""
+    return None if is_absent(value) or not re.fullmatch(POSITION, str(value), re.ASCII) else int(float(str(value)))
+
+
+def _position_reason(value: object, kind: str) -> str | None:
+    if kind != IMPRESSION or position(value) is not None:
+        return None
+    return NULL_POSITION if is_absent(value) else BAD_POSITION
 
 
 # --- events together ------------------------------------------------------------------------------------------------

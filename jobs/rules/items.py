@@ -5,22 +5,26 @@ Plain Python: Beam and Spark translate it natively, and tests hold them to it.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from jobs.rules import events
+
+T = TypeVar("T")
 
 # Why a row of the items table is rejected, in the order in which the reasons are looked for.
 BAD_ROW: Final = events.BAD_ROW
 BAD_ENCODING: Final = events.BAD_ENCODING
 NULL_ITEM_ID: Final = "null_item_id"  # absent, empty or only white space
-BAD_PRICE: Final = "bad_price"  # not a number, negative or infinite (NaN is an unknown price, as in pandas)
-BAD_CREATED_AT: Final = "bad_created_at"  # no ISO 8601 moment, one without its offset from UTC, or not of our time
 DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a row of an item that another acceptable row describes: see precedence
-REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, BAD_PRICE, BAD_CREATED_AT, DUPLICATE_ITEM_ID)
+REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, DUPLICATE_ITEM_ID)
+# Why an optional value is lost, and not the item that has it.
+BAD_PRICE: Final = "bad_price"  # not a number, negative, or more than a float of 32 bits holds
+BAD_CREATED_AT: Final = "bad_created_at"  # no ISO 8601 moment, one without its offset from UTC, or not of our time
+LOST: Final = (BAD_PRICE, BAD_CREATED_AT)
 
 # What became of an accepted item's image.
 OK: Final = "ok"
@@ -137,7 +141,9 @@ OUTAGES: Final = (RETRYABLE - {"not_found"}) | {"no_credentials"}
 
 PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER: Final = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+NO_PRICE: Final = ("nan", "null", "none", "n/a", "-")  # in lower case: words for a price that is not known
+LARGEST_PRICE: Final = 3.4028234663852886e38  # the largest float of 32 bits, in which models compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,15 +167,13 @@ def reject_reason(row: Mapping[str, Any]) -> str | None:
         return found
     if text(row.get("item_id")) is None:
         return NULL_ITEM_ID
-    try:
-        price(row.get("price"))
-    except ValueError:
-        return BAD_PRICE
-    try:
-        moment(row.get("created_at"))
-    except ValueError:
-        return BAD_CREATED_AT
     return None
+
+
+def lost_values(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which optional values of this row cannot be read, of LOST: the item stands without them."""
+    readings = {BAD_PRICE: (price, "price"), BAD_CREATED_AT: (moment, "created_at")}
+    return tuple(reason for reason, (read, name) in readings.items() if not _is_readable(read, row.get(name)))
 
 
 def item(row: Mapping[str, Any]) -> Item:
@@ -186,9 +190,21 @@ def described(row: Mapping[str, Any]) -> Item:
         image_uri=text(row.get("image_uri")),
         category=text(row.get("category")),
         title=text(row.get("title")),
-        price=price(row.get("price")),
-        created_at=moment(row.get("created_at")),
+        price=_or_none(price, row.get("price")),
+        created_at=_or_none(moment, row.get("created_at")),
     )
+
+
+def _is_readable(read: Callable[[object], Any], value: object) -> bool:
+    try:
+        read(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _or_none(read: Callable[[object], T], value: object) -> T | None:
+    return read(value) if _is_readable(read, value) else None
 
 
 def precedence(described: Item) -> tuple[tuple[bool, Any], ...]:
@@ -233,7 +249,7 @@ def price(value: object) -> float | None:
     number = _number(value)
     if number is None or math.isnan(number):
         return None
-    if number < 0 or math.isinf(number):
+    if not 0 <= number <= LARGEST_PRICE:
         raise ValueError(f"{value!r} is not a price")
     return number
 
@@ -248,9 +264,9 @@ def _number(value: object) -> float | None:
     if written is None:
         return None
     written = written.strip(events.WHITE_SPACE)
-    if written.lower() == "nan":
+    if written.lower() in NO_PRICE:
         return math.nan
-    if not _NUMBER.fullmatch(written):
+    if not re.fullmatch(NUMBER, written, re.ASCII):
         raise ValueError(f"{value!r} is not a number")
     return float(written)
 

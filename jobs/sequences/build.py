@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-import pyarrow.parquet as pq
 import structlog
 
 from jobs.config import SequencesConfig
-from jobs.paths import arrow_source
-from jobs.raw.folder import RawTableUnusable, table_files
+from jobs.raw.canonical import CanonicalTable, canonical_table, has_sampled_negatives, inputs_of
 from jobs.sequences.daily import log as daily_log
 from jobs.sequences.daily.engine import DailyEngine
 from model.artifact import AnyPath, Manifest
@@ -21,7 +19,6 @@ log = structlog.get_logger()
 DUCKDB, SPARK, BEAM = "duckdb", "spark", "beam"
 ENGINES: Final = (DUCKDB, SPARK, BEAM)
 MANY_EVENTS: Final = 100_000_000  # from about here on one machine works for an hour; docs/benchmarks/sequences.md
-BYTES_AN_EVENT: Final = 60  # of text, where nothing but the size of the files is known without reading them
 
 
 class EngineRefused(CourierError):
@@ -30,8 +27,8 @@ class EngineRefused(CourierError):
 
 def build(
     *,
+    ingest: AnyPath,
     raw: AnyPath,
-    raw_digest: str,
     workspace: AnyPath,
     out: AnyPath,
     config: SequencesConfig,
@@ -42,19 +39,28 @@ def build(
 ) -> Manifest:
     """The sequences artifact: of the workspace's daily log where one has been begun, else of all raw events.
 
+    ingest: the ingest artifact of `raw`, or itself where it holds canonical parquet.
     engine, master: as of `choose`.  beam_args: where Beam runs.
     as_of: the clock that says which events lie in the future; None: that of this machine, now. A log keeps the one
     that its last days were added with.
     Raises EngineRefused, DailyLogError, RawTableMissing, RawTableUnusable, JavaMissing.
     """
     mark = daily_log.read_watermark(workspace)
-    tell(raw, engine, master)
+    events = canonical_table(ingest, "events", raw) if mark is None else None
+    tell(events, engine, master)
     if mark is not None:
         from jobs.sequences.daily.build import assemble
 
         return assemble(workspace, mark, daily_engine(workspace, engine, master), out=out, config=config)
     chosen, _ = choose(engine, master)
-    given: dict[str, Any] = {"raw": raw, "raw_digest": raw_digest, "out": out, "config": config, "as_of": as_of}
+    given: dict[str, Any] = {
+        "events": events,
+        "sampled_negatives": has_sampled_negatives(ingest),
+        "inputs": inputs_of(ingest, "events"),
+        "out": out,
+        "config": config,
+        "as_of": as_of,
+    }
     if chosen == SPARK:
         from jobs.sequences.spark.behavior_sequences import build as build_on_spark  # pyspark, which no other needs
 
@@ -104,24 +110,11 @@ def choose(engine: str | None = None, master: str | None = None) -> tuple[str, s
     return DUCKDB, "no Spark master is named"
 
 
-def tell(raw: AnyPath, engine: str | None = None, master: str | None = None) -> None:
+def tell(events: CanonicalTable | None, engine: str | None = None, master: str | None = None) -> None:
     """Say which engine is chosen and why; and that Spark would suit where DuckDB is to read very many events."""
     chosen, why = choose(engine, master)
     log.info("engine_chosen", engine=chosen, why=why)
-    if chosen == DUCKDB and (events := about_events(raw)) > MANY_EVENTS:
-        log.warning("many_events", events=events, said="these are many events for one machine: name a Spark --master")
-
-
-def about_events(raw: AnyPath) -> int:
-    """How many events there are: as parquet says, or guessed from the size of text. 0 where there is no table."""
-    try:
-        table = table_files(raw, "events")
-    except RawTableUnusable:  # whoever reads it says why, where it is to be read at all
-        return 0
-    if table.format != "parquet":
-        return sum(file.stat().st_size for file in table.files) // BYTES_AN_EVENT
-    rows = 0
-    for file in table.files:
-        name, files = arrow_source(file)
-        rows += pq.read_metadata(name, filesystem=files).num_rows
-    return rows
+    if chosen == DUCKDB and events is not None and events.rows > MANY_EVENTS:
+        log.warning(
+            "many_events", events=events.rows, said="these are many events for one machine: name a Spark --master"
+        )

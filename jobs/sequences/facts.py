@@ -25,12 +25,13 @@ def longest(config: SequencesConfig) -> int:
     return max(config.ctr_history, config.pretrain_history)
 
 
-def require_some(counted: Mapping[str, Any], raw: AnyPath) -> None:
+def require_some(counted: Mapping[str, Any], events: AnyPath) -> None:
     """Raises RawTableUnusable where no event is accepted."""
     if not counted["events_accepted"]:
         told = _most_frequent(counted["events_rejected"]) or "the table is empty"
         raise RawTableUnusable(
-            f"{raw}: none of {counted['events_read']} events is accepted ({told}): see `courier check {raw}`"
+            f"{events}: none of {counted['events_read']} events is accepted ({told}): "
+            f"see `courier check {events.parent}`"
         )
 
 

@@ -107,15 +107,15 @@ def bare(paths: Iterable[Path], deed: Callable[[Path], bytes]) -> None:
 def job(raw: Path, folder: Path) -> dict[str, Any]:
     """One cold run of the whole job: from the raw table to the finished artifact; its facts."""
     new = Path(tempfile.mkdtemp(dir=folder))
-    manifest = pipeline.build(raw=raw, raw_digest="bench", store=new / "store", out=new / "images", config=CONFIG)
+    out = new / "images"
+    manifest = pipeline.build(ingest=raw, raw=raw, raw_digest="bench", store=new / "store", out=out, config=CONFIG)
     return dict(manifest.facts)
 
 
 def again(raw: Path, folder: Path, store: Path) -> None:
     """A run over a store that knows every file."""
-    pipeline.build(
-        raw=raw, raw_digest="bench", store=store, out=Path(tempfile.mkdtemp(dir=folder)) / "images", config=CONFIG
-    )
+    out = Path(tempfile.mkdtemp(dir=folder)) / "images"
+    pipeline.build(ingest=raw, raw=raw, raw_digest="bench", store=store, out=out, config=CONFIG)
 
 
 def timed(files: int, deed: Callable[[], Any]) -> tuple[float, float]:

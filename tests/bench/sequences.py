@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import duckdb
 import psutil
@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 
 THREADS = 2
 BARE = ("bare duckdb", "polars")
@@ -85,7 +86,11 @@ def _spark(raw: Path, out: Path) -> Callable[[], object]:
     from jobs.sequences.spark.behavior_sequences import build as build_sequences
 
     spark_session("bench", master=f"local[{THREADS}]", large=True)
-    return lambda: build_sequences(raw=raw, raw_digest="", out=out, config=SequencesConfig())
+    return lambda: build_sequences(**_of(raw), out=out, config=SequencesConfig())
+
+
+def _of(raw: Path) -> dict[str, Any]:
+    return {"events": canonical_table(raw, "events"), "sampled_negatives": False, "inputs": {}}
 
 
 def _floor(raw: Path, out: Path) -> Callable[[], object]:
@@ -106,7 +111,7 @@ def _floor(raw: Path, out: Path) -> Callable[[], object]:
 def _duckdb(raw: Path, out: Path) -> Callable[[], object]:
     from jobs.sequences.duckdb.behavior_sequences import build as build_sequences
 
-    return lambda: build_sequences(raw=raw, raw_digest="", out=out, config=SequencesConfig(), threads=THREADS)
+    return lambda: build_sequences(**_of(raw), out=out, config=SequencesConfig(), threads=THREADS)
 
 
 def _bare_duckdb(raw: Path, out: Path) -> Callable[[], object]:

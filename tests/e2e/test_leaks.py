@@ -89,6 +89,7 @@ def test_a_sabotaged_stage_fails_the_check_that_names_its_leak(sources, tmp_path
 
 def reads_a_day_too_far(monkeypatch):
     """A day is added with the events of the day after it, where they lie in the raw folder already."""
+    from jobs.sequences import facts
     from jobs.sequences.duckdb import daily_log
 
     def too_far(db, table, start, end, as_of):
@@ -96,6 +97,7 @@ def reads_a_day_too_far(monkeypatch):
 
     honest = daily_log.events_between
     monkeypatch.setattr(daily_log, "events_between", too_far)
+    monkeypatch.setattr(facts, "_require_all", lambda _: None)  # whose sums would end it before the check is asked
 
 
 def takes_in_what_is_late(monkeypatch):
@@ -113,7 +115,7 @@ def built(sources, tmp_path_factory):
     def sequences_alone(name, cut):
         workspace = root / name
         raw, out = write_events(connection, workspace / "raw", cut=cut), workspace / "sequences"
-        build(raw=raw, raw_digest="", workspace=workspace, out=out, config=SequencesConfig())
+        build(ingest=raw, raw=raw, workspace=workspace, out=out, config=SequencesConfig())
         return ProbeRun(workspace=workspace, sequences=out, features=out, rows=out)
 
     root = tmp_path_factory.mktemp("built")

@@ -73,7 +73,7 @@ def test_another_day_of_events_is_no_matter_of_the_images(workspace: Workspace) 
     newest = newest.set_column(place, "event_time", later)
     newest = newest.set_column(newest.schema.get_field_index("request_id"), "request_id", names)
     rewrite(workspace, "events", pa.concat_tables([events, newest.cast(events.schema)]))
-    [root] = [one for one in explain(workspace, "embed") if one.startswith("sequences: ")]
+    [root] = [one for one in explain(workspace, "embed") if one.startswith("ingest: ")]
     assert "the content of events changed" in root
     assert built(workspace) == [name for name in NAMES if name != "images"]
 
@@ -82,7 +82,7 @@ def test_a_changed_picture_is_no_matter_of_the_sequences(workspace: Workspace) -
     usable = pq.read_table(stage_states(workspace)["images"].folder / "items.parquet").to_pylist()
     uri = next(row["image_uri"] for row in usable if row["status"] == "ok" and row["duplicate_of"] is None)
     Image.new("RGB", (96, 96), (200, 30, 60)).save(workspace.raw / uri)
-    assert built(workspace) == [name for name in NAMES if name != "sequences"]
+    assert built(workspace) == [name for name in NAMES if name not in ("ingest", "check", "sequences")]
 
 
 def test_a_price_trains_no_encoder(workspace: Workspace) -> None:
@@ -94,7 +94,7 @@ def test_a_price_trains_no_encoder(workspace: Workspace) -> None:
     assert built(workspace) == [name for name in NAMES if name not in ("sequences", *OF_THE_ENCODER)]
 
 
-@pytest.mark.parametrize("stage", ["sequences", "images", "pretrain", "embed", "cluster", "features"])
+@pytest.mark.parametrize("stage", ["ingest", "sequences", "images", "pretrain", "embed", "cluster", "features"])
 def test_a_rebuild_to_the_same_bytes_makes_nothing_stale(workspace: Workspace, stage: str) -> None:
     done = run_stages(workspace, rebuild=frozenset({stage}))
     assert [name for name, what in done.items() if what == "built"] == [stage]

@@ -8,6 +8,8 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from model import artifact
@@ -116,9 +118,8 @@ def test_a_beam_job_installed_from_the_wheel_needs_no_repository(dist, stranger,
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path / "lib"]
     subprocess.run([*map(str, install), str(dist[".whl"])], check=True, capture_output=True)
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "items.csv").write_text(
-        "item_id,image_uri,category,title,price,created_at\na,nowhere.png,shirts,A shirt,1,\n", "utf-8"
-    )
+    item = {"item_id": ["a"], "image_uri": ["nowhere.png"], "category": ["shirts"]}
+    pq.write_table(pa.table(item), tmp_path / "raw" / "items.parquet")
     here = stranger | {"PYTHONPATH": f"{tmp_path / 'lib'}:{SITE}"}
     command = [ROOT / "infra" / "beam" / "run.sh", "images.pipeline", "--", "--raw", tmp_path / "raw"]
     done = subprocess.run(

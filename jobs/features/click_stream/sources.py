@@ -1,5 +1,6 @@
 """Where raw events come from: files, a folder that grows, Kafka; as (row, what was wrong with reading it)."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,19 @@ import apache_beam as beam
 from apache_beam.io import fileio
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
-from jobs.raw import beam_events, layout
-from jobs.raw.beam_rows import Raw
+from jobs.raw.columns import COLUMNS
 from jobs.raw.folder import EXPECTED, RawTableMissing, RawTableUnusable, format_of
+from jobs.raw.ingest_file import check_file, rows_of
+from jobs.raw.json_row import json_row
+from jobs.raw.typed import CORRUPT, REASON, ROW
 from model.errors import CourierError
 
 UNREADABLE_FILE: Final = "unreadable_file"  # a reason of its own: the file's other rows are lost with it
+NAMES: Final = tuple(column.name for column in COLUMNS["events"])
 KAFKA: Final = re.compile(r"kafka://(?P<servers>[^/]+)/(?P<topic>[^/]+)/?")
 
-ReadRow = tuple[Raw, str | None]  # a row, or what stands for one, and why it is no row
+Row = dict[str, Any]
+ReadRow = tuple[Row | str, str | None]  # a row, or what stands for one, and why it is no row
 Stamp = tuple[int, int]  # of a file: when it was last changed, in nanoseconds since 1970, and its size in bytes
 
 
@@ -132,14 +137,22 @@ class _ReadPaths(beam.PTransform):  # type: ignore[misc]
 
 def _rows(path: str) -> Iterator[ReadRow]:
     try:
-        for row in beam_events.rows(path, _form(Path(path))):
-            yield row, None
+        for row in rows_of(Path(path), "events"):
+            yield _read_row(row)
     except (RawTableUnusable, OSError) as error:  # a file that is gone again, or damaged in its middle
         yield str(error), UNREADABLE_FILE
 
 
+def _read_row(row: Row) -> ReadRow:
+    """A row of a file; where it is of no use as it was read, and the line itself where it is no row."""
+    if row[REASON] is None:
+        return {name: row[name] for name in NAMES}, None
+    as_read = json.loads(row[ROW])
+    return as_read.get(CORRUPT, as_read), row[REASON]
+
+
 def _record_row(record: tuple[bytes, bytes]) -> ReadRow:
-    return beam_events.json_row((record[1] or b"").decode(errors="replace")), None
+    return json_row((record[1] or b"").decode(errors="replace"), NAMES), None
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -178,15 +191,11 @@ def _stamp(file: Path) -> Stamp | None:
 def check(files: Sequence[Path]) -> None:
     """Raises RawTableUnusable for a file that lacks a column of the events table, or cannot be opened as one."""
     for file in files:
-        layout.check_file("events", _form(file), file)
+        check_file(file, "events")
 
 
 def _is_of_events(path: str) -> bool:
     return Path(path).name[0] not in "._" and format_of(Path(path)) is not None
-
-
-def _form(path: Path) -> str:
-    return str(format_of(path))
 
 
 def _line(error: Exception) -> str:

@@ -29,9 +29,8 @@ from apache_beam.utils.shared import Shared
 
 from feature_repo.contract import CTR_HISTORY
 from jobs.engines import beam_progress
-from jobs.features.click_stream.sources import ReadRow
+from jobs.features.click_stream.sources import ReadRow, Row
 from jobs.features.history_store import HistoryStore
-from jobs.raw.beam_rows import Raw
 from jobs.rules import events
 from jobs.rules.online_histories import Click, History, click, merge
 from model import strict_json
@@ -75,7 +74,7 @@ class ParseClicks(beam.PTransform):  # type: ignore[misc]  # Beam ships no types
         self.as_of = as_of
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of ReadRow -> outputs of UserClick and (Raw, str)."""
+        """PCollection of ReadRow -> outputs of UserClick and (Row, str)."""
         return rows | "Judge" >> beam.ParDo(_Judge(self.as_of)).with_outputs("rejected", main="clicks")
 
 
@@ -134,7 +133,7 @@ class WriteRejected(beam.PTransform):  # type: ignore[misc]
         self.folder = folder
 
     def expand(self, rejected: Any) -> Any:
-        """PCollection of (Raw, reason) -> PCollection of the files written."""
+        """PCollection of (Row, reason) -> PCollection of the files written."""
         lines = rejected | "Line" >> beam.Map(_rejected_line).with_output_types(str)
         if not rejected.is_bounded:
             lines = lines | "Minutes" >> beam.WindowInto(FixedWindows(REJECTED_FILE_SECONDS))
@@ -159,7 +158,7 @@ class _Judge(beam.DoFn):  # type: ignore[misc]
         if isinstance(row, str) or reason:
             _count(f"{REJECTED}{reason}")
             yield TaggedOutput("rejected", (row, reason))
-        elif row["event_type"] != events.CLICK:
+        elif events.event_type(row["event_type"]) != events.CLICK:
             _count(PASSED_OVER)
         else:
             _count(CLICKS)
@@ -256,7 +255,7 @@ def _by_shard(one: tuple[str, History], shards: int) -> tuple[int, tuple[str, Hi
     return zlib.crc32(one[0].encode()) % shards, one  # the same on every machine, as hash() of text is not
 
 
-def _rejected_line(one: tuple[Raw, str]) -> str:
+def _rejected_line(one: tuple[Row | str, str]) -> str:
     return strict_json.dumps({"reason": one[1], "row": one[0]}, default=str, ensure_ascii=False)
 
 

@@ -5,7 +5,7 @@ runner with several machines, RAW and DIR lie on a file system that all of them 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -20,10 +20,8 @@ from upath import UPath
 from jobs.config import SequencesConfig
 from jobs.engines import beam_runner
 from jobs.paths import path_option
-from jobs.raw import beam_events
 from jobs.raw.beam_events import ReadEvents
-from jobs.raw.folder import TableFiles, source, table_files
-from jobs.raw.identity import events_digest
+from jobs.raw.canonical import CanonicalTable, canonical_table, has_sampled_negatives, inputs_of
 from jobs.sequences.beam import facts
 from jobs.sequences.beam.facts import CountFacts
 from jobs.sequences.beam.tables import WriteTable
@@ -41,7 +39,7 @@ KIND: Final = "sequences"
 # --- the job --------------------------------------------------------------------------------------------------------
 
 
-def wire(pipeline: Any, table: TableFiles, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
+def wire(pipeline: Any, table: CanonicalTable, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
     """Put the transforms together: read `table`, write the tables and the facts into `out`."""
     rows = pipeline | "ReadEvents" >> ReadEvents(table)
     made = rows | "BuildSequences" >> BuildSequences(config, as_of=as_of)
@@ -56,8 +54,9 @@ def wire(pipeline: Any, table: TableFiles, out: AnyPath, config: SequencesConfig
 
 def build(
     *,
-    raw: AnyPath,
-    raw_digest: str,
+    events: CanonicalTable,
+    sampled_negatives: bool,
+    inputs: Mapping[str, str],
     out: AnyPath,
     config: SequencesConfig,
     beam_args: Sequence[str] = (),
@@ -65,19 +64,18 @@ def build(
 ) -> Manifest:
     """The sequences artifact, as the Spark job builds it: the same tables, the same facts.
 
+    sampled_negatives: whether the items that were not clicked were drawn, not shown.  inputs: for the manifest.
     beam_args: Beam's own options, such as --runner=...
     as_of: the clock that says which events lie in the future; None: that of this machine, now.
-    Raises RawTableUnusable where the events cannot be read or hold no accepted impression.
+    Raises RawTableUnusable where a file is damaged or no impression is accepted.
     """
     began, as_of = time.monotonic(), as_of or datetime.now(UTC)
-    table = table_files(raw, "events")
-    beam_events.check_columns(table)
     beam_runner.require_writable(out)
     options = beam_runner.options(beam_args)
-    with artifact.write_together(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
-        _run(options, table, draft.path.absolute(), config, as_of)
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
+        _run(options, events, draft.path.absolute(), config, as_of)
         draft.facts = facts.collect(draft.path, config.max_clicks_per_day)
-        draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
+        draft.facts["sampled_negatives"] = sampled_negatives
         draft.notes["as_of"] = as_of.isoformat()
     manifest = artifact.read(out, kind=KIND)
     counts = {name: manifest.facts[name] for name in ("requests", "impressions", "clicks", "users", "items")}
@@ -85,7 +83,9 @@ def build(
     return manifest
 
 
-def _run(options: PipelineOptions, table: TableFiles, out: AnyPath, config: SequencesConfig, as_of: datetime) -> None:
+def _run(
+    options: PipelineOptions, table: CanonicalTable, out: AnyPath, config: SequencesConfig, as_of: datetime
+) -> None:
     pipeline = beam.Pipeline(options=options)
     wire(pipeline, table, out, config, as_of)
     beam_runner.wait(pipeline)
@@ -105,7 +105,15 @@ def sequences(
 ) -> None:
     """Turn raw events into behaviour sequences."""
     args = beam_runner.beam_args(context)
-    manifest = build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, beam_args=args, as_of=as_of)
+    manifest = build(
+        events=canonical_table(raw, "events"),
+        sampled_negatives=has_sampled_negatives(raw),
+        inputs=inputs_of(raw, "events"),
+        out=out,
+        config=config,
+        beam_args=args,
+        as_of=as_of,
+    )
     typer.echo(strict_json.dumps(dict(manifest.facts), indent=1))
 
 

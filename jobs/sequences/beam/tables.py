@@ -9,7 +9,8 @@ import pyarrow as pa
 from apache_beam.io.parquetio import WriteToParquet
 
 from feature_repo import contract
-from jobs.raw.beam_rows import Raw
+from jobs.raw.beam_rows import Row as RawRow
+from jobs.raw.typed import ROW
 from jobs.rules.events import Event, micros
 from jobs.rules.histories import Snapshot
 from jobs.rules.page_views import PageView, TimeSplit, kept_on_page
@@ -103,15 +104,13 @@ def event_row(one: Event, table: str) -> Row:
     return {name: getattr(one, name) for name in SCHEMAS[table].names}
 
 
-def rejected_row(row: Raw | Event, reason: str) -> Row:
+def rejected_row(row: RawRow | Event, reason: str) -> Row:
     """A rejected event as JSON: as it was read, or, where it contradicts other events, as it was understood."""
     columns = [column.name for column in contract.EVENTS]
-    if isinstance(row, str):
-        said: Mapping[str, Any] = {"_corrupt_record": row}
-    elif isinstance(row, Event):
-        said = {name: getattr(row, name) for name in columns}
-    else:
-        said = {name: row.get(name) for name in columns}
+    if not isinstance(row, Event) and row.get(ROW) is not None:
+        return {"table": "events", "row": row[ROW], "reason": reason}
+    values = (getattr(row, name) if isinstance(row, Event) else row.get(name) for name in columns)
+    said = dict(zip(columns, values, strict=True))
     text = strict_json.dumps(said, default=_moment, ensure_ascii=False, separators=(",", ":"))
     return {"table": "events", "row": text, "reason": reason}
 

@@ -22,7 +22,7 @@ class Sequences(NamedTuple):
     views: Any  # PageView
     joined: Any  # (PageView, history)
     snapshots: Any  # Snapshot
-    rejected: Any  # (Raw or Event, reason)
+    rejected: Any  # (Row or Event, reason)
     unmatched: Any  # int: clicks that label nothing
 
 
@@ -34,7 +34,7 @@ class BuildSequences(beam.PTransform):  # type: ignore[misc]  # Beam ships no ty
         self.config, self.as_of = config, as_of
 
     def expand(self, rows: Any) -> Any:
-        """PCollection of Raw -> Sequences."""
+        """PCollection of Row -> Sequences."""
         judged = rows | "JudgeEvents" >> JudgeEvents(self.as_of)
         placed = judged.events | "AttributeToPageViews" >> AttributeToPageViews()
         capped, surplus = placed.accepted | "CapClicks" >> CapClicks(self.config.max_clicks_per_day)

@@ -14,7 +14,7 @@ from upath import UPath
 
 from jobs.config import SequencesConfig
 from jobs.paths import path_option
-from jobs.raw.folder import source, table_files
+from jobs.raw.canonical import CanonicalTable, canonical_table, has_sampled_negatives
 from jobs.rules.events import EPOCH, future_from
 from jobs.rules.sequence_tables import TABLES
 from jobs.sequences.build import daily_engine, tell
@@ -49,7 +49,8 @@ def lasting(config: SequencesConfig) -> dict[str, int]:
 
 def add_days(
     *,
-    raw: AnyPath,
+    events: CanonicalTable,
+    sampled_negatives: bool,
     workspace: AnyPath,
     start: date,
     end: date,
@@ -61,13 +62,13 @@ def add_days(
     """Write the days `start` to `end`, both included, and what follows from them; returns the new watermark.
 
     Only raw events of those days and the few before them are read. Only for the holder of the workspace's lock.
-    engine, master: as of jobs.sequences.build.choose; a master must reach `raw` and `workspace` under the same paths.
+    engine, master: as of jobs.sequences.build.choose; a master must reach events and workspace under the same paths.
     as_of: the clock that says which events lie in the future; None: that of this machine, now. What lies there is kept
     with the undated rows, and comes into its day when that is added.
     Raises DailyLogError where the days do not join the log, RawTableUnusable, JavaMissing.
     """
     began, as_of = time.monotonic(), as_of or datetime.now(UTC)
-    tell(raw, engine, master)
+    tell(events, engine, master)
     by = daily_engine(workspace, engine, master)
     mark = daily_log.read_watermark(workspace)
     todo = daily_log.plan(mark, start, end)
@@ -77,20 +78,25 @@ def add_days(
             f"say `courier sequences --from {mark.first} --to {todo.last}` to build it again"
         )
     daily_log.refuse_cut_short(workspace, todo.write_from)
-    sampled = bool(source(raw).get("sampled_negatives", False))
     folder = daily_log.log_folder(workspace)
     for place in (folder, folder / "states"):
         artifact.sweep(place)
     folder.mkdir(parents=True, exist_ok=True)
-    index, table = indexed(raw, workspace, by.count_days), table_files(raw, "events")
-    of_the_days = files_of(table, index, lambda file: file.holds(todo.read_from, todo.last))
+    index = indexed(events, workspace, by.count_days)
+    of_the_days = files_of(events, index, lambda file: file.holds(todo.read_from, todo.last))
     with by.new_days(of_the_days, as_of, todo, config, _earlier(workspace, todo)) as new:
         _write_days(new, workspace, todo, config)
     ahead = future_from(as_of).date()
-    undated = files_of(table, index, lambda file: UNDATED in file.rows or file.holds(ahead, date.max))
+    undated = files_of(events, index, lambda file: UNDATED in file.rows or file.holds(ahead, date.max))
     with artifact.write_together(undated_folder(workspace), kind="undated", inputs={}, config=lasting(config)) as draft:
         draft.facts = {**NOTHING, **by.write_undated(undated, as_of, draft.path / "rejected")}
-    done = Watermark(first=todo.first, last=todo.last, config=lasting(config), sampled_negatives=sampled, as_of=as_of)
+    done = Watermark(
+        first=todo.first,
+        last=todo.last,
+        config=lasting(config),
+        sampled_negatives=sampled_negatives,
+        as_of=as_of,
+    )
     daily_log.write_watermark(workspace, done)
     daily_log.end_writing(workspace)
     _drop_states(workspace, done)
@@ -106,17 +112,23 @@ def tell_left_out(workspace: AnyPath, mark: Watermark) -> None:
 
 
 def refuse_to_leave_out(
-    raw: AnyPath, workspace: AnyPath, start: date, end: date, engine: str | None = None, master: str | None = None
+    events: CanonicalTable,
+    workspace: AnyPath,
+    start: date,
+    end: date,
+    engine: str | None = None,
+    master: str | None = None,
 ) -> None:
     """Raises DailyLogError where a log begun with `start` would leave out earlier raw events."""
     by = daily_engine(workspace, engine, master)
-    raw_events = rows_a_day(indexed(raw, workspace, by.count_days).values())
+    raw_events = rows_a_day(indexed(events, workspace, by.count_days).values())
     earlier = {day: rows for day, rows in raw_events.items() if day < start}
     if earlier:
         first = min(earlier)
         raise DailyLogError(
-            f"{raw} holds {sum(earlier.values())} events before {start}, the first on {first}: say `courier sequences "
-            f"--from {first} --to {end}` to begin with them, or `--from {start} --to {end}` to leave them out"
+            f"{events.path} holds {sum(earlier.values())} events before {start}, the first on {first}: say "
+            f"`courier sequences --from {first} --to {end}` to begin with them, or `--from {start} --to {end}` to leave"
+            " them out"
         )
 
 
@@ -210,16 +222,25 @@ def daily(
     master: Annotated[str | None, typer.Option(help="The Spark master, such as spark://HOST:PORT.")] = None,
 ) -> None:
     """Add UTC days of raw events to a workspace's daily log: with the log's own config, or a new log with ours."""
-    days = asked_days(date_, from_, to)
+    days, events = asked_days(date_, from_, to), canonical_table(raw, "events")
     if days is None:
         raise DailyLogError("give the day to add as --date, or several as --from and --to")
     with _alone(workspace):
         mark = daily_log.read_watermark(workspace)
         if date_ is not None and mark is None:
-            refuse_to_leave_out(raw, workspace, *days, engine=engine, master=master)
+            refuse_to_leave_out(events, workspace, *days, engine=engine, master=master)
         config = replace(SequencesConfig(), **(mark.config if mark else {}))
         start, end = days
-        done = add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, engine=engine, master=master)
+        done = add_days(
+            events=events,
+            sampled_negatives=has_sampled_negatives(raw),
+            workspace=workspace,
+            start=start,
+            end=end,
+            config=config,
+            engine=engine,
+            master=master,
+        )
         tell_left_out(workspace, done)
 
 

@@ -7,7 +7,7 @@ from datetime import date, datetime
 from typing import Any, Final, Protocol
 
 from jobs.config import SequencesConfig
-from jobs.raw.folder import TableFiles
+from jobs.raw.canonical import CanonicalTable
 from jobs.sequences.daily.log import COUNTS, Plan
 from model.artifact import AnyPath, Manifest
 
@@ -50,17 +50,17 @@ class NewDays(Protocol):
 class DailyEngine(Protocol):
     """Computes days, and sequences of days. Its files mean the same to all engines, so a log may change hands."""
 
-    def count_days(self, table: TableFiles) -> Mapping[str, Mapping[str, int]]:
+    def count_days(self, table: CanonicalTable) -> Mapping[str, Mapping[str, int]]:
         """The rows of each day (ISO, or UNDATED) in each file of events, by its path."""
         ...
 
     def new_days(
-        self, table: TableFiles, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
+        self, table: CanonicalTable, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
     ) -> AbstractContextManager[NewDays]:
         """The days of a plan. table: the files of events that hold them, and perhaps other days too."""
         ...
 
-    def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
+    def write_undated(self, table: CanonicalTable, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
         """Write the rejected rows whose time is not known or lies ahead; returns what differs from NOTHING."""
         ...
 

@@ -15,7 +15,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.raw.identity import Hasher, events_digest
+from jobs.raw.identity import Hasher
 from jobs.rules.events import DAY as DAY
 from model import artifact, strict_json
 from model.artifact import AnyPath
@@ -200,10 +200,10 @@ def log_digest(workspace: AnyPath) -> str | None:
     return hashlib.sha256(strict_json.dumps(identity, sort_keys=True, default=dict).encode()).hexdigest()
 
 
-def sequences_inputs(folder: Path, raw: AnyPath, hasher: Hasher) -> dict[str, str]:
-    """What the sequences of a workspace are made from: its daily log where one was begun, else the raw events."""
+def sequences_inputs(folder: Path, _raw: AnyPath, _hasher: Hasher) -> dict[str, str]:
+    """What the sequences of a workspace are made from besides the events: its daily log, where one was begun."""
     days = log_digest(folder)
-    return {"events": events_digest(raw, hasher)} if days is None else {"days": days}
+    return {} if days is None else {"days": days}
 
 
 def read_days(workspace: AnyPath, mark: Watermark) -> dict[str, artifact.Manifest]:

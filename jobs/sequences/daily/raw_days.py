@@ -7,11 +7,12 @@ unseen.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Final
 
-from jobs.raw.folder import TableFiles, file_version, table_files
+from jobs.raw.canonical import CanonicalTable, with_files
+from jobs.raw.folder import file_version
 from jobs.rules.events import future_from
 from jobs.sequences.daily import log as daily_log
 from jobs.sequences.daily.log import DAY, Plan, Watermark, midnight
@@ -56,31 +57,33 @@ def write_index(workspace: AnyPath, index: Mapping[str, FileDays]) -> None:
     artifact.write_whole(index_file(workspace), (strict_json.dumps(said, indent=1) + "\n").encode())
 
 
-CountDays = Callable[[TableFiles], Mapping[str, Mapping[str, int]]]  # files of events -> path -> day -> rows
+CountDays = Callable[[CanonicalTable], Mapping[str, Mapping[str, int]]]  # files of events -> path -> day -> rows
 
 
-def indexed(raw: AnyPath, workspace: AnyPath, count_days: CountDays) -> dict[str, FileDays]:
-    """The rows of each day in each file of the raw table `events`, by path; what is new is counted, and all is kept.
+def indexed(table: CanonicalTable, workspace: AnyPath, count_days: CountDays) -> dict[str, FileDays]:
+    """The rows of each day in each file of the events, by path; what is new is counted, and all is kept.
 
-    Raises RawTableMissing, and what count_days raises (only where there is something to count).
+    Raises what count_days raises (only where there is something to count).
     """
-    table, known = table_files(raw, "events"), read_index(workspace)
+    known = read_index(workspace)
     version = {file_name(file): file_version(file) for file in table.files}
     fresh = {name: known[name] for name in version if name in known and known[name].version == version[name]}
     new = tuple(file for file in table.files if file_name(file) not in fresh)
     if new:
-        counts = count_days(replace(table, files=new))
+        counts = count_days(with_files(table, new))
         fresh |= {name: FileDays(version=version[name], rows=rows) for name, rows in counts.items()}
     if known.keys() != fresh.keys() or new:
         write_index(workspace, fresh)
     return fresh
 
 
-def files_of(table: TableFiles, index: Mapping[str, FileDays], wanted: Callable[[FileDays], bool]) -> TableFiles:
+def files_of(
+    table: CanonicalTable, index: Mapping[str, FileDays], wanted: Callable[[FileDays], bool]
+) -> CanonicalTable:
     """The table's files that are wanted; where none is, its fullest one, which can be read and has no wanted row."""
     chosen = tuple(file for file in table.files if wanted(index[file_name(file)]))
     fullest = max(table.files, key=lambda file: sum(index[file_name(file)].rows.values()))
-    return replace(table, files=chosen or (fullest,))
+    return with_files(table, chosen or (fullest,))
 
 
 def file_name(file: AnyPath) -> str:
@@ -142,9 +145,9 @@ def known_left_out(workspace: AnyPath, mark: Watermark, now: datetime) -> LeftOu
     return left_out(mark, read, rows_a_day(read_index(workspace).values()), now)
 
 
-def left_out_now(raw: AnyPath, workspace: AnyPath, mark: Watermark, count_days: CountDays) -> LeftOut:
+def left_out_now(events: CanonicalTable, workspace: AnyPath, mark: Watermark, count_days: CountDays) -> LeftOut:
     """What the log leaves out of the raw files as they are now."""
-    indexed(raw, workspace, count_days)
+    indexed(events, workspace, count_days)
     return known_left_out(workspace, mark, datetime.now(UTC))
 
 

@@ -11,9 +11,8 @@ import duckdb
 
 from jobs.config import SequencesConfig
 from jobs.engines.duckdb_session import connect
-from jobs.raw.duckdb_files import reading
+from jobs.raw.canonical import CanonicalTable
 from jobs.raw.duckdb_tables import read_events
-from jobs.raw.folder import source
 from jobs.rules.sequence_tables import TABLES
 from jobs.sequences.duckdb.event_validation import validate
 from jobs.sequences.duckdb.facts import (
@@ -46,8 +45,9 @@ SPILLED: Final = ".spilled"  # hidden, for no manifest lists it
 
 def build(
     *,
-    raw: AnyPath,
-    raw_digest: str,
+    events: CanonicalTable,
+    sampled_negatives: bool,
+    inputs: Mapping[str, str],
     out: AnyPath,
     config: SequencesConfig,
     as_of: datetime | None = None,
@@ -56,22 +56,22 @@ def build(
 ) -> Manifest:
     """The sequences artifact: a folder of parquet parts for each of TABLES.
 
+    sampled_negatives: whether the items that were not clicked were drawn, not shown.  inputs: for the manifest.
     as_of: the clock that says which events lie in the future; None: that of this machine, now.
     memory, threads: as jobs.engines.duckdb_session.connect has them; no row depends on them.
-    Raises RawTableUnusable where the events cannot be read or hold no accepted impression.
+    Raises RawTableUnusable where no impression is accepted.
     """
     began, as_of = time.monotonic(), as_of or datetime.now(UTC)
-    sampled = bool(source(raw).get("sampled_negatives", False))
-    with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
+    with artifact.write(out, kind=KIND, inputs=inputs, config=asdict(config)) as draft:
         with connect(draft.path / SPILLED, memory=memory, threads=threads) as db:
-            reading(db, raw, lambda: validate(db, read_events(db, raw, as_of), config.max_clicks_per_day))
+            validate(db, read_events(db, events, as_of), config.max_clicks_per_day)
             make_clicked(db)
             make_tables(db, config)
             counted = count_events(db)[None]
-            require_some(counted, raw)
+            require_some(counted, events.path)
             counted |= count_pages(db, config.page_view_size).get(None, {})
             require_page_views(counted)
-            counted |= count_distinct(db) | {"capped_users": capped_users(db), "sampled_negatives": sampled}
+            counted |= count_distinct(db) | {"capped_users": capped_users(db), "sampled_negatives": sampled_negatives}
             splits = split_of(db, counted, config)
             counted["requests_by_period"] = count_periods(db, splits)
             require_split(counted, splits)  # before its tables are written

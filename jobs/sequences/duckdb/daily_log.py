@@ -12,9 +12,8 @@ import duckdb
 
 from jobs.config import SequencesConfig
 from jobs.engines.duckdb_session import connect, literal
-from jobs.raw.duckdb_files import reading
+from jobs.raw.canonical import CanonicalTable
 from jobs.raw.duckdb_tables import events_between, undated_events
-from jobs.raw.folder import TableFiles
 from jobs.rules.events import EPOCH, TOO_MANY_CLICKS, micros
 from jobs.rules.sequence_tables import TABLES
 from jobs.sequences.daily import log as daily_log
@@ -118,30 +117,30 @@ class DuckdbEngine:
 
     scratch: AnyPath
 
-    def count_days(self, table: TableFiles) -> Mapping[str, Mapping[str, int]]:
+    def count_days(self, table: CanonicalTable) -> Mapping[str, Mapping[str, int]]:
         """The rows of each day in each file of events."""
         with self._database() as db:
-            return reading(db, table.path.parent, lambda: count_days(db, table))
+            return count_days(db, table)
 
     @contextmanager
     def new_days(
-        self, table: TableFiles, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
+        self, table: CanonicalTable, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
     ) -> Iterator[DuckdbDays]:
         """The days of a plan."""
         start, end = midnight(todo.read_from), midnight(todo.last + daily_log.DAY)
         with self._database() as db:
             cap = config.max_clicks_per_day
-            reading(db, table.path.parent, lambda: validate(db, events_between(db, table, start, end, as_of), cap))
+            validate(db, events_between(db, table, start, end, as_of), cap)
             make_clicked(db, since=micros(midnight(todo.write_from)))
             _add_earlier(db, earlier)
             make_tables(db, config)
             yield DuckdbDays(db, todo, config, _facts(db, config.page_view_size))
 
-    def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
+    def write_undated(self, table: CanonicalTable, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
         """Write the rejected rows whose time is not known or lies ahead."""
         with self._database() as db:
             made = 'CREATE TEMP TABLE rejected AS SELECT \'events\' AS "table", "row", reason FROM'
-            reading(db, table.path.parent, lambda: db.execute(f"{made} ({undated_events(db, table, as_of)})"))
+            db.execute(f"{made} ({undated_events(db, table, as_of)})")
             write_parts(db, rejected(), _local(folder))
             counts = db.sql("SELECT reason, count(*) FROM rejected GROUP BY ALL").fetchall()
             refused = {reason: int(rows) for reason, rows in counts}

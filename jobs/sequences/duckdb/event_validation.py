@@ -17,8 +17,8 @@ import duckdb
 
 from feature_repo import contract
 from jobs.engines.duckdb_session import literal
-from jobs.raw import duckdb_cells as cells
-from jobs.raw.duckdb_tables import KINDS, json_object
+from jobs.raw import cells
+from jobs.raw.typed import KINDS, json_object
 from jobs.rules import events as logic
 from jobs.sequences.duckdb.moments import day_of
 

@@ -15,9 +15,9 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts
 from jobs.engines.spark_session import spark_session
 from jobs.paths import path_option
-from jobs.raw.folder import TableFiles, source, table_files
-from jobs.raw.identity import events_digest
-from jobs.raw.spark_tables import REASON, ROW, read_events, rejected
+from jobs.raw.canonical import CanonicalTable, canonical_table, has_sampled_negatives, inputs_of
+from jobs.raw.spark_tables import damage_named, read_events, rejected
+from jobs.raw.typed import FILE, NUMBER, REASON, ROW
 from jobs.rules.events import CLICK, IMPRESSION
 from jobs.rules.sequence_tables import PERIOD, TABLES
 from jobs.sequences.facts import (
@@ -54,10 +54,12 @@ ORDER: Final = {name: (table.by, table.then) for name, table in TABLES.items()} 
 PLACED: Final = ("impressions", "page_views", "histories")  # as `build` makes them, in order already
 
 
+@damage_named()
 def build(
     *,
-    raw: AnyPath,
-    raw_digest: str,
+    events: CanonicalTable,
+    sampled_negatives: bool,
+    inputs: Mapping[str, str],
     out: AnyPath,
     config: SequencesConfig,
     master: str | None = None,
@@ -65,13 +67,13 @@ def build(
 ) -> Manifest:
     """The sequences artifact: a folder of parquet parts for each table of ORDER.
 
+    sampled_negatives: whether the items that were not clicked were drawn, not shown.  inputs: for the manifest.
     master: where Spark runs, if not here.
     as_of: the clock that says which events lie in the future; None: that of this machine, now.
-    Raises RawTableUnusable where the events cannot be read or hold no accepted impression, JavaMissing.
+    Raises RawTableUnusable where a file is damaged or no impression is accepted, JavaMissing.
     """
     as_of = as_of or datetime.now(UTC)
-    sampled = bool(source(raw).get("sampled_negatives", False))
-    read = read_events(session_for(raw, master), raw, as_of)
+    read = read_events(session_for(events, master), events, as_of).drop(FILE, NUMBER)
     seen = read.filter(F.col(REASON).isNull() & is_a(IMPRESSION))
     opened = openings(seen).persist()
     apart = validate_apart(read, opened).persist()
@@ -84,13 +86,12 @@ def build(
     try:
         [others] = count_events(validated).values()
         counted = merged(others, count_impressions(shown))
-        require_some(counted, raw)
+        require_some(counted, events.path)
         counted |= next(iter(count_pages(shown, config.page_view_size).values()), {})
         who = shown.select("user_id", F.explode("shown.item_id").alias("item_id"))
         counted |= count_distinct(who.unionByName(accepted(validated).select("user_id", "item_id")))
-        facts = counted | {"capped_users": capped_users(over_cap), "sampled_negatives": sampled}
+        facts = counted | {"capped_users": capped_users(over_cap), "sampled_negatives": sampled_negatives}
         frames = tables(validated, shown, kept, config)
-        inputs = {"raw": raw_digest}
         facts |= {"as_of": as_of.isoformat()}
         return write_sequences(frames, shown, facts, out=out, inputs=inputs, config=config, placed=PLACED)
     finally:
@@ -98,12 +99,12 @@ def build(
             frame.unpersist()
 
 
-def session_for(raw: AnyPath, master: str | None = None) -> SparkSession:
-    """A Spark session for events as many as these. Raises RawTableMissing, RawTableUnusable, JavaMissing."""
-    return spark_session("courier sequences", master, large=is_large(table_files(raw, "events")))
+def session_for(events: CanonicalTable, master: str | None = None) -> SparkSession:
+    """A Spark session for events as many as these. Raises JavaMissing."""
+    return spark_session("courier sequences", master, large=is_large(events))
 
 
-def is_large(table: TableFiles) -> bool:
+def is_large(table: CanonicalTable) -> bool:
     """Whether there is enough in these files for Java to compile thoroughly."""
     return sum(file.stat().st_size for file in table.files) > LARGE_BYTES
 
@@ -165,7 +166,15 @@ def sequences(
     as_of: Annotated[datetime | None, AS_OF] = None,
 ) -> None:
     """Turn raw events into behaviour sequences."""
-    build(raw=raw, raw_digest=events_digest(raw), out=out, config=config, master=master, as_of=as_of)
+    build(
+        events=canonical_table(raw, "events"),
+        sampled_negatives=has_sampled_negatives(raw),
+        inputs=inputs_of(raw, "events"),
+        out=out,
+        config=config,
+        master=master,
+        as_of=as_of,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

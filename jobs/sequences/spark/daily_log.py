@@ -13,8 +13,9 @@ from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts, write_parts_apart
 from jobs.engines.spark_session import spark_session
 from jobs.paths import spark_uri
-from jobs.raw.folder import TableFiles
-from jobs.raw.spark_tables import REASON, ROW, events_between, rejected, undated_events
+from jobs.raw.canonical import CanonicalTable
+from jobs.raw.spark_tables import events_between, rejected, undated_events
+from jobs.raw.typed import REASON, ROW
 from jobs.rules.events import EPOCH, TOO_MANY_CLICKS
 from jobs.rules.sequence_tables import TABLES, Table
 from jobs.sequences.daily import log as daily_log
@@ -71,13 +72,13 @@ class SparkEngine:
 
     master: str | None = None
 
-    def count_days(self, table: TableFiles) -> Mapping[str, Mapping[str, int]]:
+    def count_days(self, table: CanonicalTable) -> Mapping[str, Mapping[str, int]]:
         """The rows of each day in each file of events."""
         return count_days(self._session(table), table)
 
     @contextmanager
     def new_days(
-        self, table: TableFiles, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
+        self, table: CanonicalTable, as_of: datetime, todo: Plan, config: SequencesConfig, earlier: Earlier
     ) -> Iterator[SparkDays]:
         """The days of a plan."""
         spark, written = self._session(table), F.col(DAY) >= _number(todo.write_from)
@@ -99,7 +100,7 @@ class SparkEngine:
             for frame in (kept, shown, over_cap, together):
                 frame.unpersist()
 
-    def write_undated(self, table: TableFiles, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
+    def write_undated(self, table: CanonicalTable, as_of: datetime, folder: AnyPath) -> Mapping[str, Any]:
         """Write the rejected rows whose time is not known or lies ahead."""
         undated = undated_events(self._session(table), table, as_of).withColumn("repeat", F.lit(False)).persist()
         by, then = ORDER["rejected"]
@@ -126,7 +127,7 @@ class SparkEngine:
         counts = {**counted, **distinct, "capped_users": capped}
         return write_sequences(frames, frames["page_views"], counts, out=out, inputs=inputs, config=config)
 
-    def _session(self, table: TableFiles) -> SparkSession:
+    def _session(self, table: CanonicalTable) -> SparkSession:
         return spark_session("courier sequences", self.master, large=is_large(table))
 
 

@@ -7,7 +7,8 @@ from pyspark.sql import functions as F
 
 from feature_repo import contract
 from jobs.engines.parquet_parts import by_hash
-from jobs.raw.spark_tables import REASON, ROW, first_reason, reject_also
+from jobs.raw.spark_tables import first_reason, reject_also
+from jobs.raw.typed import REASON, ROW
 from jobs.rules import events as logic
 
 PAGE_DAY: Final = "page_day"  # the request day, in days since 1970; null for an event without a page view

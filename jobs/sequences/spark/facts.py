@@ -7,7 +7,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from feature_repo.contract import ITEM_KEY, USER_KEY
-from jobs.raw.spark_tables import REASON
+from jobs.raw.typed import REASON
 from jobs.rules.events import CLICK, CONVERSIONS
 from jobs.rules.page_views import TEST, TRAIN, VALID
 from jobs.rules.sequence_tables import PERIOD

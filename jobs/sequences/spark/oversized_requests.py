@@ -8,7 +8,8 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from feature_repo import contract
-from jobs.raw.spark_tables import REASON, reject_also
+from jobs.raw.spark_tables import reject_also
+from jobs.raw.typed import REASON
 from jobs.rules import events as logic
 from jobs.sequences.spark.event_validation import (
     DAY,

@@ -6,10 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -30,6 +31,12 @@ def png(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
+
+
+def write_items(raw: Path, uris: Sequence[str]) -> None:
+    """A canonical table of items, an image reference each."""
+    rows = {"item_id": [f"i{n}" for n in range(len(uris))], "image_uri": uris, "category": ["c"] * len(uris)}
+    pq.write_table(pa.table(rows), raw / "items.parquet")
 
 
 def called(main: Callable[[list[str]], None], *argv: object) -> None:
@@ -80,7 +87,7 @@ def test_images_in_a_bucket_are_those_in_a_folder_and_a_second_run_opens_none(bu
         (raw / "a b" / f"{seed % 3}.png").write_bytes(png(seed % 3))
     (raw / "broken.png").write_bytes(png(9)[:300])
     named = ["a b/0.png", "./a b/1.png", "a b/2.png", "a b/1.png", "broken.png", "none.png", "../raw/broken.png", "/x"]
-    (raw / "items.csv").write_text(HEAD + "".join(f"i{n},{uri},c,t,1,\n" for n, uri in enumerate(named)), "utf-8")
+    write_items(raw, named)
     here, there = tmp_path / "out" / "images", bucket / "out" / "images"
     called(pipeline.main, "--raw", raw, "--out", here, "--shard-bytes", 300_000)
     called(pipeline.main, "--raw", send(raw, bucket / "raw"), "--out", there, "--shard-bytes", 300_000)
@@ -128,7 +135,7 @@ def test_an_image_job_killed_before_its_manifest_leaves_no_artifact_and_its_stor
     raw = tmp_path / "raw"
     raw.mkdir()
     (raw / "0.png").write_bytes(png(0))
-    (raw / "items.csv").write_text(f"{HEAD}i,0.png,c,t,1,\n", "utf-8")
+    write_items(raw, ["0.png"])
     program = """
         import os, signal, sys
         from jobs.images import coverage
@@ -165,7 +172,9 @@ def test_a_relative_reference_starts_from_the_url_of_the_raw_folder_and_cannot_l
             assert refusal.value.reason == reason
 
 
-def test_a_url_that_beam_itself_cannot_write_to_is_refused_before_anything_runs(write_events, tmp_path) -> None:
-    raw = write_events(tmp_path / "raw", [])
+def test_a_url_that_beam_itself_cannot_write_to_is_refused_before_anything_runs(
+    drawn_events, write_events, tmp_path
+) -> None:
+    raw = write_events(tmp_path / "raw", drawn_events([0]))
     with pytest.raises(UrlUnusable, match=r"^Beam cannot write to memory://shop/out"):
         behavior_sequences.main(["--raw", str(raw), "--out", "memory://shop/out"])

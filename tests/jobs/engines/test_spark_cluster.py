@@ -21,6 +21,7 @@ import pyspark
 import pytest
 
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the clock of a busy machine says little
 ROOT = Path(__file__).parents[3]
@@ -217,7 +218,8 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_writes_the_same_bytes(
     assert status == 0, log.with_suffix(".txt").read_text("utf-8")[-4000:]
     lost = losses(log)
     assert executor in {one["Task Info"]["Executor ID"] for one in lost}
-    near = build(raw=raw, raw_digest="", out=tmp_path / "near", config=SequencesConfig(page_view_size=3))
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False, "inputs": {}}
+    near = build(**given, out=tmp_path / "near", config=SequencesConfig(page_view_size=3))
     far = artifact.read(tmp_path / "far", kind="sequences")
     assert far.files == near.files
     assert len(far.files) > 8
@@ -254,7 +256,8 @@ def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
     raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(600)))
     near, far, settings = tmp_path / "near", tmp_path / "far", tmp_path / "settings"
     days = {"start": date(2024, 3, 1), "end": date(2024, 3, 4)}
-    add_days(raw=raw, workspace=near, **days, config=SequencesConfig(), engine="spark")
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False}
+    add_days(**given, workspace=near, **days, config=SequencesConfig(), engine="spark")
     settings.mkdir()  # what spark-submit takes as --conf, any other program finds here
     told = {name: value for name, value in SETTINGS.items() if "eventLog" not in name}
     (settings / "spark-defaults.conf").write_text("".join(f"{name} {value}\n" for name, value in told.items()), "utf-8")

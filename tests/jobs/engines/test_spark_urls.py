@@ -4,9 +4,7 @@ The file system is Hadoop's own viewfs://, whose mount table leads to a folder, 
 URLs: two programs that know nothing of each other see the same bytes, as with an object store.
 """
 
-import gzip
 import json
-import random
 import shutil
 import uuid
 import warnings
@@ -16,12 +14,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from jobs.config import SequencesConfig
 from jobs.paths import any_path
+from jobs.raw.canonical import canonical_table
 from jobs.raw.folder import RawTableUnusable
 from jobs.sequences.daily.log import read_watermark
 from model import artifact
@@ -140,13 +141,14 @@ def test_what_a_killed_job_left_at_a_url_is_no_artifact_and_is_replaced_by_the_n
             artifact.read(there, kind="sequences")
         written.append(folder.name)
 
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False, "inputs": {}}
     monkeypatch.setattr(behavior_sequences, "write_parts", dies)
     with pytest.raises(KeyboardInterrupt):
-        behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=SequencesConfig())
+        behavior_sequences.build(**given, out=there, config=SequencesConfig())
     assert written
     assert not (there / "manifest.json").exists()
     monkeypatch.undo()
-    behavior_sequences.build(raw=raw, raw_digest="r", out=there, config=SequencesConfig())
+    behavior_sequences.build(**given, out=there, config=SequencesConfig())
     assert b"PAR1" not in {path.read_bytes() for path in there.rglob("*.parquet")}
     assert hashes(there)
 
@@ -157,42 +159,44 @@ def test_a_daily_log_at_a_url_grows_and_is_assembled_to_the_bytes_of_a_folder(mo
     from jobs.sequences.build import build
     from jobs.sequences.daily.build import add_days
 
-    place, config = mount("workspace"), SequencesConfig()
-    add_days(raw=mount("raw"), workspace=place, start=DAYS[0], end=DAYS[1], config=config, engine="spark")
+    place, raw, config = mount("workspace"), mount("raw"), SequencesConfig()
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False, "workspace": place}
+    add_days(**given, start=DAYS[0], end=DAYS[1], config=config, engine="spark")
     assert (place / "days" / "2024-03-02" / "manifest.json").exists()
-    add_days(raw=mount("raw"), workspace=place, start=DAYS[2], end=DAYS[2], config=config, engine="spark")
+    add_days(**given, start=DAYS[2], end=DAYS[2], config=config, engine="spark")
     assert read_watermark(place).last == DAYS[2]
     assert not [path for path in (place / "days").rglob("*") if artifact.PARTIAL in str(path)]
-    build(raw=mount("raw"), raw_digest="r", workspace=place, out=mount("joined"), config=config, engine="spark")
+    build(ingest=raw, raw=raw, workspace=place, out=mount("joined"), config=config, engine="spark")
     assert hashes(mount("joined")) == hashes(here / "sequences")
 
 
 def test_tables_of_every_format_are_checked_at_a_url_and_rejected_rows_name_their_file(mount, tmp_path, capsys) -> None:
-    from jobs.sequences import check
+    from jobs import check
 
     folder = tmp_path / "store" / "raw"
     (folder / "events").mkdir(parents=True)
     head = "user_id,item_id,event_time,event_type,request_id,position\n"
     (folder / "events" / "a [1] b.csv").write_text(
-        f"{head}u,i,2024-03-01T12:00:00Z,impression,r,0\nu,i,,click,r,\n", "utf-8"
+        f"{head}u,i,2024-03-01T12:00:00Z,impression,r,0\nu,i,2024-03-01T12:00:01Z,click,r,\nu,i,,click,r,\n", "utf-8"
     )
+    (folder / "events" / "c.csv").write_text(f"{head}v,i,2024-03-01T12:00:00Z,impression,s,0\n", "utf-8")
     (folder / "items.jsonl").write_text('{"item_id": "i", "image_uri": "i.png"}\n', "utf-8")
     called(check.main, mount("raw"), "--json")
     found = json.loads(capsys.readouterr().out)
     assert [one["file"] for one in found["events"]["examples"]["null_event_time"]] == ["events/a [1] b.csv"]
-    assert (found["events"]["read"], found["items"]["accepted"]) == (2, 1)
+    assert (found["events"]["read"], found["items"]["accepted"]) == (4, 1)
 
 
 def test_a_file_at_a_url_that_proves_damaged_is_named_by_its_url(spark, mount, tmp_path) -> None:
-    from jobs.raw.spark_files import damage_named
-    from jobs.raw.spark_tables import read_items
+    from jobs.raw.spark_tables import damage_named, read_items
 
     folder = tmp_path / "store" / "raw"
     folder.mkdir()
-    rng = random.Random(0)
-    rows = "".join(f"i{n},i.png,c,{rng.random()},1,\n" for n in range(9_000))
-    head = "item_id,image_uri,category,title,price,created_at\n"
-    (folder / "items.csv.gz").write_bytes(gzip.compress((head + rows).encode())[:-20])
-    named = r"^viewfs://\w+/store/raw/items\.csv\.gz is damaged or cut short"
+    texts = {name: [f"{name} {n}" for n in range(9_000)] for name in ("item_id", "image_uri", "category", "title")}
+    pq.write_table(pa.table(texts), folder / "items.parquet")
+    data = bytearray((folder / "items.parquet").read_bytes())
+    data[4:1004] = bytes(1000)  # of the first page; what a file says of itself stands at its end
+    (folder / "items.parquet").write_bytes(data)
+    named = r"^viewfs://\w+/store/raw/items\.parquet is damaged or cut short"
     with pytest.raises(RawTableUnusable, match=named), damage_named():
-        read_items(spark, mount("raw")).collect()
+        read_items(spark, canonical_table(mount("raw"), "items")).collect()

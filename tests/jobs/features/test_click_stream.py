@@ -186,6 +186,7 @@ def test_what_is_no_click_of_the_contract_is_counted_and_kept_aside_with_its_rea
     rejected = [json.loads(line) for line in kept.read_text("utf-8").splitlines()]
     assert Counter(row["reason"] for row in rejected) == reasons
     assert {"reason": "bad_row", "row": "not json"} in rejected
+    assert {"reason": "null_user_id", "row": {**good, "user_id": " ", "position": "0"}} in rejected
     assert held(["j1"])["j1"] == (("a", (NOON + 1) * SECOND),)
     run([tmp_path / "events.jsonl", tmp_path / "ragged.csv"], settings)
     assert list(Path(settings.rejected).iterdir()) == [kept]
@@ -208,6 +209,8 @@ def test_a_click_dated_ahead_leads_no_history_and_is_kept_aside(settings, held, 
     ahead = {**raw("z1", "b", 0), "event_time": "2150-01-01T00:00:00Z"}
     found = run([write(tmp_path / "one.jsonl", [raw("z1", "a", 1), ahead])], settings)
     assert found["rejected"] == {"future_event_time": 1}
+    [kept] = Path(settings.rejected).iterdir()
+    assert json.loads(kept.read_text("utf-8"))["row"].keys() == set(COLUMNS)
     assert held(["z1"])["z1"] == (("a", (NOON + 1) * SECOND),)
 
 
@@ -223,6 +226,12 @@ def test_a_stream_judges_each_row_by_the_clock_of_its_reading(monkeypatch, hours
     row = {**raw("u", "a", 0), "event_time": at.isoformat()}
     [judged] = transforms._Judge(None).process((row, None))
     assert judged[0] == "u" if reason is None else judged.value == (row, reason)
+
+
+@pytest.mark.parametrize("kind", ["click", "Click", " CLICK"])
+def test_a_record_of_a_click_counts_in_any_letter_case(kind):
+    judged = transforms._Judge(None).process((raw("u", "a", 1, kind=kind), None))
+    assert list(judged) == [("u", "a", (NOON + 1) * SECOND, "r")]
 
 
 # --- a stream -------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 import structlog
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as fsspec_drivers
+from ingested_items import ingested
 from PIL import Image
 
 from jobs import cli
@@ -84,7 +85,9 @@ def raw(tmp_path, monkeypatch):
 def build(raw, name, **options):
     store = raw.parent / "store"
     out = raw.parent / name
-    return pipeline.build(raw=raw, raw_digest="digest", store=store, out=out, config=CONFIG, **options)
+    return pipeline.build(
+        ingest=ingested(raw), raw=raw, raw_digest="digest", store=store, out=out, config=CONFIG, **options
+    )
 
 
 def items(raw, name):

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
+from ingested_items import ingested
 from PIL import Image
 
 from jobs.config import ImagesConfig
@@ -54,7 +55,9 @@ def raw(tmp_path):
 
 def build(raw, name, store="store", config=CONFIG, **options):
     out = raw.parent / name
-    return pipeline.build(raw=raw, raw_digest="digest", store=raw.parent / store, out=out, config=config, **options)
+    return pipeline.build(
+        ingest=ingested(raw), raw=raw, raw_digest="digest", store=raw.parent / store, out=out, config=config, **options
+    )
 
 
 def work(manifest):

@@ -84,6 +84,7 @@ class Case:
     files: Files
     said: str = ""
     counted: Mapping[str | None, int] | None = None
+    lost: Mapping[str, int] | None = None  # the accepted items without a value that could not be read, by why
 
     def lay(self, raw: Path) -> Path:
         raw.mkdir(exist_ok=True)

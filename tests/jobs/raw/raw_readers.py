@@ -1,5 +1,6 @@
-"""Raw tables as DuckDB, Spark and plain Python read them: a moment is microseconds since 1970."""
+"""Raw tables, once they are ingested, as DuckDB, Spark and Beam read them: a moment is microseconds since 1970."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +9,26 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from jobs.raw import layout as raw_layout
+from plain_rows import rows as plain_rows
+
+from jobs.config import IngestConfig
+from jobs.raw.canonical import CanonicalTable, canonical_table
 from jobs.raw.folder import table_files
+from jobs.raw.ingest import read_tables
 from jobs.rules import items as catalogue
 from jobs.rules.events import micros
 
 MOMENT = {"events": "event_time", "items": "created_at"}
 NAMES = ("item_id", "image_uri", "category", "title", "price", "created_at")
 Rows = list[dict[str, Any]]
+
+
+def ingested(raw: Path, table: str) -> CanonicalTable:
+    """A raw table as engines read it."""
+    table_files(raw, table)
+    out = raw.parent / f"{raw.name}-ingested" if isinstance(raw, Path) else Path(tempfile.mkdtemp()) / "ingested"
+    read_tables(raw=raw, raw_digest="", out=out, config=IngestConfig(), threads=1)
+    return canonical_table(out, table, raw)
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class Spark:
 
     def rows(self, raw: Path, table: str, as_of: datetime | None = None) -> Rows:
         """The rows of a table, with reason and row."""
-        from jobs.raw.spark_files import damage_named
+        from jobs.raw.spark_tables import damage_named
 
         with damage_named():
             return [row.asDict() for row in self._frame(raw, table, as_of).collect()]
@@ -46,26 +59,13 @@ class Spark:
                     found[plain.pop("_name")].append(plain)
         return found
 
-    def alone(self, raw: Path, table: str) -> list[tuple[str, str | None, str | None]]:
-        """File, reason and item_id of each row, judged without regard to the others."""
-        from jobs.raw.spark_tables import judged_alone
-
-        rows = judged_alone(self.session, raw, table, datetime.now(UTC)).select("_file", "reason", "item_id").collect()
-        return [(Path(row["_file"]).name, row["reason"], row["item_id"]) for row in rows]
-
-    def count(self, raw: Path, table: str) -> int:
-        """The rows of a table, counted before any is judged."""
-        from jobs.raw.spark_findings import rows_read
-
-        return rows_read(self.session, raw, table)
-
     def _frame(self, raw: Path, table: str, as_of: datetime | None) -> Any:
         from pyspark.sql import functions as F
 
         from jobs.raw.spark_tables import read_events, read_items
 
-        now = as_of or datetime.now(UTC)
-        judged = read_events(self.session, raw, now) if table == "events" else read_items(self.session, raw)
+        now, read = as_of or datetime.now(UTC), ingested(raw, table)
+        judged = read_events(self.session, read, now) if table == "events" else read_items(self.session, read)
         # Spark's Python side turns timestamps into this machine's local time: take the number instead.
         return judged.withColumn(MOMENT[table], F.unix_micros(MOMENT[table]))
 
@@ -80,59 +80,27 @@ class DuckDB:
         """The rows of a table, with reason and row."""
         from jobs.raw.duckdb_tables import read_events, read_items
 
-        def query() -> str:
-            now = as_of or datetime.now(UTC)
-            return read_events(self.connection, raw, now) if table == "events" else read_items(self.connection, raw)
-
+        now, read = as_of or datetime.now(UTC), ingested(raw, table)
+        query = read_events(self.connection, read, now) if table == "events" else read_items(self.connection, read)
         moment = MOMENT[table]
-        return self._asked(raw, query, f"* EXCLUDE (_file) REPLACE (epoch_us({moment}) AS {moment})")
+        asked = f"SELECT * REPLACE (epoch_us({moment}) AS {moment}) FROM ({query})"
+        return list(self.connection.sql(asked).to_arrow_table().to_pylist())
 
     def rows_of(self, raws: Mapping[str, tuple[Path, str]]) -> dict[str, Rows]:
         """The rows of many tables, by name."""
         return {name: self.rows(raw, table) for name, (raw, table) in raws.items()}
 
-    def alone(self, raw: Path, table: str) -> list[tuple[str, str | None, str | None]]:
-        """File, reason and item_id of each row, judged without regard to the others."""
-        from jobs.raw.duckdb_tables import judged_items
 
-        rows = self._asked(raw, lambda: judged_items(self.connection, table_files(raw, table)), "*")
-        return [(Path(row["_file"]).name, row["reason"], row["item_id"]) for row in rows]
-
-    def count(self, raw: Path, table: str) -> int:
-        """The rows of a table, counted before any is judged."""
-        from jobs.raw.duckdb_files import reading
-        from jobs.raw.duckdb_findings import rows_read
-
-        return reading(self.connection, raw, lambda: rows_read(self.connection, raw, table))
-
-    def _asked(self, raw: Path, query: Any, columns: str) -> Rows:
-        from jobs.raw.duckdb_files import reading
-
-        asked = lambda: self.connection.sql(f"SELECT {columns} FROM ({query()})").to_arrow_table()  # noqa: E731
-        return reading(self.connection, raw, asked).to_pylist()
+def accepted_items(raw: Path) -> tuple[list[tuple[Any, ...]], Counter[str]]:
+    """The items that plain Python accepts of the raw files, as tuples of NAMES, and why the others are rejected."""
+    rows = [row for file in table_files(raw, "items").files for row in plain_rows(file)]
+    accepted, rejected = catalogue.accept([row for row in rows if not isinstance(row, str)])
+    reasons = Counter(reason for _, reason in rejected)
+    if broken := sum(isinstance(row, str) for row in rows):
+        reasons[catalogue.BAD_ROW] += broken
+    return [_flat(item) for item in accepted], reasons
 
 
-class Beam:
-    """Items as the images job reads them, in plain Python."""
-
-    def accepted(self, raw: Path) -> tuple[list[tuple[Any, ...]], Counter[str]]:
-        """The accepted items as tuples of NAMES, and why the others are rejected."""
-        from jobs.raw import beam_rows as raw_rows
-
-        table = table_files(raw, "items")
-        for file in table.files:
-            raw_layout.check_file("items", table.format, file)
-        rows = [row for file in table.files for row in raw_rows.rows(table.format, file)]
-        accepted, rejected = catalogue.accept([row for row in rows if not isinstance(row, str)])
-        reasons = Counter(reason for _, reason in rejected)
-        if broken := sum(isinstance(row, str) for row in rows):
-            reasons[catalogue.BAD_ROW] += broken
-        return [self._flat(item) for item in accepted], reasons
-
-    def rows(self, raw: Path, table: str) -> list[tuple[Any, ...]]:
-        """The accepted items; nothing of the events, which it does not read."""
-        return self.accepted(raw)[0] if table == "items" else []
-
-    def _flat(self, item: catalogue.Item) -> tuple[Any, ...]:
-        at = item.created_at and micros(item.created_at)
-        return item.item_id, item.image_uri, item.category, item.title, item.price, at
+def _flat(item: catalogue.Item) -> tuple[Any, ...]:
+    at = item.created_at and micros(item.created_at)
+    return item.item_id, item.image_uri, item.category, item.title, item.price, at

@@ -1,6 +1,7 @@
 """`courier check` says what raw tables hold and fails where one cannot be used; a missing Java is said before Spark."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,9 +11,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from jobs.config import SequencesConfig
+from jobs.check import check
+from jobs.config import IngestConfig, SequencesConfig
 from jobs.raw.folder import RawTableUnusable
+from jobs.raw.ingest import read_tables
 from jobs.rules import events as logic
+from jobs.rules.doubts import doubts
 from jobs.rules.events import Event
 from jobs.rules.page_views import unmatched_clicks
 
@@ -37,7 +41,7 @@ def runner() -> CliRunner:
 
 @pytest.fixture
 def app() -> typer.Typer:
-    from jobs.sequences.check import app
+    from jobs.check import app
 
     return app
 
@@ -63,7 +67,7 @@ def raw(tmp_path, write_events):
 
 def test_the_answer_counts_rows_read_accepted_repeated_and_rejected(runner, app, raw, options) -> None:
     result = runner.invoke(app, [str(raw), "--json", *options])
-    assert result.exit_code == 0
+    assert result.exit_code == 1  # for nothing was clicked
     said = json.loads(result.stdout)
     counted = {name: {what: said[name][what] for what in COUNTS} for name in ("events", "items")}
     assert counted == {
@@ -109,8 +113,8 @@ def test_up_to_three_rows_are_shown_for_each_reason_with_their_file(runner, app,
     said = json.loads(runner.invoke(app, [str(raw), "--json", *options]).stdout)["events"]
     assert said["rejected"] == {"bad_row": 2, "click_before_request": 1, "null_item_id": 5}
     shown = said["examples"]
-    assert [(one["file"], json.loads(one["row"])["position"]) for one in shown["null_item_id"]] == [
-        ("events/a b.jsonl", n) for n in "012"
+    assert [(one["file"], one["number"], json.loads(one["row"])["position"]) for one in shown["null_item_id"]] == [
+        ("events/a b.jsonl", n + 1, f"{n}") for n in range(3)
     ]
     [click] = shown["click_before_request"]
     assert click["file"] == "events/c.jsonl"
@@ -163,6 +167,7 @@ def test_duckdb_finds_what_spark_finds(runner, app, raw, write_events, drawn_eve
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(2000)])
     write_events(raw, [*events, *(replace(one, item_id="", position=n) for n, one in enumerate(events[:5]))])
     rows = [{"item_id": name, "image_uri": None, "price": price} for name in "abbx" for price in (1, -1, 1e9)]
+    rows.append({"item_id": "y", "image_uri": "y.png", "price": "cheap"})
     (raw / "items.parquet").unlink()
     (raw / "items").mkdir()
     for name in ("2", "1"):
@@ -170,7 +175,9 @@ def test_duckdb_finds_what_spark_finds(runner, app, raw, write_events, drawn_eve
     said = [json.loads(runner.invoke(app, [str(raw), "--json", *more]).stdout) for more in ([], ["--master", "local"])]
     assert said[0] == said[1]
     assert said[0]["events"]["rejected"].keys() >= {"request_of_another_user", "click_before_request", "null_item_id"}
-    assert said[0]["items"]["rejected"].keys() == {"bad_price", "duplicate_item_id"}
+    assert said[0]["items"]["rejected"].keys() == {"duplicate_item_id"}
+    assert said[0]["items"]["lost"] == {"bad_price": 1}
+    assert said[0]["doubts"]
 
 
 def test_parquet_text_that_is_no_utf8_is_counted_in_both_tables(runner, app, raw, options) -> None:
@@ -190,8 +197,79 @@ def test_neither_java_nor_spark_is_needed_unless_a_master_is_named(runner, app, 
     monkeypatch.delenv("MASTER", raising=False)
     monkeypatch.setenv("JAVA_HOME", str(raw))
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
-    assert runner.invoke(app, [str(raw)]).exit_code == 0
+    assert "nothing was clicked" in str(runner.invoke(app, [str(raw)]).exception)
     assert isinstance(runner.invoke(app, [str(raw), "--master", "local"]).exception, JavaMissing)
+
+
+def test_what_the_tables_hold_together_is_what_plain_python_sees(raw, write_events, drawn_events) -> None:
+    events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(300)])
+    odd = [replace(one, event_type="view") for one in events[:3]]
+    write_events(raw, [*events, *odd])
+    fates, pages = logic.rejections(events, SequencesConfig().max_clicks_per_day), logic.page_keys(events)
+    accepted = [one for one in events if one not in fates]
+    once = logic.deduplicate(accepted)
+    # An impression is one where it was shown, whatever its position: as on its page.
+    shown = {(pages[one], one.item_id) for one in once if one.event_type == "impression"}
+    clicked = {(pages.get(one), one.item_id) for one in once if one.event_type == "click"}
+    seen = check(raw).seen
+    assert seen.types == dict(sorted(Counter(one.event_type for one in once).items()))
+    assert seen.unknown_types == {"view": 3}
+    assert seen.users == len({one.user_id for one in once})
+    assert (seen.first, seen.last) == (min(o.event_time for o in once), max(o.event_time for o in once))
+    assert (seen.shown, seen.pages) == (len(shown), len({page for page, _ in shown}))
+    assert seen.clicked == len(shown & clicked) > 0
+    assert seen.early == list(fates.values()).count(logic.EARLY_CLICK) > 0
+    assert seen.unknown == sum(one.item_id != "a" for one in once)
+    assert (seen.items, seen.duplicates) == (1, len(accepted) - len(once))
+
+
+@pytest.mark.parametrize(
+    ("events", "items"),
+    [("7.0", "7"), ("7", "007"), ("1e5", "100000"), (" a ", "a"), ("ABC", "abc"), ("e\u0301", "\u00e9")],
+)
+def test_ids_that_differ_in_form_alone_are_shown_as_a_pair(raw, write_events, events, items) -> None:
+    write_events(raw, [replace(SHOWN, item_id=events), replace(SHOWN, item_id=events, event_type="click")])
+    pq.write_table(pa.table({"item_id": ["other", items], "image_uri": ["o", "a"]}), raw / "items.parquet")
+    seen = check(raw).seen
+    assert (seen.unknown, seen.pair) == (2, (events, items))
+    said = f"events say {events!r}, items {items!r}: write the item_id alike"
+    assert [one.stops for one in doubts(seen) if said in one.said] == [True]
+
+
+def test_the_first_pictures_are_looked_at(raw) -> None:
+    pq.write_table(
+        pa.table({"item_id": ["a", "b", "c", "d"], "image_uri": ["a.png", "b.png", "https://cdn.example.com/c", None]}),
+        raw / "items.parquet",
+    )
+    (raw / "a.png").write_bytes(b"no picture")
+    seen = check(raw).seen
+    assert seen.pictures == {"not_an_image": 1, "not_found": 1}
+    assert any(one.stops and "of the first 2 pictures 0 can be used" in one.said for one in doubts(seen))
+
+
+def test_a_run_stops_before_anything_is_built_of_what_cannot_work(raw, tmp_path) -> None:
+    from jobs.check import build
+
+    read_tables(raw=raw, raw_digest="", out=tmp_path / "ingest", config=IngestConfig())
+    with pytest.raises(RawTableUnusable, match="nothing was clicked"):
+        build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check")
+    assert not (tmp_path / "check").exists()
+
+
+def test_doubts_are_kept_in_the_report(raw, write_events, tmp_path) -> None:
+    from jobs.check import build
+
+    pages = [
+        replace(SHOWN, user_id=user, request_id=user, event_time=AT.replace(minute=n)) for n, user in enumerate("uvw")
+    ]
+    write_events(raw, [*pages, replace(pages[0], event_type="click")])
+    read_tables(raw=raw, raw_digest="", out=tmp_path / "ingest", config=IngestConfig())
+    build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check")
+    said = json.loads((tmp_path / "check" / "check.json").read_text("utf-8"))
+    assert [(one["stops"], one["said"].partition(":")[0]) for one in said["doubts"]] == [
+        (False, "each of 3 pages shows one item, so there is no choice among what was shown together")
+    ]
+    assert said["events"]["read"] == said["events"]["accepted"] == 4
 
 
 @pytest.mark.parametrize(

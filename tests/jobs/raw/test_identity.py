@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.raw import identity
-from jobs.raw.identity import KnownDigests, evaluation_inputs, events_digest, hash_files, images_inputs
+from jobs.raw.identity import KnownDigests, evaluation_inputs, hash_files, images_inputs, tables_inputs
 
 EVENTS = "user_id,item_id,event_time,event_type,request_id,position\n"
 ITEMS = "item_id,image_uri,category,title,price,created_at\n"
@@ -27,7 +27,7 @@ def raw(tmp_path: Path) -> Path:
 
 def identities(raw: Path, hasher: identity.Hasher = hash_files) -> dict[str, str]:
     about = evaluation_inputs(raw, raw, hasher)
-    return {"events": events_digest(raw, hasher), **images_inputs(raw, raw, hasher), **about}
+    return {**tables_inputs(raw, raw, hasher), **images_inputs(raw, raw, hasher), **about}
 
 
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
@@ -52,7 +52,7 @@ def test_touching_or_copying_changes_nothing(raw: Path, tmp_path: Path) -> None:
         ("items.csv", "x", {"items"}),
         ("images/a.png", "b", {"image_files"}),
         ("images/b.png", "b", {"image_files"}),
-        ("SOURCE.json", '{"sampled_negatives": true}', {"events", "source_and_truth"}),
+        ("SOURCE.json", '{"sampled_negatives": true}', {"sampled_negatives", "source_and_truth"}),
         ("SOURCE.json", '{"name": "shop"}', {"source_and_truth"}),
         ("truth_items.parquet", "", {"source_and_truth"}),
     ],

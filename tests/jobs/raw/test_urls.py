@@ -12,9 +12,12 @@ from fsspec.registry import _registry as loaded_drivers
 from fsspec.registry import known_implementations
 from upath import UPath
 
+from jobs.config import IngestConfig
 from jobs.paths import UrlUnusable, any_path, arrow_source, from_spark, spark_uri
-from jobs.raw import beam_rows, identity, layout
+from jobs.raw import beam_rows, identity
 from jobs.raw import folder as raw
+from jobs.raw.canonical import canonical_table
+from jobs.raw.ingest import read_tables
 from model.artifact import AnyPath
 
 ITEM = {"item_id": "i", "image_uri": "i.png", "category": "shoe", "title": "Schön", "price": "1.5", "created_at": ""}
@@ -48,7 +51,7 @@ BAD = {
     "two formats": {"items/1.csv": CSV, "items/1.parquet": parquet()},
     "an unknown format": {"items/1.xlsx": b"PK"},
     "an empty folder": {"items/_SUCCESS": b""},
-    "not zipped": {"items.csv.gz": CSV},
+    "zipped twice": {"items.csv.gz": gzip.compress(gzip.compress(CSV))},
     "cut short": {"items.csv.gz": gzip.compress(CSV)[:20]},
     "a missing column": {"items.csv": CSV.replace(b"image_uri", b"image_url")},
     "no parquet": {"items.parquet": b"PAR1, or so it says"},
@@ -64,6 +67,14 @@ def store(request: pytest.FixtureRequest) -> AnyPath:
     return any_path(f"memory://{uuid.uuid4().hex}/shop")
 
 
+def digest(folder: AnyPath) -> list[str]:
+    """What ingesting and the images stage are made from."""
+    return [
+        *identity.tables_inputs(Path(), folder).values(),
+        *identity.images_inputs(Path(), folder).values(),
+    ]
+
+
 def lay(folder: AnyPath, files: dict[str, bytes]) -> AnyPath:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,17 +82,18 @@ def lay(folder: AnyPath, files: dict[str, bytes]) -> AnyPath:
     return folder
 
 
-def all_rows(folder: AnyPath) -> list[beam_rows.Raw]:
-    table = raw.table_files(folder, "items")
-    layout.check(table)
-    return [row for file in table.files for row in beam_rows.rows(table.format, any_path(str(file)))]
+def all_rows(folder: AnyPath, out: Path) -> list[beam_rows.Row]:
+    """The rows of the items as Beam reads them once they are ingested."""
+    read_tables(raw=folder, raw_digest="", out=out, config=IngestConfig(), threads=1)
+    table = canonical_table(out, "items", folder)
+    return [row for file in table.files for row in beam_rows.rows(any_path(str(file)), "items")]
 
 
 @pytest.mark.parametrize("files", GOOD.values(), ids=lambda files: next(iter(files)))
 def test_the_rows_at_a_url_are_those_of_the_same_folder(files, store, tmp_path) -> None:
     here, there = lay(tmp_path, files), lay(store, files)
-    assert all_rows(there) == all_rows(here)
-    assert all_rows(here)
+    read = all_rows(here, tmp_path / "read here")
+    assert all_rows(there, tmp_path / "read there") == read != []
     tables = [raw.table_files(folder, "items") for folder in (here, there)]
     names = [
         [str(file).removeprefix(f"{folder}/") for file in t.files]
@@ -95,7 +107,7 @@ def test_what_cannot_be_read_at_a_url_is_refused_in_the_words_for_the_same_folde
     said = []
     for folder in (lay(tmp_path, files), lay(store, files)):
         with pytest.raises(raw.RawTableUnusable) as refusal:
-            all_rows(folder)
+            all_rows(folder, tmp_path / "read")
         said.append(str(refusal.value).replace(str(folder), "RAW"))
     assert said[0].partition("(")[0] == said[1].partition("(")[0]  # in brackets stands what pyarrow says
     assert "RAW" in said[1]
@@ -113,24 +125,24 @@ def test_a_name_that_looks_like_a_pattern_is_a_name_at_a_url_too(store, duck) ->
 
 def test_the_digest_of_a_url_follows_every_object_but_the_truth(store) -> None:
     lay(store, {"items.csv": CSV, "images/1.png": b"1", "truth.parquet": b"t"})
-    first, about = identity.items_digest(store), identity.evaluation_inputs(Path(), store)
-    assert identity.items_digest(any_path(str(store))) == first
+    first, about = digest(store), identity.evaluation_inputs(Path(), store)
+    assert digest(any_path(str(store))) == first
     lay(store, {"truth.parquet": b"u"})
-    assert identity.items_digest(store) == first
+    assert digest(store) == first
     assert identity.evaluation_inputs(Path(), store) != about
     lay(store, {"images/1.png": b"2"})  # as long as before
-    second = identity.items_digest(store)
+    second = digest(store)
     assert second != first
     lay(store, {"images/2.png": b"2"})
-    assert identity.items_digest(store) not in (first, second)
+    assert digest(store) not in (first, second)
 
 
-def test_a_whole_bucket_may_be_a_raw_folder(bucket) -> None:
+def test_a_whole_bucket_may_be_a_raw_folder(bucket, tmp_path) -> None:
     lay(bucket, {"items/1.csv": CSV, "truth.parquet": b"t"})
-    assert len(all_rows(any_path(str(bucket)))) == 1
-    first = identity.items_digest(bucket)
+    assert len(all_rows(any_path(str(bucket)), tmp_path / "read")) == 1
+    first = digest(bucket)
     lay(bucket, {"truth.parquet": b"u"})
-    assert identity.items_digest(bucket) == first
+    assert digest(bucket) == first
 
 
 def test_what_a_raw_folder_says_of_itself_is_read_at_a_url(store) -> None:
@@ -141,7 +153,7 @@ def test_what_a_raw_folder_says_of_itself_is_read_at_a_url(store) -> None:
 
 
 def test_a_url_that_holds_nothing_or_whose_store_does_not_answer_is_said_in_one_sentence(store, monkeypatch) -> None:
-    for read in (identity.items_digest, lambda place: raw.table_files(place, "events")):
+    for read in (digest, lambda place: raw.table_files(place, "events")):
         with pytest.raises(raw.RawTableMissing, match=r"nowhere is not a folder: give the folder"):
             read(store / "nowhere")
 
@@ -152,7 +164,7 @@ def test_a_url_that_holds_nothing_or_whose_store_does_not_answer_is_said_in_one_
     store.fs.isdir = refuse  # fsspec gives an instance its own
     try:
         with pytest.raises(raw.RawTableMissing, match=r"cannot be looked into \(Access Denied\): check the address"):
-            identity.items_digest(store)
+            digest(store)
     finally:
         del store.fs.isdir
 

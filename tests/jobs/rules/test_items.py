@@ -27,10 +27,12 @@ def test_a_row_without_an_item_id_is_rejected(item_id):
 
 
 @pytest.mark.parametrize(
-    "price", [-0.01, "-1", "cheap", "1,50", "1_000", True, math.inf, "inf", 10**400, "1 2", "\u0661"]
+    "price", [-0.01, "-1", "cheap", "1,50", "1_000", True, math.inf, "inf", 10**400, "1e39", 3.5e38, "1 2", "\u0661"]
 )
-def test_a_price_that_is_no_amount_is_rejected(price):
-    assert catalogue.reject_reason({"item_id": "a", "price": price}) == catalogue.BAD_PRICE
+def test_a_price_that_is_no_amount_is_lost_and_not_its_item(price):
+    row = {"item_id": "a", "price": price}
+    assert (catalogue.reject_reason(row), catalogue.lost_values(row)) == (None, (catalogue.BAD_PRICE,))
+    assert catalogue.item(row) == Item(item_id="a")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,8 @@ def test_a_price_that_is_no_amount_is_rejected(price):
         ("", None),
         (math.nan, None),
         ("NaN", None),
+        ("N/A", None),
+        (3.4028234663852886e38, 3.4028234663852886e38),
         (0, 0.0),
         ("12.50", 12.5),
         (Decimal("0.1"), 0.1),
@@ -62,8 +66,10 @@ def test_an_unknown_price_is_none_and_a_known_one_a_float(price, amount):
         datetime(9999, 12, 31, tzinfo=UTC),
     ],
 )
-def test_a_moment_that_is_unreadable_or_has_no_offset_is_rejected(moment):
-    assert catalogue.reject_reason({"item_id": "a", "created_at": moment}) == catalogue.BAD_CREATED_AT
+def test_a_moment_that_is_unreadable_or_has_no_offset_is_lost_and_not_its_item(moment):
+    row = {"item_id": "a", "created_at": moment}
+    assert (catalogue.reject_reason(row), catalogue.lost_values(row)) == (None, (catalogue.BAD_CREATED_AT,))
+    assert catalogue.item(row) == Item(item_id="a")
 
 
 @pytest.mark.parametrize("moment", [NOON, "2024-05-01T12:00:00Z", "2024-05-01T14:00:00+02:00"])
@@ -74,13 +80,13 @@ def test_every_spelling_of_a_moment_becomes_the_same_utc_moment(moment):
 
 def test_the_smallest_acceptable_row_of_an_item_is_kept_wherever_it_stands():
     rows = [
-        {"item_id": "a", "price": -1, "title": "bad"},
+        {"item_id": " ", "title": "bad"},
         {"item_id": "a", "title": "first"},
         {"item_id": "a", "title": "second"},
     ]
     items, rejected = catalogue.accept(rows)
     assert items == [Item(item_id="a", title="first")]
-    assert rejected == [(rows[0], "bad_price"), (rows[2], "duplicate_item_id")]
+    assert rejected == [(rows[0], "null_item_id"), (rows[2], "duplicate_item_id")]
 
 
 @pytest.mark.parametrize(

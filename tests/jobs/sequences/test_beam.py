@@ -19,9 +19,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from feature_repo.contract import WINDOWS_DAYS
-from jobs.config import SequencesConfig
+from jobs.config import IngestConfig, SequencesConfig
 from jobs.engines import beam_runner
 from jobs.features import offline
+from jobs.raw import ingest
+from jobs.raw.canonical import canonical_table
 from jobs.raw.folder import RawTableUnusable
 from jobs.rules import events as logic
 from jobs.rules.events import Event
@@ -289,14 +291,17 @@ def beam_statistics(was_shown, was_clicked, until: datetime, path: Path) -> dict
 # --- the program ----------------------------------------------------------------------------------------------------
 
 
-def write_csv(folder: Path, *lines: str, header: str = HEADER) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "events.csv").write_text("\n".join([header, *lines]) + "\n", "utf-8")
-    return folder
+def ingested(folder: Path, *lines: str, source: str = "{}") -> Path:
+    """What is ingested of a raw folder with these lines of CSV as its events."""
+    folder.mkdir()
+    (folder / "events.csv").write_text("\n".join([HEADER, *lines]) + "\n", "utf-8")
+    (folder / "SOURCE.json").write_text(source, "utf-8")
+    ingest.read_tables(raw=folder, raw_digest="a digest", out=folder / "ingested", config=IngestConfig())
+    return folder / "ingested"
 
 
 def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_path: Path, capsys) -> None:
-    raw = write_csv(
+    read = ingested(
         tmp_path / "raw",
         "u,a,2024-03-01T12:00:00Z,impression,r,0",
         "u,b,2024-03-01T12:00:00Z,impression,r,1",
@@ -305,10 +310,10 @@ def test_the_program_writes_an_artifact_whose_tables_the_next_stages_read(tmp_pa
         "u,b,2024-03-01T12:00:00Z,impression,r,3",  # the same again, further down
         "u,a,2024-03-01T12:00:00Z,impression,r",  # a cell too few
         ",a,2024-03-01T12:00:00Z,impression,r,0",
+        source='{"sampled_negatives": true}',
     )
-    (raw / "SOURCE.json").write_text('{"sampled_negatives": true}', "utf-8")
     out = tmp_path / "out"
-    called(behavior_sequences.main, "--raw", str(raw), "--out", str(out), "--ctr-history", "7")
+    called(behavior_sequences.main, "--raw", str(read), "--out", str(out), "--ctr-history", "7")
     manifest = artifact.read(out, kind="sequences")
     assert json.loads(capsys.readouterr().out) == manifest.facts
     assert manifest.config["ctr_history"] == 7
@@ -352,17 +357,24 @@ def plain(kind: pa.DataType) -> str:
     return str(kind).replace("item:", "element:").replace(" not null", "")
 
 
-@pytest.mark.parametrize(
-    ("header", "lines", "told"),
-    [
-        (HEADER.replace("request_id", "page"), ["u,a,2024-03-01T12:00:00Z,impression,r,0"], "has no column request_id"),
-        (HEADER, ["u,a,2024-03-01T12:00:00Z,click,r,"], "no impression is accepted"),
-        (HEADER, [], "no impression is accepted"),
-    ],
-)
-def test_events_that_cannot_be_used_are_refused_in_one_sentence(tmp_path, header, lines, told) -> None:
-    raw = write_csv(tmp_path / "raw", *lines, header=header)
+def refused(folder: Path, out: Path, told: str) -> None:
+    given = {"events": canonical_table(folder, "events"), "sampled_negatives": False, "inputs": {}}
     with pytest.raises(RawTableUnusable, match=told) as refusal:
-        behavior_sequences.build(raw=raw, raw_digest="a digest", out=tmp_path / "out", config=SequencesConfig())
+        behavior_sequences.build(**given, out=out, config=SequencesConfig())
     assert "while running" not in str(refusal.value)
-    assert not (tmp_path / "out").exists()
+    assert "\n" not in str(refusal.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("line", ["u,a,2024-03-01T12:00:00Z,click,r,", "u,a,2024-03-01T12:00:00Z,impression,,0"])
+def test_events_without_an_accepted_impression_are_refused_in_one_sentence(tmp_path, line) -> None:
+    refused(ingested(tmp_path / "raw", line), tmp_path / "out", "no impression is accepted")
+
+
+def test_a_file_that_proves_damaged_while_it_is_read_is_refused_in_one_sentence(write_events, tmp_path) -> None:
+    shown = Event(user_id="u" * 99, item_id="a", event_time=AT, event_type="impression", request_id="r", position=0)
+    file = write_events(tmp_path / "raw", [shown]) / "events.parquet"
+    data = bytearray(file.read_bytes())
+    data[4:60] = bytes(56)  # of the first page; what a file says of itself stands at its end
+    file.write_bytes(data)
+    refused(tmp_path / "raw", tmp_path / "out", r"events\.parquet is damaged")

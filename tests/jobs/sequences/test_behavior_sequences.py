@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 from jobs.raw.folder import RawTableUnusable
 from jobs.rules import events as logic
 from jobs.rules.events import Event
@@ -45,7 +46,7 @@ def built(request) -> Build:
         request.getfixturevalue("spark")
 
     def build_with(raw: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
-        given = {"raw": raw, "raw_digest": "a digest", "workspace": out.parent / "no workspace"}
+        given = {"ingest": raw, "raw": raw, "workspace": out.parent / "no workspace"}
         return build(**given, out=out, config=config, engine=request.param)
 
     return build_with
@@ -343,7 +344,8 @@ def many(write_events, drawn_events, tmp_path_factory) -> Path:
 
 
 def by_duckdb(raw: Path, out: Path, **options: int) -> artifact.Manifest:
-    return on_duckdb.build(raw=raw, raw_digest="", out=out, config=SMALL, as_of=AT + timedelta(days=60), **options)
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False, "inputs": {}}
+    return on_duckdb.build(**given, out=out, config=SMALL, as_of=AT + timedelta(days=60), **options)
 
 
 @pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 7}, {"threads": 2, "memory": 60 * 2**20}])

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 from jobs.rules.events import Event
 from jobs.sequences import build as stage
-from jobs.sequences.build import EngineRefused, about_events, build, choose, daily_engine
+from jobs.sequences.build import EngineRefused, build, choose, daily_engine
 
 ROOT = Path(__file__).parents[3]
 SHOWN = Event(
@@ -55,21 +56,13 @@ def test_a_master_for_an_engine_without_one_an_unknown_engine_and_days_by_beam_a
         daily_engine(tmp_path, "beam")
 
 
-def test_events_are_counted_without_being_read(write_events, tmp_path) -> None:
-    assert about_events(write_events(tmp_path / "parquet", [SHOWN] * 7)) == 7
-    (tmp_path / "csv").mkdir()
-    (tmp_path / "csv" / "events.csv").write_bytes(b"x" * 600)
-    assert about_events(tmp_path / "csv") == 10
-    assert about_events(tmp_path / "nowhere") == 0
-
-
-@pytest.mark.parametrize("many", [0, 1])
+@pytest.mark.parametrize("many", [6, 7])
 def test_spark_is_recommended_from_very_many_events_on(write_events, tmp_path, monkeypatch, capsys, many) -> None:
     monkeypatch.setattr(stage, "MANY_EVENTS", many)
-    stage.tell(write_events(tmp_path, [SHOWN]))
+    stage.tell(canonical_table(write_events(tmp_path, [SHOWN] * 7), "events"))
     said = "".join(capsys.readouterr())
     assert "no Spark master is named" in said
-    assert ("name a Spark --master" in said) == (many == 0)
+    assert ("name a Spark --master" in said) == (many == 6)
 
 
 def test_sequences_and_statistics_are_made_where_neither_java_nor_pyspark_can_be_had(write_events, tmp_path) -> None:
@@ -79,10 +72,12 @@ import sys
 sys.modules["pyspark"] = None
 from pathlib import Path
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 from jobs.features.offline import _write_statistics
 from jobs.sequences.build import build
 here = Path({str(tmp_path)!r})
-build(raw=here / "raw", raw_digest="", workspace=here / "ws", out=here / "out", config=SequencesConfig())
+raw = here / "raw"
+build(ingest=raw, raw=raw, workspace=here / "ws", out=here / "out", config=SequencesConfig())
 (here / "statistics").mkdir()
 _write_statistics(here / "out", here / "statistics", None)
 """
@@ -95,7 +90,7 @@ _write_statistics(here / "out", here / "statistics", None)
 def test_beam_makes_the_same_rows_where_it_is_asked_for(write_events, tmp_path) -> None:
     raw = write_events(tmp_path / "raw", [SHOWN])
     for engine in ("duckdb", "beam"):
-        given = {"raw": raw, "raw_digest": "", "workspace": tmp_path / "ws", "config": SequencesConfig()}
+        given = {"ingest": raw, "raw": raw, "workspace": tmp_path / "ws", "config": SequencesConfig()}
         build(**given, out=tmp_path / engine, engine=engine)
     rows = [pq.read_table(tmp_path / engine / "page_views").to_pylist() for engine in ("duckdb", "beam")]
     assert rows[0] == rows[1]

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.config import SequencesConfig
+from jobs.raw.canonical import canonical_table
 from jobs.rules import events as logic
 from jobs.rules.events import Event
 from jobs.rules.page_views import PageView, page_views
@@ -136,7 +137,8 @@ def add(engine) -> Add:
 def added(
     engine: str, raw: Path, workspace: Path, start: date, end: date, config: SequencesConfig = SMALL
 ) -> Watermark:
-    return add_days(raw=raw, workspace=workspace, start=start, end=end, config=config, engine=engine, as_of=clock(end))
+    given = {"events": canonical_table(raw, "events"), "sampled_negatives": False, "workspace": workspace}
+    return add_days(**given, start=start, end=end, config=config, engine=engine, as_of=clock(end))
 
 
 def contents(workspace: Path) -> dict[str, object]:
@@ -150,8 +152,17 @@ def contents(workspace: Path) -> dict[str, object]:
 
 
 def assembled(engine: str, workspace: Path, out: Path, config: SequencesConfig = SMALL) -> artifact.Manifest:
-    given = {"raw": workspace / "nowhere", "raw_digest": "", "workspace": workspace}
+    given = {"ingest": other_events(out.parent), "raw": out.parent, "workspace": workspace}
     return build(**given, out=out, config=config, engine=engine)
+
+
+def other_events(raw: Path) -> Path:
+    """A raw folder that holds none of the log's events, but one of another user, which no artifact of the log has."""
+    texts = {name: pa.array(["other"]) for name in ("user_id", "item_id", "request_id")}
+    at = pa.array([datetime(2024, 3, 2, tzinfo=UTC)], pa.timestamp("us", tz="UTC"))
+    shown = {"event_type": pa.array(["impression"]), "event_time": at, "position": pa.array([0])}
+    pq.write_table(pa.table(texts | shown), raw / "events.parquet")
+    return raw
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +206,7 @@ def test_days_added_one_by_one_are_those_of_a_back_fill(add, grown, raw, tmp_pat
 
 
 def test_the_days_together_are_what_a_build_from_all_raw_events_writes(engine, grown, raw, tmp_path) -> None:
-    given = {"raw": raw, "raw_digest": "a digest", "workspace": tmp_path / "no log", "as_of": clock(LAST)}
+    given = {"ingest": raw, "raw": raw, "workspace": tmp_path / "no log", "as_of": clock(LAST)}
     whole = build(**given, out=tmp_path / "whole", config=SMALL, engine=engine)
     joined = assembled(engine, grown, tmp_path / "joined")
     assert joined.files == whole.files
@@ -305,9 +316,10 @@ def test_another_config_is_refused_until_the_log_is_built_again(engine, add, gro
 
 
 def test_a_log_begun_after_the_first_event_is_refused_with_the_day_of_that_event(raw, tmp_path) -> None:
-    refuse_to_leave_out(raw, tmp_path, DAYS[0], DAYS[0])
+    events = canonical_table(raw, "events")
+    refuse_to_leave_out(events, tmp_path, DAYS[0], DAYS[0])
     with pytest.raises(DailyLogError, match="--from 2024-03-01 --to 2024-03-03"):
-        refuse_to_leave_out(raw, tmp_path, DAYS[2], DAYS[2])
+        refuse_to_leave_out(events, tmp_path, DAYS[2], DAYS[2])
 
 
 @pytest.mark.usefixtures("spark")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.engines.duckdb_session import connect
+from jobs.raw.canonical import canonical_table
 from jobs.raw.duckdb_tables import read_events
 from jobs.rules import events as logic
 from jobs.rules.events import Event
@@ -42,7 +43,7 @@ def assert_duckdb_agrees(spilled: Path, raw: Path, events: list[Event], max_clic
     """Reason, page view and repeats of each event."""
     fates, pages = logic.rejections(events, max_clicks_per_day), logic.page_keys(events)
     with connect(spilled) as db:
-        validate(db, read_events(db, raw, NOW), max_clicks_per_day)
+        validate(db, read_events(db, canonical_table(raw, "events"), NOW), max_clicks_per_day)
         names = "user_id, item_id, us, event_type, request_id"
         shown = "SELECT opened_by, item_id, us, 'impression', request_id, position FROM seen JOIN opened USING (page)"
         others = f"SELECT {names}, position, reason FROM other"
@@ -71,7 +72,7 @@ def validated(spark, raw: Path, max_clicks_per_day: int) -> list[dict[str, Any]]
     from jobs.raw.spark_tables import read_events
     from jobs.sequences.spark.event_validation import cap, over_cap_users, validate_together
 
-    together = validate_together(read_events(spark, raw, NOW))
+    together = validate_together(read_events(spark, canonical_table(raw, "events"), NOW))
     found = cap(together, over_cap_users(together, max_clicks_per_day))
     return [row.asDict() for row in found.withColumn("at", F.unix_micros("event_time")).collect()]
 
@@ -127,7 +128,7 @@ def test_each_task_passes_on_no_more_of_a_bots_clicks_than_may_stand(spark, writ
 
     raw = write_events(tmp_path, [event(at=MIDNIGHT + n * SECOND) for n in range(5)])
     plan = (
-        over_cap_users(validate_together(read_events(spark, raw, NOW)), 2000)
+        over_cap_users(validate_together(read_events(spark, canonical_table(raw, "events"), NOW)), 2000)
         ._jdf.queryExecution()
         .executedPlan()
         .toString()
@@ -158,7 +159,7 @@ def test_all_but_accepted_impressions_are_validated_apart_as_they_are_together(
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
     if whose == "each request one user's":
         events = [replace(one, user_id=f"u{one.request_id}") for one in events]
-    read = read_events(spark, write_events(tmp_path, events), NOW).persist()
+    read = read_events(spark, canonical_table(write_events(tmp_path, events), "events"), NOW).persist()
     opened = openings(read.filter("event_type = 'impression'")).persist()
     assert bool(opened.filter("shared").count()) == (whose == "several users' requests")
     together = validate_together(read).persist()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jobs.raw.canonical import canonical_table
 from jobs.rules import events as logic
 from jobs.rules.events import Event
 
@@ -27,7 +28,7 @@ def test_oversized_requests_are_validated_as_all_others_are(
 
     events = drawn_events([n * 7_919_317_003 % 10**12 for n in range(600)])
     blank = Event(user_id="u", item_id="i", event_time=START, event_type="click", request_id=" ")
-    read = read_events(spark, write_events(tmp_path, [*events, blank]), NOW)
+    read = read_events(spark, canonical_table(write_events(tmp_path, [*events, blank]), "events"), NOW)
     sizes = Counter(one.request_id for one in events)
     oversized = oversized_requests(read, larger_than)
     assert oversized == sorted(request for request, size in sizes.items() if size > larger_than)
@@ -51,7 +52,7 @@ def test_no_task_gets_all_events_of_an_oversized_request(spark, write_events, tm
     events = [
         Event(user_id=f"u{n % 7}", item_id=f"i{n % 50}", event_time=START + n * SECOND, **constant) for n in range(2000)
     ]
-    read = read_events(spark, write_events(tmp_path, events), NOW)
+    read = read_events(spark, canonical_table(write_events(tmp_path, events), "events"), NOW)
     eight_tasks = {"spark.sql.adaptive.coalescePartitions.enabled": "false", "spark.sql.shuffle.partitions": "8"}
     before = {name: spark.conf.get(name) for name in eight_tasks}
     for name, value in eight_tasks.items():
@@ -78,7 +79,7 @@ def test_an_oversized_request_is_told(spark, write_events, tmp_path, capsys) -> 
         Event(user_id="u", item_id="i", event_time=START + n * SECOND, event_type="click", request_id="undefined")
         for n in range(3)
     ]
-    read = read_events(spark, write_events(tmp_path, clicks), NOW)
+    read = read_events(spark, canonical_table(write_events(tmp_path, clicks), "events"), NOW)
     validate(read, larger_than=3)
     assert "oversized_requests" not in "".join(capsys.readouterr())
     validate(read, larger_than=2)

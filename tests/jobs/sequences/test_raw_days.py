@@ -15,9 +15,11 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.config import IngestConfig
 from jobs.engines.duckdb_session import connect
-from jobs.raw import duckdb_tables
-from jobs.raw.folder import TableFiles, file_version, table_files
+from jobs.raw import duckdb_tables, ingest
+from jobs.raw.canonical import CanonicalTable, canonical_table
+from jobs.raw.folder import file_version
 from jobs.rules.events import EPOCH
 from jobs.sequences.daily import raw_days_duckdb
 from jobs.sequences.daily.log import Watermark, midnight
@@ -25,6 +27,7 @@ from jobs.sequences.daily.raw_days import (
     UNDATED,
     FileDays,
     LeftOut,
+    file_name,
     files_of,
     index_file,
     indexed,
@@ -158,6 +161,14 @@ def raw_folder(raw: Path, form: str) -> Path:
     return raw
 
 
+def as_read(raw: Path, form: str, folder: Path) -> CanonicalTable:
+    """The events as engines read them: in their place, or ingested into a folder where they are of another form."""
+    if form == "us":
+        return canonical_table(raw, "events")
+    ingest.read_tables(raw=raw, raw_digest="", out=folder / "ingested", config=IngestConfig())
+    return canonical_table(folder / "ingested", "events", raw)
+
+
 Row = tuple[Any, ...]
 
 
@@ -167,21 +178,21 @@ class Spark:
     def __init__(self, session: Any) -> None:
         self.session = session
 
-    def count(self, table: TableFiles) -> dict[str, dict[str, int]]:
+    def count(self, table: CanonicalTable) -> dict[str, dict[str, int]]:
         from jobs.sequences.daily.raw_days_spark import count_days
 
         return count_days(self.session, table)
 
-    def events(self, table: TableFiles, *between: datetime) -> list[Row]:
+    def events(self, table: CanonicalTable, *between: datetime) -> list[Row]:
         """All events of some files, or what happened in [start, end); moments in microseconds."""
         return [tuple(row) for row in self._frame(table, *between).collect()]
 
-    def undated(self, table: TableFiles) -> list[Row]:
+    def undated(self, table: CanonicalTable) -> list[Row]:
         from jobs.raw.spark_tables import undated_events
 
         return [tuple(row) for row in self._micros(undated_events(self.session, table, NOW)).collect()]
 
-    def scanned(self, table: TableFiles, *between: datetime) -> int:
+    def scanned(self, table: CanonicalTable, *between: datetime) -> int:
         """How many rows are read to tell those of [start, end), or without it the undated ones."""
         from jobs.raw.spark_tables import undated_events
 
@@ -200,13 +211,12 @@ class Spark:
         add(frame._jdf.queryExecution().executedPlan())
         return found
 
-    def _frame(self, table: TableFiles, *between: datetime) -> Any:
-        from jobs.raw.spark_files import FILE
-        from jobs.raw.spark_tables import events_between, judged_events
+    def _frame(self, table: CanonicalTable, *between: datetime) -> Any:
+        from jobs.raw.spark_tables import events_between, read_events
 
         if between:
             return self._micros(events_between(self.session, table, *between, NOW))
-        return self._micros(judged_events(self.session, table, NOW).drop(FILE))
+        return self._micros(read_events(self.session, table, NOW))
 
     def _micros(self, frame: Any) -> Any:
         from pyspark.sql import functions as F
@@ -220,19 +230,19 @@ class DuckDB:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
 
-    def count(self, table: TableFiles) -> dict[str, dict[str, int]]:
+    def count(self, table: CanonicalTable) -> dict[str, dict[str, int]]:
         return raw_days_duckdb.count_days(self.connection, table)
 
-    def events(self, table: TableFiles, *between: datetime) -> list[Row]:
+    def events(self, table: CanonicalTable, *between: datetime) -> list[Row]:
         """All events of some files, or what happened in [start, end); moments in microseconds."""
         if between:
             return self._rows(duckdb_tables.events_between(self.connection, table, *between, NOW))
-        return self._rows(duckdb_tables.judged_events(self.connection, table, NOW))
+        return self._rows(duckdb_tables.read_events(self.connection, table, NOW))
 
-    def undated(self, table: TableFiles) -> list[Row]:
+    def undated(self, table: CanonicalTable) -> list[Row]:
         return self._rows(duckdb_tables.undated_events(self.connection, table, NOW))
 
-    def scanned(self, table: TableFiles, *between: datetime) -> int:
+    def scanned(self, table: CanonicalTable, *between: datetime) -> int:
         """How many rows the row groups hold that are read to tell those of [start, end), or the undated ones."""
         if between:
             query = duckdb_tables.events_between(self.connection, table, *between, NOW)
@@ -242,7 +252,7 @@ class DuckDB:
         return 10 * sum(map(int, re.findall(r"Row Groups Scanned: (\d+) /", plan)))
 
     def _rows(self, query: str) -> list[Row]:
-        asked = f"SELECT * EXCLUDE (_file) REPLACE (epoch_us(event_time) AS event_time) FROM ({query})"
+        asked = f"SELECT * REPLACE (epoch_us(event_time) AS event_time) FROM ({query})"
         return self.connection.execute(asked).fetchall()
 
 
@@ -261,8 +271,8 @@ def day_in(row: Row) -> date | None:
 
 @pytest.mark.parametrize("form", ["us", "ns", "text", "csv", "jsonl"])
 def test_what_is_read_of_some_days_or_of_no_day_is_what_all_that_is_read_says_of_them(engine, tmp_path, form) -> None:
-    raw = raw_folder(tmp_path / "raw", form)
-    index, table = indexed(raw, tmp_path / "ws", engine.count), table_files(raw, "events")
+    table = as_read(raw_folder(tmp_path / "raw", form), form, tmp_path)
+    index = indexed(table, tmp_path / "ws", engine.count)
     everything = engine.events(table)
     days = midnight(DAYS[1]), midnight(DAYS[3])
     two_days = engine.events(files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[2])), *days)
@@ -284,15 +294,17 @@ def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_t
     lost = tables[0].slice(0, 1).set_column(2, "event_time", pa.nulls(1, pa.timestamp("us", tz="UTC")))
     write(raw / "events" / "one", pa.concat_tables(tables[:3]), form)  # row groups of ten rows, in order of time
     write(raw / "events" / "two", pa.concat_tables([*tables[3:], lost]), form)
-    index, table = indexed(raw, tmp_path / "ws", engine.count), table_files(raw, "events")
+    table = as_read(raw, form, tmp_path)
+    index = indexed(table, tmp_path / "ws", engine.count)
     files = files_of(table, index, lambda file: file.holds(DAYS[1], DAYS[1]))
-    assert [file.name for file in files.files] == ["one.parquet"]
+    assert [[*index[file_name(file)].rows] for file in files.files] == [[day.isoformat() for day in DAYS[:3]]]
     day = midnight(DAYS[1]), midnight(DAYS[2])
     assert len(engine.events(files, *day)) == 40
     undated = files_of(table, index, lambda file: UNDATED in file.rows)
-    assert [file.name for file in undated.files] == ["two.parquet"]
+    held = [*(day.isoformat() for day in DAYS[3:6]), UNDATED]
+    assert [[*index[file_name(file)].rows] for file in undated.files] == [held]
     assert len(engine.undated(undated)) == 1
-    if form == "us" or isinstance(engine, DuckDB):  # of nanoseconds Spark asks no statistics
+    if form == "us":  # what is ingested has row groups of more than these few rows
         assert engine.scanned(files, *day) == 40
         assert engine.scanned(undated) <= 10  # the row group of that one row
 
@@ -300,17 +312,17 @@ def test_a_day_is_read_from_its_own_files_and_row_groups_and_undated_rows_from_t
 def test_files_are_counted_once_and_again_only_when_they_change(engine, tmp_path) -> None:
     counted: list[list[str]] = []
 
-    def count(table: TableFiles) -> dict[str, dict[str, int]]:
+    def count(table: CanonicalTable) -> dict[str, dict[str, int]]:
         counted.append([file.parent.name for file in table.files])
         return engine.count(table)
 
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
-    first = indexed(raw, workspace, count)
-    assert indexed(raw, workspace, count) == first
+    first = indexed(canonical_table(raw, "events"), workspace, count)
+    assert indexed(canonical_table(raw, "events"), workspace, count) == first
     write(raw / "events" / f"date={DAYS[1]}" / "part-0", rows_of(DAYS[1], random.Random(1), 50), "us")
     write(raw / "events" / f"date={DAYS[5]}" / "part-0", rows_of(DAYS[5], random.Random(1), 60), "us")
     (raw / "events" / f"date={DAYS[4]}" / "part-0.parquet").unlink()
-    again = indexed(raw, workspace, count)
+    again = indexed(canonical_table(raw, "events"), workspace, count)
     assert [len(files) for files in counted] == [5, 2]
     assert counted[1] == ["date=2024-03-02", "date=2024-03-06"]
     assert rows_a_day(again.values()) == dict(zip([*DAYS[:4], DAYS[5]], [40, 50, 40, 40, 60], strict=True))
@@ -319,10 +331,10 @@ def test_files_are_counted_once_and_again_only_when_they_change(engine, tmp_path
 
 @pytest.mark.parametrize("form", ["us", "ns", "text", "csv", "jsonl"])
 def test_duckdb_and_spark_write_the_same_index(spark, tmp_path, form) -> None:
-    raw = raw_folder(tmp_path / "a b", form)
+    table = as_read(raw_folder(tmp_path / "a b", form), form, tmp_path / "c d")
     with connect(tmp_path / "spill") as connection:
         for name, engine in (("one", Spark(spark)), ("other", DuckDB(connection))):
-            indexed(raw, tmp_path / name, engine.count)
+            indexed(table, tmp_path / name, engine.count)
     assert index_file(tmp_path / "one").read_bytes() == index_file(tmp_path / "other").read_bytes()
 
 
@@ -337,7 +349,7 @@ def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_c
     from jobs.sequences.build import build
 
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
-    (raw / "items.csv").write_text("item_id,image_uri,category,title,price,created_at\n")
+    (raw / "items.csv").write_text("item_id,image_uri,category,title,price,created_at\ni0,0.png,,,,\n")
 
     def courier(main, *words: object) -> str:
         """What the command answers on stdout; our log goes there too, as no front door has turned it to stderr."""
@@ -353,11 +365,12 @@ def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_c
     assert (held["first"], held["last"]) == ("2024-03-02", "2024-03-04")
     assert held["left_out"] == {"before": 40, "after": 40, "changed": {}}
     write(raw / "events" / "late", rows_of(DAYS[2], random.Random(2), 7), "us")
+    courier(stage_main, "ingest", raw, "--workspace", workspace)
     held = json.loads(courier(*status))["log"]
     assert held["left_out"]["changed"] == {"2024-03-03": [40, 47]}
     assert "say `courier sequences --from 2024-03-01 --to 2024-03-05`" in held["said"]
     config = SequencesConfig()
-    made = build(raw=raw, raw_digest="", workspace=workspace, out=tmp_path / "out", config=config)
+    made = build(ingest=raw, raw=raw, workspace=workspace, out=tmp_path / "out", config=config)
     assert made.notes["left_out"] == held["left_out"]
     assert "events_left_out" not in courier(*add, "--from", "2024-03-01", "--to", "2024-03-05")
     assert json.loads(courier(*status))["log"]["left_out"] is None

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from jobs.engines.duckdb_session import literal
-from jobs.raw.arrow_batches import CORRUPT, LINE
-from jobs.raw.duckdb_cells import java_number
+from jobs.raw.cells import java_number
+from jobs.raw.typed import CORRUPT
+from model import strict_json
+
+LINE: Final = "_line"
 
 # DuckDB's parser takes a comma before a bracket, and infinities and NaN in any spelling.
 TRAILING_COMMA: Final = r",[ \t\r\n]*[}\]]"
@@ -18,22 +21,23 @@ HALF_PAIR: Final = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 FLOATING: Final = "-?[0-9]+(?:[.][0-9]*)?(?:[eE][+-]?[0-9]+)?"
 
 
-def cells_of_lines(lines: str, names: Sequence[str], others: Sequence[str]) -> str:
-    """A query of `lines`, which has LINE, CORRUPT and `others`: its cells `names` as text, CORRUPT, and `others`.
+def cells_of_lines(lines: str, keys: Mapping[str, str], others: Sequence[str]) -> str:
+    """A query of `lines`, which has LINE and `others`: its cells as text, CORRUPT, and `others`.
 
-    Where a line is no JSON object, or its CORRUPT is not null, that stands in CORRUPT, and the cells are null.
+    keys: what each cell is to be called -> its key in the objects.
+    Where a line is no JSON object, it stands in CORRUPT, and the cells are null.
     """
-    kinds = literal("{" + ", ".join(f'"{name}": "JSON"' for name in names) + "}")
+    kinds = literal(strict_json.dumps(dict.fromkeys(keys.values(), "JSON"), ensure_ascii=False))
     mended = f"CASE WHEN json_valid({LINE}) THEN {LINE} WHEN {_may_be_mended()} THEN {_mended()} END"
     is_row = f"CASE WHEN json_valid(_json) THEN json_type(_json) = 'OBJECT' AND {_is_strict()} ELSE FALSE END"
     query = _added(lines, {"_json": mended})
     query = _added(query, {"_is_row": is_row})
     query = _added(query, {"_keys": "CASE WHEN _is_row THEN json_keys(_json) END"})
     query = _added(query, {"_row": f"CASE WHEN _is_row THEN json_transform(_json, {kinds}) END"})
-    query = _added(query, {name: _value(name) for name in names})
-    query = _added(query, {f"_float_{name}": _float(name) for name in names})
-    cells = ", ".join(f"{_text(name)} AS {name}" for name in names)
-    corrupt = f"CASE WHEN NOT _is_row THEN coalesce({CORRUPT}, {LINE}) END AS {CORRUPT}"
+    query = _added(query, {name: _value(key) for name, key in keys.items()})
+    query = _added(query, {f"_float_{name}": _float(name) for name in keys})
+    cells = ", ".join(f"{_text(name)} AS {name}" for name in keys)
+    corrupt = f"CASE WHEN NOT _is_row THEN {LINE} END AS {CORRUPT}"
     return f"SELECT {cells}, {corrupt}, {', '.join(others)} FROM ({query})"
 
 
@@ -63,11 +67,11 @@ def _mended() -> str:
     return f"replace(replace({mended}, {pair}, '\\u'), {backslash}, '\\\\')"
 
 
-def _value(name: str) -> str:
+def _value(key: str) -> str:
     """The JSON value of a key; of a key that stands there twice, the last."""
-    last = f"len(_keys) + 1 - list_position(list_reverse(_keys), {literal(name)})"
+    last = f"len(_keys) + 1 - list_position(list_reverse(_keys), {literal(key)})"
     twice = f"nullif(json_extract(_json, '$.*')[{last}], 'null'::JSON)"
-    return f"CASE WHEN len(_keys) <> list_unique(_keys) THEN {twice} ELSE _row.{name} END"
+    return f"CASE WHEN len(_keys) <> list_unique(_keys) THEN {twice} ELSE struct_extract(_row, {literal(key)}) END"
 
 
 def _float(name: str) -> str:

@@ -1,4 +1,4 @@
-"""One raw value in DuckDB's SQL: as text, as a moment, as a position, and as JSON the way Spark writes it."""
+"""One raw value in DuckDB's SQL: as text, as a moment, a position or a price, and as JSON the way Spark writes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 from jobs.engines.duckdb_session import literal
-from jobs.raw import layout as raw_layout
-from jobs.rules import events as logic
+from jobs.rules import events, items
 
+ABSENT: Final = "absent"  # the kind of a column that is not there
 WHITE_SPACE: Final = "concat(' ', chr(9), chr(10), chr(11), chr(12), chr(13))"
+# Of what jobs.rules.events takes for a moment that which DuckDB casts as it stands: nearly all there is, with one look.
+ISO_MOMENT: Final = (
+    r"[12]\d{3}-\d\d-\d\d[T ][0-2]\d:[0-5]\d(?::[0-5]\d(?:\.\d{1,9})?)?(?:Z|[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)"
+)
 YEAR_10000: Final = 253_402_300_800_000_000  # microseconds since 1970
 
 
@@ -34,9 +38,17 @@ class Position:
     bad: str
 
 
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A raw column read as a price, in SQL, and whether what stands there is none."""
+
+    number: str
+    bad: str
+
+
 def is_text(kind: str) -> bool:
-    """Whether a column of this kind, as jobs.raw.layout.parquet_kinds names it, is text, or null in every row."""
-    return kind in ("string", "large_string", "null", raw_layout.ABSENT)
+    """Whether a column of this kind, as jobs.raw.parquet_layout names it, is text, or null in every row."""
+    return kind in ("string", "large_string", "null", ABSENT)
 
 
 def text(name: str, kind: str) -> str:
@@ -60,12 +72,12 @@ def has_nul(text: str) -> str:
 def position(name: str, kind: str) -> Position:
     """A column read as a place on the page."""
     if kind.startswith(("int", "uint")):  # cheaper than its text
-        fits = f"{name} BETWEEN 0 AND {logic.LARGEST_POSITION}"
+        fits = f"{name} BETWEEN 0 AND {events.LARGEST_POSITION}"
         return Position(f"CASE WHEN {fits} THEN {name}::INTEGER END", f"{name} IS NULL", f"NOT ({fits})")
     written = text(name, kind)
     number = f"try_cast(regexp_extract({written}, '^[0-9]{{1,7}}') AS INTEGER)"
     absent = is_blank(written)
-    fits = f"regexp_full_match({written}, {literal(logic.POSITION)})"
+    fits = f"regexp_full_match({written}, {literal(events.POSITION)})"
     return Position(number, absent, f"(NOT {absent} AND NOT {fits})")
 
 
@@ -74,13 +86,34 @@ def moment(name: str, kind: str) -> Moment:
     if _is_timed(kind):
         return Moment(_micros(name, kind), f"{name} IS NULL", "FALSE")
     written = text(name, kind)
-    whole = f"regexp_full_match({written}, {literal(logic.LOCAL_MOMENT + logic.OFFSET)})"
     # DuckDB cuts off what is finer than microseconds, as we do; but it takes 24:00 for the next day's midnight.
     micros = (
-        f"CASE WHEN {whole} AND substr({written}, 12, 2) < '24' THEN epoch_us(try_cast({written} AS TIMESTAMPTZ)) END"
+        f"CASE WHEN substr({written}, 12, 2) >= '24' THEN NULL "
+        f"WHEN regexp_full_match({written}, {literal(ISO_MOMENT)}) THEN epoch_us(try_cast({written} AS TIMESTAMPTZ)) "
+        f"WHEN regexp_full_match({written}, {literal(events.LOCAL_MOMENT + events.OFFSET)}) "
+        f"THEN epoch_us(try_cast({_as_iso(written)} AS TIMESTAMPTZ)) END"
     )
-    naive = f"regexp_full_match({written}, {literal(logic.LOCAL_MOMENT)})"
-    return Moment(micros, is_blank(written), naive)
+    return Moment(micros, is_blank(written), f"regexp_full_match({written}, {literal(events.LOCAL_MOMENT)})")
+
+
+def _as_iso(written: str) -> str:
+    """A moment as ISO 8601 writes it: a full stop before fractions, T, Z or an offset that nothing precedes."""
+    point = f"upper(replace({written}, ',', '.'))"
+    zulu = f"regexp_replace({point}, ' ?(?:UTC|GMT)$', 'Z')"
+    return f"regexp_replace({zulu}, ' ([+-][0-9:]+)$', '\\1')"
+
+
+def price(name: str, kind: str, *, decimal_comma: bool) -> Price:
+    """A column read as a price. decimal_comma: whether its commas stand before decimals, and its points do not."""
+    written = f"trim({text(name, kind)}, {WHITE_SPACE})"
+    absent = f"({is_blank(written)} OR lower({written}) IN ({', '.join(map(literal, items.NO_PRICE))}))"
+    plain = f"replace(replace({written}, '.', ''), ',', '.')" if decimal_comma else written
+    number = f"try_cast({plain} AS DOUBLE)"
+    # What no float of 32 bits holds would be infinite in every model.
+    fits = (
+        f"regexp_full_match({plain}, {literal(items.NUMBER)}) AND {number} >= 0 AND {number} <= {items.LARGEST_PRICE}"
+    )
+    return Price(f"CASE WHEN NOT {absent} AND {fits} THEN {number} END", f"NOT {absent} AND ({fits}) IS NOT TRUE")
 
 
 def timestamptz(at: datetime) -> str:

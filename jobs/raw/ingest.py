@@ -4,17 +4,19 @@ import hashlib
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any, Final
 
 import duckdb
 import structlog
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from upath import UPath
 
 from jobs.config import IngestConfig
@@ -177,7 +179,7 @@ def _ingest(
     read = {name: one for name, one in pieces.items() if f"{name}.parquet" not in earlier}
     for name in pieces.keys() - read.keys():
         _take_over(earlier[f"{name}.parquet"], folder / f"{name}.parquet")
-    with _progress(read.values()) as advance:
+    with _progress(db, read.values()) as advance:
         for name, one in read.items():
             scratch = folder.parent / ".read"
             scratch.mkdir()
@@ -197,19 +199,31 @@ def _take_over(piece: Path, to: Path) -> None:
 
 
 @contextmanager
-def _progress(files: Iterable[RawFile]) -> Iterator[Callable[[RawFile], None]]:
-    """A progress bar over the bytes of files."""
-    sizes = {id(one): one.file.stat().st_size for one in files}
-    total = sum(sizes.values())
-    columns = (
-        TextColumn("ingesting raw tables"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=total < WATCHED_FROM) as progress:
-        task = progress.add_task("", total=max(total, 1))
-        yield lambda one: progress.advance(task, sizes[id(one)])
+def _progress(db: duckdb.DuckDBPyConnection, files: Iterable[RawFile]) -> Iterator[Callable[[RawFile], None]]:
+    """A progress bar over the bytes of files; how far a large one has come DuckDB says, query by query."""
+    sizes = [one.file.stat().st_size for one in files]
+    columns = (TextColumn("ingesting raw tables"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    done, ended = deque[int](), Event()
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=sum(sizes) < WATCHED_FROM
+    ) as progress:
+        task = progress.add_task("", total=max(sum(sizes), 1))
+
+        def watch() -> None:
+            while not ended.wait(0.5):
+                at = len(done)
+                part = max(db.query_progress(), 0.0) / 100 * sizes[at] if at < len(sizes) else 0.0
+                progress.update(task, completed=sum(done) + part)
+
+        watching = Thread(target=watch, daemon=True)
+        if not progress.disable:
+            watching.start()
+        try:
+            yield lambda one: done.append(one.file.stat().st_size)
+        finally:
+            ended.set()
+            if watching.is_alive():
+                watching.join()
 
 
 def _digest(said: Any) -> str:

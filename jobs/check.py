@@ -5,7 +5,7 @@ DuckDB looks at them, or on a cluster Spark.
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -17,14 +17,16 @@ from rich.console import Console
 from rich.markup import escape
 from upath import UPath
 
-from jobs.config import ImagesConfig, IngestConfig, SequencesConfig
+from jobs.config import ImagesConfig, IngestConfig
 from jobs.options import Columns, Master, parted
 from jobs.paths import path_argument
 from jobs.raw.canonical import CanonicalTable, canonical_table
 from jobs.raw.check import Checked, as_tables, require_some
-from jobs.raw.folder import RawTableUnusable, table_files, tables_of
+from jobs.raw.folder import RawTableUnusable, table_files
 from jobs.raw.ingest import read_tables
 from jobs.rules.doubts import doubts
+from jobs.sequences.build import DUCKDB, SPARK, choose
+from jobs.settings import read_layers, resolve
 from model import artifact, strict_json
 from model.artifact import AnyPath, Manifest
 
@@ -39,40 +41,53 @@ def check(
 ) -> Checked:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing (of Spark only).
 
+    The settings are those that lie beside the raw folder.
     as_of: the clock that says which events lie in the future; None: that of this machine.
     master: the Spark master whose cluster judges them; None: DuckDB does, here.  columns: as of IngestConfig.
     """
     for name in BOTH:
         table_files(raw, name)
-    cap = SequencesConfig().max_clicks_per_day
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("reading the raw tables") as status:
+        config = resolve(read_layers(raw, Path(folder), None)).config
+        named = IngestConfig(columns=tuple(columns)) if columns else config.ingest
         read = Path(folder) / "ingest"
-        read_tables(raw=raw, raw_digest="", out=read, config=IngestConfig(columns=tuple(columns)))
+        read_tables(raw=raw, raw_digest="", out=read, config=named)
         events, items = (canonical_table(read, name, raw) for name in BOTH)
         status.update("judging their rows")
-        found = _checked(events, items, as_of or datetime.now(UTC), cap, master, Path(folder) / "spill")
+        cap, chosen = config.sequences.max_clicks_per_day, SPARK if master else DUCKDB
+        found = _checked(events, items, as_of or datetime.now(UTC), cap, chosen, master, Path(folder) / "spill")
         status.update("looking at the first pictures")
-        return _with_pictures(found, raw).below(raw)
+        return _with_pictures(found, raw, config.images).below(raw)
 
 
 def build(
-    *, ingest: AnyPath, raw: AnyPath, out: AnyPath, master: str | None = None, as_of: datetime | None = None
+    *,
+    ingest: AnyPath,
+    raw: AnyPath,
+    out: AnyPath,
+    configs: Mapping[str, Any],
+    engine: str | None = None,
+    master: str | None = None,
+    as_of: datetime | None = None,
 ) -> Manifest:
     """The check artifact: what the tables hold and what is doubtful in them, as facts and in check.json.
 
-    ingest: the ingest artifact of `raw`.  master, as_of: as of `check`.
+    ingest: the ingest artifact of `raw`.  configs: of the stages sequences and images.  as_of: as of `check`.
+    engine, master: as of jobs.sequences.build.choose; Beam's part DuckDB does.
     Raises RawTableUnusable where nothing can come of the tables.
     """
-    inputs = artifact.digests({"ingest": ingest})
-    with artifact.write_together(out, kind=KIND, inputs=inputs, config={}) as draft:
-        if tables_of(raw).keys() >= set(
-            BOTH
-        ):  # else some stages can be built alone, and a run ends with what is missing
+    known = artifact.read(ingest, kind="ingest").facts
+    inputs = artifact.digests({f"ingest/{name}": ingest for name in BOTH})
+    plain = {name: asdict(config) for name, config in configs.items()}
+    with artifact.write_together(out, kind=KIND, inputs=inputs, config=plain) as draft:
+        # Without one of them some stages can be built alone, and a run ends with what is missing.
+        if all(known[name] for name in BOTH):
             events, items = (canonical_table(ingest, name, raw) for name in BOTH)
-            cap = SequencesConfig().max_clicks_per_day
+            cap, (chosen, _) = configs["sequences"].max_clicks_per_day, choose(engine, master)
             with tempfile.TemporaryDirectory() as folder:
-                found = _checked(events, items, as_of or datetime.now(UTC), cap, master, Path(folder) / "spill")
-            found = _with_pictures(found, raw).below(raw)
+                spill = Path(folder) / "spill"
+                found = _checked(events, items, as_of or datetime.now(UTC), cap, chosen, master, spill)
+            found = _with_pictures(found, raw, configs["images"]).below(raw)
             require_some(found.tables, {"events": events.path, "items": items.path})
             tell(found, raw)
             draft.facts.update(_said(found))
@@ -96,12 +111,11 @@ def _said(found: Checked) -> dict[str, Any]:
     return tables | {"doubts": [asdict(doubt) for doubt in doubts(found.seen)]}
 
 
-def _with_pictures(found: Checked, raw: AnyPath) -> Checked:
+def _with_pictures(found: Checked, raw: AnyPath, config: ImagesConfig) -> Checked:
     """`found` with what becomes of the first pictures; of those behind an address, which take their time, none is."""
     from jobs.images.fetch.references import Fetcher, is_far  # with decoders, which no table needs
     from jobs.images.look import Looker, Reference
 
-    config = ImagesConfig()
     fetcher = Fetcher(raw.absolute(), config.max_bytes)
     look = Looker(fetcher, config, retry_failed=False)
     near = [words for words in found.references if isinstance(raw, Path) and not is_far(words)]
@@ -112,9 +126,15 @@ def _with_pictures(found: Checked, raw: AnyPath) -> Checked:
 
 
 def _checked(
-    events: CanonicalTable, items: CanonicalTable, as_of: datetime, cap: int, master: str | None, spill: Path
+    events: CanonicalTable,
+    items: CanonicalTable,
+    as_of: datetime,
+    cap: int,
+    engine: str,
+    master: str | None,
+    spill: Path,
 ) -> Checked:
-    if master is not None:
+    if engine == SPARK:
         from jobs.engines.spark_session import spark_session
         from jobs.raw.spark_tables import damage_named
         from jobs.sequences.spark import findings as on_spark

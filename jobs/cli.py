@@ -73,8 +73,8 @@ def run(
         given=given or (),
     )
     opened = _placed(replace(opened, beam_args=context.obj), engine, master)
-    held = _held(opened)
     done = run_stages(opened, rebuild=frozenset(rebuild), only=only)
+    held = _held(opened)
     built = sum(what == "built" for what in done.values())
     log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
     if held:
@@ -152,7 +152,8 @@ def _held(workspace: Workspace) -> dict[str, Any] | None:
     else:
         out = known_left_out(workspace.folder, mark, datetime.now(UTC))
     days = {"first": mark.first.isoformat(), "last": mark.last.isoformat()}
-    return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out)}
+    known = "" if ingest.fresh else "; the raw files have changed since, say `courier ingest` to take them in"
+    return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out) + known}
 
 
 def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _identity(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -
     return {
         "stage": stage.name,
         "revision": stage.revision,
-        "config": workspace.plain_config(stage.name),
+        "config": workspace.plain_config(stage.name) | {name: workspace.plain_config(name) for name in stage.configs},
         "inputs": artifact.digests(named) | _read(workspace, stage),
     }
 
@@ -252,6 +252,7 @@ def _build(
         "workspace": workspace.folder,
         "store": workspace.folder / "image_store",
         "config": getattr(workspace.config, stage.name, None),
+        "configs": {name: getattr(workspace.config, name) for name in stage.configs},
         "engine": workspace.config.engine,
         "master": workspace.config.master,
         "beam_args": workspace.beam_args,

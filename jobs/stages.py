@@ -12,8 +12,9 @@ class Stage:
 
     build: called with the folder of each input by its stage's name, with each of `options`, and with `out`.
     inputs: earlier stages; "stage/part" where no more than that part of its artifact is read (model.artifact).
+    configs: stages whose configs it goes by, where it has none of its own.
     options: what else `build` takes: "raw" (the raw folder), "raw_digest" (of `reads`), "workspace" (its folder),
-      "store" (of examined images), "config", and where it runs: "engine", "master", "beam_args".
+      "store" (of examined images), "config", "configs", and where it runs: "engine", "master", "beam_args".
     reads: a function (folder, raw, hasher) -> {name: digest} of what the stage reads that no stage has made.
     stands: a function (folder, artifact, inputs) -> bool: whether what the stage did outside its artifact still stands.
     reports: files of its artifact that are copied to the workspace's `reports`.
@@ -24,6 +25,7 @@ class Stage:
     name: str
     build: str
     inputs: tuple[str, ...] = ()
+    configs: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     reads: str | None = None
     stands: str | None = None
@@ -46,8 +48,9 @@ STAGES: Final = (
     Stage(
         name="check",
         build="jobs.check:build",
-        inputs=("ingest",),
-        options=("raw", "master"),
+        inputs=("ingest/events", "ingest/items"),
+        configs=("sequences", "images"),
+        options=("raw", "configs", "engine", "master"),
         reports=("check.json",),
     ),
     Stage(

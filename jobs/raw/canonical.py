@@ -8,6 +8,7 @@ from typing import Final
 
 from jobs.raw.cells import ABSENT
 from jobs.raw.columns import COLUMNS, Names
+from jobs.raw.containers import is_parquet
 from jobs.raw.folder import RawTableMissing, RawTableUnusable, TableFiles, source, table_files, told_by_folders
 from jobs.raw.identity import table_digest
 from jobs.raw.parquet_layout import parquet_layout, rows_in
@@ -40,11 +41,6 @@ class CanonicalTable:
     files: tuple[AnyPath, ...]
     kinds: Mapping[str, str] | None
     rows: int
-
-    @property
-    def is_ingested(self) -> bool:
-        """Whether the files say of each row why it could not be read."""
-        return self.kinds is None
 
 
 def canonical_table(folder: AnyPath, name: str, raw: AnyPath | None = None) -> CanonicalTable:
@@ -107,6 +103,8 @@ def in_place(table: TableFiles, names: Names) -> CanonicalTable | str:
     kinds: Mapping[str, str] | None = None
     rows = 0
     for file in table.files:
+        if isinstance(file, Path) and not is_parquet(file):
+            return f"{file.name} is no parquet by its bytes"
         if file.stat().st_size == 0 or not rows_in(file, file):
             return f"{file.name} is empty"
         told = told_by_folders(table, file)

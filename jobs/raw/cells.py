@@ -1,6 +1,5 @@
 """One raw value in DuckDB's SQL: as text, as a moment, a position or a price, and as JSON the way Spark writes it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -107,7 +106,9 @@ def price(name: str, kind: str, *, decimal_comma: bool) -> Price:
     """A column read as a price. decimal_comma: whether its commas stand before decimals, and its points do not."""
     written = f"trim({text(name, kind)}, {WHITE_SPACE})"
     absent = f"({is_blank(written)} OR lower({written}) IN ({', '.join(map(literal, items.NO_PRICE))}))"
-    plain = f"replace(replace({written}, '.', ''), ',', '.')" if decimal_comma else written
+    # Under decimal commas 1.299 may be a thousand or one: only with a comma behind it is it known.
+    clear = f"regexp_full_match({written}, '[+-]?(?:[0-9]+(?:,[0-9]+)?|[0-9]{{1,3}}(?:[.][0-9]{{3}})+,[0-9]+)')"
+    plain = f"CASE WHEN {clear} THEN replace(replace({written}, '.', ''), ',', '.') END" if decimal_comma else written
     number = f"try_cast({plain} AS DOUBLE)"
     # What no float of 32 bits holds would be infinite in every model.
     fits = (
@@ -119,15 +120,6 @@ def price(name: str, kind: str, *, decimal_comma: bool) -> Price:
 def timestamptz(at: datetime) -> str:
     """A moment as a TIMESTAMPTZ."""
     return f"{literal(_iso(at))}::TIMESTAMPTZ"
-
-
-def timestamp_like(kind: str) -> Callable[[datetime], str] | None:
-    """What writes a moment as a column of this kind holds them, to be compared with it; None: it holds none."""
-    if not _is_timed(kind):
-        return None
-    if kind == "int96":
-        return lambda at: f"{literal(_iso(at)[:-6])}::TIMESTAMP"
-    return (lambda at: f"{literal(_iso(at))}::TIMESTAMPTZ_NS") if _is_nanos(kind) else timestamptz
 
 
 def _is_floating(kind: str) -> bool:

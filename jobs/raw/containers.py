@@ -64,6 +64,7 @@ CODECS: Final = (
 ZIP: Final = b"PK\x03\x04"
 DAMAGES: Final = (
     EOFError,
+    RuntimeError,  # of zipfile, for what is encrypted or packed in another way
     zlib.error,
     lzma.LZMAError,
     zipfile.BadZipFile,
@@ -166,6 +167,8 @@ def _damaged(file: AnyPath, codec: Codec | None, error: Exception) -> Exception:
         return RawTableUnusable(f"{file} goes on with other bytes after the end of its gzip: write it again")
     if "encrypted" in str(error):
         return RawTableUnusable(f"{file} is an encrypted zip: unpack it")
+    if isinstance(error, NotImplementedError):  # of zipfile, for methods that few use
+        return RawTableUnusable(f"{file} is a zip of another method ({error}): unpack it")
     packed = codec.name if codec else "zip"
     return RawTableUnusable(
         f"{file} is cut short or damaged, as its {packed} does not unpack to its end: write it again"

@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from itertools import count
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -25,6 +26,7 @@ PREAMBLE: Final = 100  # lines that may stand before the header
 BAD_LINES: Final = 10  # one line in so many may hold bytes that are no UTF-8; with more, the whole file is not
 LONGEST: Final = 2**25  # bytes of a row
 DELIMITERS: Final = (",", ";", "\t", "|")
+csv.field_size_limit(LONGEST)  # its own of 128 kB refuses what DuckDB reads
 LINE_END: Final = re.compile(rb"\r\n|\r|\n")
 
 
@@ -108,7 +110,10 @@ def _before_header(lines: Sequence[bytes]) -> tuple[int, str | None]:
 
 def _cells(lines: Sequence[str], delimiter: str, quote: str = '"') -> list[str]:
     text = StringIO("\n".join(lines), newline="")
-    return next((row for row in csv.reader(text, delimiter=delimiter, quotechar=quote) if row), [])
+    try:
+        return next((row for row in csv.reader(text, delimiter=delimiter, quotechar=quote) if row), [])
+    except csv.Error:  # a cell that ends nowhere
+        return []
 
 
 def _refuse_other_forms(file: AnyPath, header: Sequence[str], table: str, names: Names) -> None:
@@ -190,15 +195,24 @@ def is_mixed(error: duckdb.Error) -> bool:
     return "state machine reached an invalid state" in str(error)
 
 
-def other_dialects(layout: CsvLayout, broken: Sequence[Broken]) -> list[CsvLayout]:
-    """Ways in which the file may have been written, where as it was read some lines are no rows."""
+def other_dialects(path: Path, layout: CsvLayout, broken: Sequence[Broken]) -> list[CsvLayout]:
+    """Ways in which the file at `path` may have been written, where as it was read some lines are no rows."""
     dialect, texts = layout.dialect, [one.text for one in broken]
     others = []
     if any("\\" + dialect.quote in text for text in texts):  # Spark's and MySQL's way
         others.append(replace(dialect, escape="\\"))
-    if dialect.delimiter in "\t|" and any(dialect.quote in text for text in texts):  # as Hive and COPY write text
+    loose = any(dialect.quote in text for text in texts)
+    if dialect.delimiter in "\t|" and loose and not _quotes_cells(path, dialect):  # as Hive and COPY write text
         others.append(replace(dialect, quote="", escape=""))
     return [replace(layout, dialect=one) for one in others]
+
+
+def _quotes_cells(path: Path, dialect: Dialect) -> bool:
+    """Whether some cell of the file stands between quotes."""
+    quote, delimiter = re.escape(dialect.quote.encode()), re.escape(dialect.delimiter.encode())
+    cell = rb"(?:^|[\r\n]|%b)%b[^\r\n%b]*%b(?:[\r\n]|%b|$)" % (delimiter, quote, delimiter, quote, delimiter)
+    with path.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+        return re.search(cell, data) is not None
 
 
 def has_loose_quotes(broken: Sequence[Broken]) -> bool:

@@ -25,7 +25,7 @@ from jobs.options import Columns, parted
 from jobs.paths import path_option
 from jobs.raw.canonical import KIND, CanonicalTable, in_place
 from jobs.raw.columns import COLUMNS, Names, parse_names
-from jobs.raw.folder import RawTableUnusable, TableFiles, source, tables_of, told_by_folders
+from jobs.raw.folder import RawTableUnusable, TableFiles, file_version, source, tables_of, told_by_folders
 from jobs.raw.identity import WATCHED_FROM, KnownDigests, file_digests, hash_files, tables_inputs
 from jobs.raw.ingest_file import RawFile, ingest_file
 from jobs.raw.parquet_files import NOT_UTF8
@@ -87,6 +87,7 @@ def read_tables(
                 if name not in tables:
                     continue
                 table = tables[name]
+                versions = {file: file_version(file) for file in table.files}
                 digests = file_digests(table.files, digest_of or hash_files)
                 found = _usable_in_place(db, table, names)
                 if isinstance(found, CanonicalTable):
@@ -97,9 +98,17 @@ def read_tables(
                     read += _ingest(db, pieces, names, draft.path / name, _earlier(workspace, name))
                     draft.facts[name] = _counted(db, table, draft.path / name)
                     said = sorted(pieces)
+                _refuse_changed(versions)
                 draft.parts[name] = _digest([said, name == "events" and draft.facts["sampled_negatives"]])
         draft.notes["files_read"] = read
     return artifact.read(out, kind=KIND)
+
+
+def _refuse_changed(versions: Mapping[AnyPath, str]) -> None:
+    """Raises RawTableUnusable for a file that is no longer what it was before it was identified."""
+    for file, version in versions.items():
+        if file_version(file) != version:
+            raise RawTableUnusable(f"{file} has changed while it was read: run again when it stands")
 
 
 def _usable_in_place(db: duckdb.DuckDBPyConnection, table: TableFiles, names: Names) -> CanonicalTable | str:

@@ -162,7 +162,7 @@ def _csv(db: duckdb.DuckDBPyConnection, raw: RawFile, names: Names, path: Path, 
     layout = csv_layout(path, raw.file, raw.table, names, raw.told)
     broken = _read_text(path, scratch, partial(_copy_csv, db, raw, layout=layout, out=out))
     aside = out.with_suffix(".other")
-    for other in other_dialects(layout, broken):
+    for other in other_dialects(path, layout, broken):
         fewer = _read_text(path, scratch, partial(_copy_csv, db, raw, layout=other, out=aside))
         if len(fewer) < len(broken):
             aside.rename(out)

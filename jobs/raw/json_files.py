@@ -10,7 +10,7 @@ from typing import Any, Final
 import duckdb
 
 from jobs.engines.duckdb_session import literal
-from jobs.raw.columns import ALWAYS, NEEDED, Names, known, placed
+from jobs.raw.columns import ALWAYS, COLUMNS, NEEDED, Names, known, placed
 from jobs.raw.csv_files import Broken, Scan, is_mixed, text_scan
 from jobs.raw.folder import RawTableUnusable
 from jobs.raw.json_cells import LINE
@@ -56,7 +56,9 @@ def json_layout(
         )
     needed = ALWAYS if known(table, keys, names) >= len(ALWAYS[table]) else NEEDED  # to say all that is missing at once
     places = placed(file, table, keys, names, [name for name in needed[table] if name not in told])
-    return JsonLayout(form, {name: keys[place] for name, place in places.items()})
+    # What the first rows leave out may stand in later ones.
+    wanted = {column.name: names.get(column.name, column.name) for column in COLUMNS[table] if column.name not in told}
+    return JsonLayout(form, wanted | {name: keys[place] for name, place in places.items()})
 
 
 def json_rows(path: Path, layout: JsonLayout) -> tuple[str, Scan | None]:

@@ -18,8 +18,9 @@ ROW: Final = "row"  # such a row as JSON, as it was read; null for an accepted o
 LOST: Final = "lost"  # of an accepted item: which optional values could not be read, jobs.rules.items.LOST
 FILE: Final = "file"
 NUMBER: Final = "number"  # of the row in its file; 1 is the first
-COMMA: Final = r"\d+,\d{1,2}|\d{1,3}(?:\.\d{3})+,\d{1,2}"  # of a price: can be no decimal point
-POINT: Final = r"\d+\.\d{1,2}|\d{1,3}(?:,\d{3})+\.\d{1,2}"
+COMMA: Final = r"\d+,\d{1,2}|\d{1,3}(?:\.\d{3})+,\d{1,2}"  # of a price: the comma can part no thousands
+# The point can part no thousands: too few or too many digits stand on one side of it.
+POINT: Final = r"\d*\.(?:\d{1,2}|\d{4,})|0\.\d+|\d{4,}\.\d+|\d{1,3}(?:,\d{3})+\.\d{1,2}|.*[eE].*"
 KINDS: Final = {"str": "string", "int": "int32", "float": "double", "timestamp": "timestamp[us, tz=UTC]"}
 
 
@@ -151,7 +152,8 @@ def _select(
 def _event_type(part: Part) -> str:
     kind, known = _text(part, "event_type"), ", ".join(map(literal, contract.EVENT_TYPES))
     lower = f"lower(trim({kind}, {cells.WHITE_SPACE}))"  # costs more than the look at whether it is needed
-    return f"CASE WHEN {kind} IN ({known}) THEN {kind} WHEN {lower} IN ({known}) THEN {lower} END"
+    ascii_alone = f"strlen({kind}) = length({kind})"  # a Turkish capital I with its dot is another letter
+    return f"CASE WHEN {kind} IN ({known}) THEN {kind} WHEN {lower} IN ({known}) AND {ascii_alone} THEN {lower} END"
 
 
 def _price(part: Part, decimal_comma: bool) -> cells.Price:

@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from jobs.check import check
-from jobs.config import IngestConfig, SequencesConfig
+from jobs.config import ImagesConfig, IngestConfig, SequencesConfig
 from jobs.raw.folder import RawTableUnusable
 from jobs.raw.ingest import read_tables
 from jobs.rules import events as logic
@@ -23,6 +23,7 @@ from jobs.rules.page_views import unmatched_clicks
 AT = datetime(2024, 3, 1, 12, tzinfo=UTC)
 SHOWN = Event(user_id="u", item_id="a", event_time=AT, event_type="impression", request_id="r", position=0)
 NOWHERE = Event(user_id="u", item_id="", event_time=AT, event_type="impression", request_id="r", position=0)
+CONFIGS = {"sequences": SequencesConfig(), "images": ImagesConfig()}
 COUNTS = ("read", "accepted", "rejected", "duplicates")
 ROW = {
     "user_id": "u",
@@ -252,7 +253,7 @@ def test_a_run_stops_before_anything_is_built_of_what_cannot_work(raw, tmp_path)
 
     read_tables(raw=raw, raw_digest="", out=tmp_path / "ingest", config=IngestConfig())
     with pytest.raises(RawTableUnusable, match="nothing was clicked"):
-        build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check")
+        build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check", configs=CONFIGS)
     assert not (tmp_path / "check").exists()
 
 
@@ -264,7 +265,7 @@ def test_doubts_are_kept_in_the_report(raw, write_events, tmp_path) -> None:
     ]
     write_events(raw, [*pages, replace(pages[0], event_type="click")])
     read_tables(raw=raw, raw_digest="", out=tmp_path / "ingest", config=IngestConfig())
-    build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check")
+    build(ingest=tmp_path / "ingest", raw=raw, out=tmp_path / "check", configs=CONFIGS)
     said = json.loads((tmp_path / "check" / "check.json").read_text("utf-8"))
     assert [(one["stops"], one["said"].partition(":")[0]) for one in said["doubts"]] == [
         (False, "each of 3 pages shows one item, so there is no choice among what was shown together")

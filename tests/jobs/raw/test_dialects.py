@@ -213,6 +213,21 @@ def test_what_is_longer_than_the_first_look_is_read_to_its_end(duck, tmp_path, f
     assert sorted(row["number"] for row in rows) == list(range(1, 6001))
 
 
+def test_keys_that_the_first_rows_leave_out_are_read_in_later_ones(duck, tmp_path) -> None:
+    rows = [{"item_id": f"i{n}"} | ({"price": 2.5} if n >= 1500 else {}) for n in range(1600)]
+    found = duck.rows(laid(tmp_path / "raw", {"items.jsonl": as_jsonl(rows)}), "items")
+    assert sum(row["price"] == 2.5 for row in found) == 100
+
+
+@pytest.mark.parametrize("delimiter", ["\t", "|", ","])
+def test_one_broken_line_leaves_the_quotes_of_the_others_what_they_are(duck, tmp_path, delimiter) -> None:
+    text = as_csv(EVENTS, delimiter=delimiter, quoting=csv.QUOTE_ALL) + delimiter.join(["u", '"r"x"', *"abcd"]).encode()
+    found = duck.rows(laid(tmp_path / "raw", {"events.csv": text}), "events")
+    assert sorted(row["request_id"] for row in found if row["reason"] is None) == sorted(
+        r["request_id"] for r in EVENTS
+    )
+
+
 def test_a_word_for_no_value_is_none_where_a_value_may_be_absent_and_an_id_where_not(duck, tmp_path) -> None:
     rows = [
         row | {"price": word, "title": "\\N"}
@@ -234,6 +249,9 @@ def test_a_word_for_no_value_is_none_where_a_value_may_be_absent_and_an_id_where
         (["12.99", "1,299.00", "7"], [12.99, None, 7.0]),
         (["12,99", "12.99"], [None, 12.99]),  # the column does not say
         (["1,299"], [None]),
+        (["12,99", "1.299"], [12.99, None]),  # a thousand, or one and a bit
+        (["12,99", "0.125", "1234.567"], [None, 0.125, 1234.567]),
+        (["12,99", "1e3"], [None, 1000.0]),
         (["€5", "5 €", "free", "5-7", "1e39", "-5", "inf"], [None] * 7),
         (["+5", ".5", "5.", "1e3", "0", "3.4e38"], [5.0, 0.5, 5.0, 1000.0, 0.0, 3.4e38]),
     ],

@@ -42,6 +42,12 @@ def archive(*names: str) -> bytes:
     return stream.getvalue()
 
 
+def encrypted(packed: bytes) -> bytes:
+    """A zip whose one file is marked as encrypted, in its own header and in the directory."""
+    at = packed.index(b"PK\x01\x02") + 8
+    return packed[:6] + b"\x01" + packed[7:at] + b"\x01" + packed[at + 1 :]
+
+
 LATIN = [ITEM | {"item_id": f"i{n}", "title": "Schön"} for n in range(9)]
 
 REFUSED = [
@@ -133,6 +139,10 @@ REFUSED = [
     ),
     Case(
         "items in a zip of two", {"items.zip": archive("a.csv", "b.csv")}, "is a zip of 2 files: unpack it into a fold"
+    ),
+    Case("items in an encrypted zip", {"items.zip": encrypted(archive("a.csv"))}, "is an encrypted zip: unpack it"),
+    Case(
+        "items not pulled in parquet", {"items.parquet": b"version https://git-lfs.github.com/spec/v1"}, "git lfs pull"
     ),
     Case("items in Avro", {"items/a.avro": b"Obj\x01 and more"}, "is an Avro file: write the table as parquet"),
     Case("items in ORC", {"items/a.orc": b"ORC and more"}, "is an ORC file: write the table as parquet"),

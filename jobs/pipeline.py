@@ -86,7 +86,10 @@ def _identity(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -
     return {
         "stage": stage.name,
         "revision": stage.revision,
-        "config": workspace.plain_config(stage.name) | {name: workspace.plain_config(name) for name in stage.configs},
+        "config": {
+            **workspace.plain_config(stage.name),
+            **{name: workspace.plain_config(name) for name in stage.configs},
+        },
         "inputs": artifact.digests(named) | _read(workspace, stage),
     }
 

@@ -4,7 +4,8 @@
 
 whole: all tests, other examples and another order each time, on the other side of the date line, with a locale that
 knows ASCII only, and a Java that writes Turkish.  numbers: what computes in floating point, with every kernel that
-PyTorch and OpenBLAS would choose elsewhere.  alone: each file of tests in a process of its own.
+PyTorch and OpenBLAS would choose elsewhere.  alone: each file of tests in a process of its
+own, two at a time.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -45,10 +47,20 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
 
     def passes(self, more: list[str]) -> bool:
-        print(f"\n=== {self.name}", *(f"{name}={value}" for name, value in self.environment.items()), flush=True)
         command = [sys.executable, "-m", "pytest", "-q", *self.options, *more]
-        done = subprocess.run(command, cwd=ROOT, env=os.environ | self.environment)
+        said = None if TOGETHER[0] in self.options else subprocess.PIPE  # of two runs at once the lines would mix
+        if said is None:
+            print(self.title, flush=True)
+        done = subprocess.run(command, cwd=ROOT, env=os.environ | self.environment, stdout=said, stderr=said, text=True)
+        if said is not None:
+            print(self.title, done.stdout, done.stderr, flush=True)
         return done.returncode in (0, 5)  # 5: of this file `more` leaves no test
+
+    @property
+    def title(self) -> str:
+        return " ".join(
+            ("\n===", self.name, self.options[-1], *(f"{name}={value}" for name, value in self.environment.items()))
+        )
 
 
 def whole() -> Iterator[Run]:
@@ -78,7 +90,12 @@ def main() -> None:
     asked, more = parser.parse_args(sys.argv[1:split]).parts or list(PARTS), sys.argv[split + 1 :]
     if unknown := [name for name in asked if name not in PARTS]:
         parser.error(f"no part is named {unknown[0]}: name some of {', '.join(PARTS)}")
-    failed = [run for name in asked for run in PARTS[name]() if not run.passes(more)]
+    failed = []
+    for name in asked:
+        runs = list(PARTS[name]())
+        with ThreadPoolExecutor(1 if TOGETHER[0] in runs[0].options else 2) as pool:
+            passed = pool.map(lambda run: run.passes(more), runs)
+            failed += [run for run, good in zip(runs, passed, strict=True) if not good]
     for run in failed:
         print("FAILED", run.name, *run.options, *(f"{name}={value}" for name, value in run.environment.items()))
     sys.exit(bool(failed))

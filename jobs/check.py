@@ -37,7 +37,7 @@ BOTH: Final = ("events", "items")
 
 
 def check(
-    raw: AnyPath, as_of: datetime | None = None, master: str | None = None, columns: Sequence[str] = ()
+    raw: AnyPath, as_of: datetime | None = None, master: str | None = None, columns: Sequence[str] | None = None
 ) -> Checked:
     """What the tables `events` and `items` hold. Raises RawTableUnusable, RawTableMissing, JavaMissing (of Spark only).
 
@@ -49,7 +49,7 @@ def check(
         table_files(raw, name)
     with tempfile.TemporaryDirectory() as folder, Console(stderr=True).status("reading the raw tables") as status:
         config = resolve(read_layers(raw, Path(folder), None)).config
-        named = IngestConfig(columns=tuple(columns)) if columns else config.ingest
+        named = IngestConfig(columns=tuple(columns)) if columns is not None else config.ingest
         read = Path(folder) / "ingest"
         read_tables(raw=raw, raw_digest="", out=read, config=named)
         events, items = (canonical_table(read, name, raw) for name in BOTH)

@@ -32,7 +32,7 @@ Columns = Annotated[
     str | None,
     typer.Option(
         metavar="OURS=THEIRS,...",
-        help="what the raw files call a column: user_id=visitorid,item_id=sku; default: as before",
+        help="what the raw files call a column: user_id=visitorid,items.item_id=sku; default: as before",
     ),
 ]
 Master = Annotated[
@@ -49,9 +49,9 @@ RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `even
 LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
 
 
-def parted(columns: str | None) -> tuple[str, ...]:
-    """What --columns says, pair by pair."""
-    return tuple(pair.strip() for pair in columns.split(",")) if columns else ()
+def parted(columns: str | None) -> tuple[str, ...] | None:
+    """What --columns says, pair by pair; None where it is not given."""
+    return None if columns is None else tuple(pair.strip() for pair in columns.split(",") if pair.strip())
 
 
 def call(function: Callable[..., None], name: str, argv: Sequence[str], obj: object = None) -> None:

@@ -62,7 +62,7 @@ def open_workspace(
     *,
     preset: str | None = None,
     allowed_hosts: Sequence[str] = (),
-    columns: Sequence[str] = (),
+    columns: Sequence[str] | None = None,
     config_file: Path | None = None,
     given: Sequence[str] = (),
 ) -> Workspace:
@@ -82,7 +82,7 @@ def open_workspace(
     file = config_file or (Path(last["config_file"]) if last.get("config_file") else None)
     asked: dict[str, Any] = {"preset": preset} if preset else {}
     asked |= {"images": {"allowed_hosts": list(allowed_hosts)}} if allowed_hosts else {}
-    asked |= {"ingest": {"columns": list(columns)}} if columns else {}
+    asked |= {"ingest": {"columns": list(columns)}} if columns is not None else {}
     layers = [*read_layers(found, folder, file), Layer(origin="the command line", settings=asked)]
     return Workspace(
         folder=folder.resolve(),

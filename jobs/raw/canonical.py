@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from jobs.raw.cells import ABSENT
-from jobs.raw.columns import COLUMNS, Names
+from jobs.raw.columns import COLUMNS, Names, told_columns
 from jobs.raw.containers import is_parquet
-from jobs.raw.folder import RawTableMissing, RawTableUnusable, TableFiles, source, table_files, told_by_folders
+from jobs.raw.folder import RawTableMissing, RawTableUnusable, TableFiles, source, table_files
 from jobs.raw.identity import table_digest
 from jobs.raw.parquet_layout import parquet_layout, rows_in
 from model import artifact
@@ -107,7 +107,7 @@ def in_place(table: TableFiles, names: Names) -> CanonicalTable | str:
             return f"{file.name} is no parquet by its bytes"
         if file.stat().st_size == 0 or not rows_in(file, file):
             return f"{file.name} is empty"
-        told = told_by_folders(table, file)
+        told = told_columns(table, file, names)
         layout = parquet_layout(file, file, table.name, names, told)
         why = _not_canonical(table.name, file, layout.kinds, layout.names, layout.codecs, told)
         if why is None and kinds not in (None, layout.kinds):

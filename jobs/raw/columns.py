@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from feature_repo.contract import EVENTS, ITEMS
-from jobs.raw.folder import RawTableUnusable
+from jobs.raw.folder import RawTableUnusable, TableFiles, told_by_folders
 from model.artifact import AnyPath
 
 COLUMNS: Final = {"events": EVENTS, "items": ITEMS}
@@ -79,20 +79,40 @@ def known(table: str, present: Sequence[str], names: Names) -> int:
     return len(wanted & {name.strip().lower() for name in present})
 
 
-def parse_names(said: Iterable[str]) -> dict[str, str]:
-    """What --columns says: `user_id=visitorid`, `item_id=sku`. Raises RawTableUnusable for no column of ours."""
-    found = {}
-    ours = {column.name for columns in COLUMNS.values() for column in columns}
+def parse_names(said: Iterable[str]) -> dict[str, dict[str, str]]:
+    """What --columns says, by table: `user_id=visitorid` of each that has the column, `items.item_id=sku` of one.
+
+    Raises RawTableUnusable for no column of ours.
+    """
+    everywhere, of_one = dict[str, str](), {table: dict[str, str]() for table in COLUMNS}
+    ours = {table: {column.name for column in columns} for table, columns in COLUMNS.items()}
+    known = set().union(*ours.values(), *({f"{table}.{name}" for name in names} for table, names in ours.items()))
     for pair in said:
         column, equals, name = (part.strip() for part in pair.partition("="))
         if not (equals and name):
             raise RawTableUnusable(f"--columns {pair!r} is no pair: say user_id=visitorid,item_id=sku")
-        if column not in ours:
-            near = difflib.get_close_matches(column, ours, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"say one of {', '.join(sorted(ours))}"
+        if column not in known:
+            near = difflib.get_close_matches(column, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"say one of {', '.join(sorted(known))}"
             raise RawTableUnusable(f"--columns {pair!r} names no column of the raw tables: {hint}")
-        found[column] = name
-    return found
+        table, dot, plain = column.partition(".")
+        if dot:
+            of_one[table][plain] = name
+        else:
+            everywhere[column] = name
+    return {
+        table: {column: name for column, name in everywhere.items() if column in ours[table]} | named
+        for table, named in of_one.items()
+    }
+
+
+def told_columns(table: TableFiles, file: AnyPath, names: Names) -> dict[str, str | None]:
+    """The columns of ours that the names of a file's folders tell. names: what they call otherwise."""
+    told = told_by_folders(table, file)
+    for column in (column.name for column in COLUMNS[table.name]):
+        if names.get(column, column) in told:
+            told[column] = told.pop(names.get(column, column))
+    return told
 
 
 def _require(
@@ -108,6 +128,7 @@ def _require(
     if told := [name for name in missing if name in names]:
         raise RawTableUnusable(
             f"{file} has no column {_shown(names[told[0]])}, which --columns says is {told[0]}: its columns are {there}"
+            f"{_of_one_table(told[0])}"
         )
     free = [one for one in present if one not in needed and one not in names.values()]
     likely = {name: found for name in missing if (found := _likely(name, free)) is not None}
@@ -127,6 +148,11 @@ def _likely(name: str, present: Sequence[str]) -> str | None:
         return spelled[found[0]]
     plain = {one.replace("_", ""): theirs for one, theirs in spelled.items()}
     return next((plain[other] for other in OTHER_NAMES.get(name, ()) if other in plain), None)
+
+
+def _of_one_table(column: str) -> str:
+    both = [table for table, columns in COLUMNS.items() if column in {one.name for one in columns}]
+    return "; of one table alone say " + " or ".join(f"{table}.{column}=" for table in both) if len(both) > 1 else ""
 
 
 def _shown(name: str) -> str:

@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -55,13 +55,15 @@ class Codec:
     open: Callable[[IO[bytes]], Any]
 
 
+BZIP2, XZ = b"BZh", b"\xfd7zXZ\0"
 CODECS: Final = (
     Codec(b"\x1f\x8b", "gzip", lambda stream: gzip.GzipFile(fileobj=stream)),
-    Codec(b"BZh", "bzip2", bz2.BZ2File),
-    Codec(b"\xfd7zXZ\0", "xz", lzma.LZMAFile),
+    Codec(BZIP2, "bzip2", lambda stream: nullcontext(_Members(stream, bz2.BZ2Decompressor, BZIP2))),
+    Codec(XZ, "xz", lambda stream: nullcontext(_Members(stream, lzma.LZMADecompressor, XZ))),
     Codec(b"\x28\xb5\x2f\xfd", "zstd", lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")),
 )
 ZIP: Final = b"PK\x03\x04"
+NO_BYTE: Final = "\udcff"  # in text, for bytes that are no such text; as UTF-8 the byte ff, which no text has
 DAMAGES: Final = (
     EOFError,
     RuntimeError,  # of zipfile, for what is encrypted or packed in another way
@@ -72,6 +74,55 @@ DAMAGES: Final = (
     pa.ArrowException,
     OSError,
 )
+
+
+class _GoesOn(Exception):
+    """A packed file has other bytes after its end."""
+
+
+class _Members:
+    """What lies in a file of packed streams one after another, which the library's own readers end in silence
+    where other bytes follow.
+    """
+
+    def __init__(self, stream: IO[bytes], decompressor: Callable[[], Any], magic: bytes) -> None:
+        self._stream, self._decompressor, self._magic = stream, decompressor, magic
+        self._member = decompressor()
+
+    def read(self, size: int) -> bytes:
+        """At most so many of the bytes that follow; none at the end. Raises EOFError where it is cut short."""
+        while True:
+            if self._member.eof:
+                packed = self._next(self._member.unused_data)
+                if not packed:
+                    return b""
+                self._member = self._decompressor()
+            else:
+                packed = self._stream.read(CHUNK) if self._member.needs_input else b""
+                if self._member.needs_input and not packed:
+                    raise EOFError
+            if plain := self._member.decompress(packed, size):
+                return cast(bytes, plain)
+
+    def _next(self, rest: bytes) -> bytes:
+        """What is read of the next member; empty where there is none. Zeros may stand between, as on tapes."""
+        while len(rest := rest.lstrip(b"\0")) < len(self._magic):
+            more = self._stream.read(CHUNK)
+            if not more:
+                break
+            rest += more
+        if rest and not rest.startswith(self._magic):
+            raise _GoesOn
+        return rest
+
+
+def _no_byte(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return NO_BYTE, error.end
+
+
+codecs.register_error("no_byte", _no_byte)
 
 
 def local_table(file: AnyPath, aside: Path) -> Path:
@@ -92,6 +143,8 @@ def local_table(file: AnyPath, aside: Path) -> Path:
     try:
         with _opened(file) as stream, _unpacked(file, stream, codec) as plain:
             _write(plain, aside, packed=file)
+    except _GoesOn:
+        raise _goes_on(file, codec) from None
     except DAMAGES as error:
         raise _damaged(file, codec, error) from None
     return aside
@@ -139,14 +192,14 @@ def _write(stream: IO[bytes], aside: Path, packed: AnyPath | None = None) -> Non
         if any(head.startswith(magic) for magic in (ZIP, *(codec.magic for codec in CODECS))):
             raise RawTableUnusable(f"{packed} is compressed twice: unpack it once")
     encoding = _encoding(head)
-    decoder = codecs.getincrementaldecoder(encoding)(errors="replace") if encoding else None
+    decoder = codecs.getincrementaldecoder(encoding)(errors="no_byte") if encoding else None
     with aside.open("wb") as plain:
         chunk = head
         while chunk:
-            plain.write(decoder.decode(chunk).encode() if decoder else chunk)
+            plain.write(decoder.decode(chunk).encode(errors="surrogateescape") if decoder else chunk)
             chunk = stream.read(CHUNK)
         if decoder:
-            plain.write(decoder.decode(b"", final=True).encode())
+            plain.write(decoder.decode(b"", final=True).encode(errors="surrogateescape"))
 
 
 def _encoding(head: bytes) -> str | None:
@@ -160,11 +213,16 @@ def _refuse_foreign(file: AnyPath, head: bytes) -> None:
             raise RawTableUnusable(f"{file} {said}")
 
 
+def _goes_on(file: AnyPath, codec: Codec | None) -> RawTableUnusable:
+    packed = codec.name if codec else "zip"
+    return RawTableUnusable(f"{file} goes on with other bytes after the end of its {packed}: write it again")
+
+
 def _damaged(file: AnyPath, codec: Codec | None, error: Exception) -> Exception:
     if isinstance(error, RawTableUnusable) or (isinstance(error, OSError) and error.errno is not None):
         return error  # a file that may not be read is not damaged
     if isinstance(error, gzip.BadGzipFile) and "Not a gzipped file" in str(error):  # for it began as one
-        return RawTableUnusable(f"{file} goes on with other bytes after the end of its gzip: write it again")
+        return _goes_on(file, codec)
     if "encrypted" in str(error):
         return RawTableUnusable(f"{file} is an encrypted zip: unpack it")
     if isinstance(error, NotImplementedError):  # of zipfile, for methods that few use

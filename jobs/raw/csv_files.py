@@ -23,8 +23,10 @@ from model.artifact import AnyPath
 
 SAMPLED: Final = 2**18  # bytes of a text file that are looked at: about a thousand lines
 PREAMBLE: Final = 100  # lines that may stand before the header
+LEAST_KNOWN: Final = 2  # columns of ours by which a line that is not the first is known to be the header
 BAD_LINES: Final = 10  # one line in so many may hold bytes that are no UTF-8; with more, the whole file is not
 LONGEST: Final = 2**25  # bytes of a row
+MOST_BROKEN: Final = 1_000_000  # lines of a file that may be no rows: they are held in memory
 DELIMITERS: Final = (",", ";", "\t", "|")
 csv.field_size_limit(LONGEST)  # its own of 128 kB refuses what DuckDB reads
 LINE_END: Final = re.compile(rb"\r\n|\r|\n")
@@ -68,11 +70,16 @@ def csv_layout(path: Path, file: AnyPath, table: str, names: Names, told: Contai
         head = stream.read(SAMPLED)
     lines = _sampled_lines(file, head, whole=len(head) < SAMPLED)
     before, delimiter = _before_header(lines)
-    rest = [line.decode("utf-8-sig" if not number else "utf-8", "surrogateescape") for number, line in enumerate(lines)]
-    rest = rest[before:]
-    found = {one: _cells(rest, one) for one in ([delimiter] if delimiter else DELIMITERS)}
-    best = max(found, key=lambda one: known(table, found[one], names))
-    header = found[best]
+    text = [line.decode("utf-8-sig" if not number else "utf-8", "surrogateescape") for number, line in enumerate(lines)]
+    delimiters = [delimiter] if delimiter else list(DELIMITERS)
+    best, header = _header(table, text[before:], delimiters, names)
+    if known(table, header, names) < LEAST_KNOWN:  # a title may stand before it, or a mark of a comment
+        for number, line in enumerate(text[:PREAMBLE]):
+            other, cells = _header(table, [line.lstrip("# ")], delimiters, names)
+            if known(table, cells, names) >= LEAST_KNOWN:
+                before, best, header = number, other, cells
+                break
+    rest = text[before:]
     quote = "'" if header and all(re.fullmatch("'.*'", cell) for cell in header) else '"'
     header = header if quote == '"' else _cells(rest, best, quote)
     if not all(_is_utf8(cell.encode(errors="surrogateescape")) for cell in header):
@@ -106,6 +113,13 @@ def _before_header(lines: Sequence[bytes]) -> tuple[int, str | None]:
         elif line.strip() not in (b"", b"\xef\xbb\xbf") and not line.startswith(b"#"):
             return number, delimiter
     return 0, delimiter
+
+
+def _header(table: str, lines: Sequence[str], delimiters: Sequence[str], names: Names) -> tuple[str, list[str]]:
+    """The delimiter by which most of the contract's columns are found in the first row, and its cells."""
+    found = {one: _cells(lines, one) for one in delimiters}
+    best = max(found, key=lambda one: known(table, found[one], names))
+    return best, found[best]
 
 
 def _cells(lines: Sequence[str], delimiter: str, quote: str = '"') -> list[str]:
@@ -151,10 +165,11 @@ class Scan:
     rejects: str
 
     def broken(self, db: duckdb.DuckDBPyConnection) -> list[Broken]:
-        """What was no row, in order, once the query has run."""
+        """What was no row, in order, once the query has run; no more than MOST_BROKEN."""
         rows = db.execute(
             "SELECT line, bool_or(error_type <> 'INVALID ENCODING'), any_value(csv_line), "
-            f"bool_or(error_type = 'UNQUOTED VALUE') FROM {self.rejects} GROUP BY line ORDER BY line"
+            f"bool_or(error_type = 'UNQUOTED VALUE') FROM {self.rejects} "
+            f"GROUP BY line ORDER BY line LIMIT {MOST_BROKEN}"
         ).fetchall()
         return [
             Broken(line, BAD_ROW if bad_row else BAD_ENCODING, text or "", by_quote)
@@ -243,6 +258,8 @@ def without_broken(path: Path, aside: Path, layout: CsvLayout) -> list[Broken]:
                 whole.writelines(lines.take(length))
             else:
                 broken.append(Broken(number, BAD_ROW, lines.take(1)[0].rstrip("\r\n")))
+                if len(broken) == MOST_BROKEN:
+                    break
     return broken
 
 

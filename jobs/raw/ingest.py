@@ -24,8 +24,8 @@ from jobs.engines.duckdb_session import connect, literal
 from jobs.options import Columns, parted
 from jobs.paths import path_option
 from jobs.raw.canonical import KIND, CanonicalTable, in_place
-from jobs.raw.columns import COLUMNS, Names, parse_names
-from jobs.raw.folder import RawTableUnusable, TableFiles, file_version, source, tables_of, told_by_folders
+from jobs.raw.columns import COLUMNS, Names, parse_names, told_columns
+from jobs.raw.folder import RawTableUnusable, TableFiles, file_version, source, tables_of
 from jobs.raw.identity import WATCHED_FROM, KnownDigests, file_digests, hash_files, tables_inputs
 from jobs.raw.ingest_file import RawFile, ingest_file
 from jobs.raw.parquet_files import NOT_UTF8
@@ -75,7 +75,7 @@ def read_tables(
     memory, threads: as jobs.engines.duckdb_session.connect has them.
     Raises RawTableMissing where there is neither, RawTableUnusable.
     """
-    names, tables = parse_names(config.columns), tables_of(raw)
+    names_of, tables = parse_names(config.columns), tables_of(raw)
     digest_of = KnownDigests(workspace / "raw_digests.db") if workspace else None
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
@@ -86,7 +86,7 @@ def read_tables(
                 draft.facts[name], draft.parts[name] = None, ""
                 if name not in tables:
                     continue
-                table = tables[name]
+                table, names = tables[name], names_of[name]
                 versions = {file: file_version(file) for file in table.files}
                 digests = file_digests(table.files, digest_of or hash_files)
                 found = _usable_in_place(db, table, names)
@@ -162,7 +162,7 @@ def _pieces(raw: AnyPath, table: TableFiles, names: Names, digests: Mapping[AnyP
     """The table's files by what names the file that is made of each: all that it depends on."""
     found = {}
     for file in table.files:
-        told = told_by_folders(table, file)
+        told = told_columns(table, file, names)
         one = RawFile(file=file, called=_called(raw, file), table=table.name, told=told)
         found[_digest([REVISION, table.name, digests[file], one.called, told, names])] = one
     return found
@@ -253,7 +253,7 @@ def ingest(
         raw=raw,
         raw_digest="/".join(tables_inputs(Path(), raw).values()),
         out=out,
-        config=IngestConfig(columns=parted(columns)),
+        config=IngestConfig(columns=parted(columns) or ()),
     )
 
 

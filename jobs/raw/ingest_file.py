@@ -1,7 +1,7 @@
 """One raw file, whatever it is written in, as canonical parquet: typed rows in UTC days, each with its number."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from jobs.raw.columns import COLUMNS, Names
 from jobs.raw.containers import is_parquet, local_table, normalised, odd_bytes
 from jobs.raw.csv_files import (
     LONGEST,
+    MOST_BROKEN,
     Broken,
     CsvLayout,
     Scan,
@@ -30,7 +31,15 @@ from jobs.raw.csv_files import (
 )
 from jobs.raw.folder import RawTableUnusable, format_of
 from jobs.raw.json_cells import cells_of_lines
-from jobs.raw.json_files import LINES, OBJECTS, JsonLayout, damaged_json, json_broken, json_layout, json_rows
+from jobs.raw.json_files import (
+    LINES,
+    JsonLayout,
+    damaged_json,
+    json_broken,
+    json_layout,
+    json_rows,
+    with_an_object_a_line,
+)
 from jobs.raw.parquet_files import NOT_UTF8, careful_part, parquet_part
 from jobs.raw.parquet_layout import open_parquet, parquet_layout, rows_in
 from jobs.raw.typed import (
@@ -179,7 +188,7 @@ def _csv(db: duckdb.DuckDBPyConnection, raw: RawFile, names: Names, path: Path, 
             for one in _read_text(scratch / "whole", scratch, read)
         ]
         broken = sorted([*loose, *others], key=lambda one: one.number)
-    _refuse_endless(raw.file, broken)
+    _refuse_hopeless(raw.file, broken)
     _in_days(db, raw, out, broken)
 
 
@@ -212,12 +221,9 @@ def _json(db: duckdb.DuckDBPyConnection, raw: RawFile, names: Names, path: Path,
 
     broken = _read_text(path, scratch, partial(_copy_json, db, raw, layout=layout, out=out))
     if layout.form == LINES and _has_several_a_line(db, out):
-        layout, aside = replace(layout, form=OBJECTS), out.with_suffix(".other")
-        with suppress(RawTableUnusable):  # then some of the lines are damaged, and the others stand
-            broken = _read_text(path, scratch, partial(_copy_json, db, raw, layout=layout, out=aside))
-            aside.rename(out)
-        aside.unlink(missing_ok=True)
-    _refuse_endless(raw.file, broken)
+        one_a_line = with_an_object_a_line(path, scratch / "objects")
+        broken = _read_text(one_a_line, scratch, partial(_copy_json, db, raw, layout=layout, out=out))
+    _refuse_hopeless(raw.file, broken)
     _in_days(db, raw, out, broken)
 
 
@@ -296,7 +302,13 @@ def _copy_text(
             scan.forget(db)
 
 
-def _refuse_endless(file: AnyPath, broken: Sequence[Broken]) -> None:
+def _refuse_hopeless(file: AnyPath, broken: Sequence[Broken]) -> None:
+    if len(broken) >= MOST_BROKEN:
+        first = broken[0]
+        raise RawTableUnusable(
+            f"{file} has {MOST_BROKEN:,} lines or more that are no rows, the first of them row {first.number} "
+            f"({first.text[:80]!r}): write it again"
+        )
     if endless := next((one for one in broken if len(one.text.encode()) >= LONGEST), None):
         raise RawTableUnusable(
             f"{file} has a row of more than {LONGEST:,} bytes, row {endless.number}: look for an unclosed quote"

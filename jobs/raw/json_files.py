@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -70,6 +70,37 @@ def json_rows(path: Path, layout: JsonLayout) -> tuple[str, Scan | None]:
             scan,
         )
     return _objects(path, layout.form), None
+
+
+def with_an_object_a_line(path: Path, aside: Path) -> Path:
+    """A copy of a file of lines in which each object has one of its own; a line that is damaged stays as it is.
+
+    It takes longer than DuckDB, and is only needed where a line holds several.
+    """
+    with path.open("rb") as lines, aside.open("wb") as whole:
+        for line in lines:
+            whole.writelines(_objects_of(line))
+    return aside
+
+
+def _objects_of(line: bytes) -> Iterator[bytes]:
+    """What a line holds, an object a line; the line where it does not hold only those."""
+    if not re.search(rb"\}\s*\{", line):
+        return iter([line])
+    text = line.decode("utf-8", "surrogateescape").strip()
+    found, at, decoder = list[str](), 0, json.JSONDecoder()
+    while at < len(text):
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return iter([line])
+        if not isinstance(value, dict):
+            return iter([line])
+        found.append(text[at:end] + "\n")
+        at = end
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return (one.encode("utf-8", "surrogateescape") for one in found)
 
 
 def json_broken(scan: Scan, db: duckdb.DuckDBPyConnection) -> list[Broken]:

@@ -1,8 +1,8 @@
 """How many raw events each file holds of each UTC day, counted once a file, and which of them the daily log leaves out.
 
 WORKSPACE/days/raw_days.json keeps the counts of a file for as long as its version, jobs.raw.folder.file_version, stays
-what it was. So a day is read from the files that hold it, and events that no day of the log has counted do not stay
-unseen.
+what it was; an ingested file is named by its content, so its name is its version. So a day is read from the files that
+hold it, and events that no day of the log has counted do not stay unseen.
 """
 
 import json
@@ -42,7 +42,7 @@ def index_file(workspace: AnyPath) -> AnyPath:
 
 
 def read_index(workspace: AnyPath) -> dict[str, FileDays]:
-    """The counts of each file, by its path; empty where nothing has been counted."""
+    """The counts of each file, by what it is called there; empty where nothing has been counted."""
     try:
         said = json.loads(index_file(workspace).read_text("utf-8"))
     except FileNotFoundError:
@@ -66,15 +66,27 @@ def indexed(table: CanonicalTable, workspace: AnyPath, count_days: CountDays) ->
     Raises what count_days raises (only where there is something to count).
     """
     known = read_index(workspace)
-    version = {file_name(file): file_version(file) for file in table.files}
-    fresh = {name: known[name] for name in version if name in known and known[name].version == version[name]}
+    counted = {file_name(file): _as_counted(table, file) for file in table.files}
+    fresh = {
+        path: known[name]
+        for path, (name, version) in counted.items()
+        if name in known and known[name].version == version
+    }
     new = tuple(file for file in table.files if file_name(file) not in fresh)
     if new:
         counts = count_days(with_files(table, new))
-        fresh |= {name: FileDays(version=version[name], rows=rows) for name, rows in counts.items()}
-    if known.keys() != fresh.keys() or new:
-        write_index(workspace, fresh)
+        fresh |= {path: FileDays(version=counted[path][1], rows=rows) for path, rows in counts.items()}
+    kept = {counted[path][0]: days for path, days in fresh.items()}
+    if known.keys() != kept.keys() or new:
+        write_index(workspace, kept)
     return fresh
+
+
+def _as_counted(table: CanonicalTable, file: AnyPath) -> tuple[str, str]:
+    """What a file is called among the counts, and its version."""
+    if table.kinds is None:  # an ingested file is named by its content, wherever it lies
+        return file.name, file.name
+    return file_name(file), file_version(file)
 
 
 def files_of(
@@ -87,7 +99,7 @@ def files_of(
 
 
 def file_name(file: AnyPath) -> str:
-    """What a file is called in the index."""
+    """A file's path, as engines say it."""
     return str(file.absolute())
 
 

@@ -152,7 +152,20 @@ def _json_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row | str]:
     with _open(path, newline=None) as stream:
         for line in stream:
             if line.strip(WHITE_SPACE):
-                yield json_row(line.rstrip("\n"), wanted)
+                yield from (json_row(one, wanted) for one in _several(line.rstrip("\n")))
+
+
+def _several(line: str) -> list[str]:
+    """The objects of a line that holds nothing else, or the line."""
+    found, rest = [], line.strip(WHITE_SPACE)
+    try:
+        while rest:
+            value, end = json.JSONDecoder().raw_decode(rest)
+            found.append(rest[:end] if isinstance(value, dict) else None)
+            rest = rest[end:].strip(WHITE_SPACE)
+    except (ValueError, RecursionError):
+        return [line]
+    return [line] if None in found else found
 
 
 def json_row(line: str, wanted: Sequence[str]) -> Row | str:

@@ -125,7 +125,7 @@ COUNTED = [
             + b'[{"item_id": "x"}]\n[1]\nnull\n"x"\n7\n{"item_id": "x"\n{"item_id": "x"}}\n'
             + b'{\'item_id\': \'x\'}\n{"item_id": "x\ty"}\n{"item_id": "x",}\n'
         },
-        counted=counted(3, bad_row=13),
+        counted=counted(5, bad_row=12),
     ),
     Case(
         "items with NULs", {"items.csv": as_csv(items(3)) + bytes(99) + b"\na\0,,,,,\n"}, counted=counted(3, bad_row=2)

@@ -12,6 +12,7 @@ import pytest
 from plain_rows import rows as plain_rows
 from raw_files import ITEM, Case, as_csv, items, zipped
 
+from jobs.raw import csv_files, ingest_file
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.folder import RawTableUnusable
 from jobs.rules import items as catalogue
@@ -104,6 +105,42 @@ def test_rows_between_broken_lines_are_read_and_each_broken_line_is_counted(duck
         files[f"items/{n}.csv"] = stream.getvalue().encode()
     rows = duck.rows(Case("items", files).lay(tmp_path / "raw"), "items")
     assert sorted((row["file"], row["number"], row["reason"], row["image_uri"]) for row in rows) == sorted(expected)
+
+
+def test_a_file_of_too_many_broken_lines_is_refused_and_says_the_first(duck, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(csv_files, "MOST_BROKEN", 20)
+    monkeypatch.setattr(ingest_file, "MOST_BROKEN", 20)
+    text = as_csv(items(3)) + b"only one\n" * 19
+    rows = duck.rows(Case("items", {"items.csv": text}).lay(tmp_path / "few"), "items")
+    assert sum(row["reason"] == "bad_row" for row in rows) == 19
+    for number, line in enumerate((b"only one\n", b'"a"b,c\n')):
+        raw = Case("items", {"items.csv": text + line}).lay(tmp_path / f"many{number}")
+        with pytest.raises(RawTableUnusable, match=r"has 20 lines or more that are no rows, .* row 4 \('only one'\)"):
+            duck.rows(raw, "items")
+
+
+def test_several_objects_a_line_are_rows_beside_a_line_that_is_damaged(duck, tmp_path) -> None:
+    text = b'{"item_id": "a"} {"item_id": "b"}\n{"item_id": "c", \n{"item_id": "d"}{"item_id": "e"}\n'
+    text += b'{"item_id": "f", "title": "} {"}\n{"item_id": "g"} {"item_id": \n'
+    rows = duck.rows(Case("items", {"items.jsonl": text}).lay(tmp_path / "raw"), "items")
+    found = [(row["number"], row["item_id"], row["reason"]) for row in sorted(rows, key=lambda row: row["number"])]
+    assert found == [
+        (1, "a", None),
+        (2, "b", None),
+        (3, None, "bad_row"),
+        (4, "d", None),
+        (5, "e", None),
+        (6, "f", None),
+        (7, None, "bad_row"),
+    ]
+
+
+def test_what_is_damaged_in_utf16_costs_its_own_rows(duck, tmp_path) -> None:
+    lines = [line.encode("utf-16-le") for line in as_csv(items()).decode().splitlines(keepends=True)]
+    text = b"\xff\xfe" + b"".join(lines) + b"\x00\xd8" + lines[1] + b"\n"  # half a pair, and half a letter
+    rows = duck.rows(Case("items", {"items.csv": text}).lay(tmp_path / "raw"), "items")
+    reasons = [row["reason"] for row in sorted(rows, key=lambda row: row["number"])]
+    assert reasons == [*[None] * 30, "bad_encoding", "bad_row"]
 
 
 JSON_PIECES = [

@@ -1,7 +1,9 @@
 """A raw table that cannot be read is refused in one sentence that names the file and the cure."""
 
+import bz2
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -132,6 +134,18 @@ REFUSED = [
     Case("items in a parquet without its end", {"items.parquet": as_parquet(ITEM)[:-8]}, "not a readable parquet file"),
     Case("items compressed twice", {"items.csv.gz": zipped(zipped(as_csv([ITEM])))}, "is compressed twice: unpack it"),
     Case("items before garbage", {"items.csv.gz": zipped(as_csv([ITEM])) + b"x" * 9}, "goes on with other bytes after"),
+    Case(
+        "items before garbage in bzip2",
+        {"items.csv.bz2": bz2.compress(as_csv([ITEM])) + b"x" * 9},
+        "goes on with other bytes after the end of its bzip2: write it again",
+    ),
+    Case(
+        "items before garbage in xz",
+        {"items.csv.xz": lzma.compress(as_csv([ITEM])) + b"x" * 9},
+        "goes on with other bytes after the end of its xz: write it again",
+    ),
+    Case("items in a cut bzip2", {"items.csv.bz2": bz2.compress(as_csv([ITEM]))[:-3]}, "does not unpack to its end"),
+    Case("items in a cut xz", {"items.csv.xz": lzma.compress(as_csv([ITEM]))[:-3]}, "does not unpack to its end"),
     Case("items in a cut gzip", {"items.jsonl.gz": zipped(as_jsonl(items()))[:-20]}, "does not unpack to its end"),
     Case("items in half a zip", {"items.csv": b"PK\x03\x04 and more"}, "as its zip does not unpack to its end"),
     Case(

@@ -374,3 +374,20 @@ def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_c
     assert made.notes["left_out"] == held["left_out"]
     assert "events_left_out" not in courier(*add, "--from", "2024-03-01", "--to", "2024-03-05")
     assert json.loads(courier(*status))["log"]["left_out"] is None
+
+
+def test_ingested_files_are_counted_once_wherever_they_lie(tmp_path) -> None:
+    raw, counted = raw_folder(tmp_path / "raw", "csv"), []
+
+    def count(table: CanonicalTable) -> dict[str, dict[str, int]]:
+        counted.append(len(table.files))
+        with connect(tmp_path / "spill") as connection:
+            return raw_days_duckdb.count_days(connection, table)
+
+    before = indexed(as_read(raw, "csv", tmp_path / "one"), tmp_path / "ws", count)
+    write(raw / "events" / "date=later" / "part-0", rows_of(DAYS[6], random.Random(6)), "csv")
+    table = as_read(raw, "csv", tmp_path / "two")
+    after = indexed(table, tmp_path / "ws", count)
+    assert counted == [5, 1]
+    assert after.keys() == {file_name(file) for file in table.files}
+    assert rows_a_day(after.values()) == rows_a_day(before.values()) | {DAYS[6]: 40}

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
@@ -233,11 +232,21 @@ def _damaged(file: AnyPath, codec: Codec | None, error: Exception) -> Exception:
     )
 
 
-def odd_bytes(file: Path) -> set[str]:
-    """Which of CR and NUL a text file may hold, or JSON spell: few do, and a look costs less than mending."""
-    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
-        spelled = {"\r": (b"\r", rb"\r", rb"\u000d", rb"\u000D"), "\0": (b"\0", rb"\u0000")}
-        return {odd for odd, forms in spelled.items() if any(data.find(form) >= 0 for form in forms)}
+def odd_bytes(file: Path, *, spelled: bool) -> set[str]:
+    """Which of CR and NUL a text file may hold: few do, and a look costs less than mending.
+
+    spelled: whether JSON may spell them, too.
+    """
+    forms = {"\r": [b"\r"], "\0": [b"\0"]}
+    if spelled:
+        forms = {"\r": [b"\r", rb"\r", rb"\u000d", rb"\u000D"], "\0": [b"\0", rb"\u0000"]}
+    found, rest = set[str](), b""
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            chunk = rest + chunk
+            found |= {odd for odd, known in forms.items() if odd not in found and any(one in chunk for one in known)}
+            rest = chunk[-5:]  # of the longest form all but the last
+    return found
 
 
 def normalised(file: Path, aside: Path) -> Path:

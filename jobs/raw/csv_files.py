@@ -200,6 +200,7 @@ def text_scan(path: Path, options: str) -> Scan:
     query = (
         f"read_csv({literal(path)}, auto_detect = false, strict_mode = true, store_rejects = true, rejects_limit = 0, "
         f"rejects_table = '{rejects}', rejects_scan = '{rejects}_scans', max_line_size = {LONGEST}, "
+        f"buffer_size = {LONGEST}, "  # a thread has one at a time; DuckDB's own are sixteen times the longest line
         f"compression = 'none', {options})"
     )
     return Scan(query, rejects)

@@ -97,7 +97,10 @@ def _is_ahead(as_of: datetime) -> str:
 def _rows(db: duckdb.DuckDBPyConnection, table: CanonicalTable, only: str) -> str:
     """The rows of a table, each with why it is of no use by itself. only: a condition on columns of the files."""
     if table.kinds is None:
-        return f"SELECT * FROM {_files(db, table)} WHERE {only}"
+        number = f"coalesce({NUMBER}, file_row_number + 1) AS {NUMBER}"
+        return (
+            f"SELECT * EXCLUDE (path, file_row_number) REPLACE ({number}) FROM {_files(db, table, 'path')} WHERE {only}"
+        )
     columns = [f"NULL::VARCHAR AS {name}" if kind == ABSENT else name for name, kind in table.kinds.items()]
     query = (
         f"SELECT {', '.join(columns)}, NULL::VARCHAR AS {CORRUPT}, FALSE AS {UNREADABLE}, {FILE}, "
@@ -107,13 +110,13 @@ def _rows(db: duckdb.DuckDBPyConnection, table: CanonicalTable, only: str) -> st
     return typed_events(part) if table.name == "events" else typed_items(part)
 
 
-def _files(db: duckdb.DuckDBPyConnection, table: CanonicalTable, path: str | None = None) -> str:
-    """The files of a table. path: the name of a column for theirs, beside which `file_row_number` stands then."""
+def _files(db: duckdb.DuckDBPyConnection, table: CanonicalTable, path: str) -> str:
+    """The files of a table, with `file_row_number`. path: the name of a column for their paths."""
     first = table.files[0]
     if not isinstance(first, Path) and first.protocol not in db.list_filesystems():
         db.register_filesystem(first.fs)
-    places = f", filename = '{path}', file_row_number = true" if path else ""
-    return f"read_parquet([{', '.join(map(_pattern, table.files))}], hive_partitioning = false{places})"
+    files, places = ", ".join(map(_pattern, table.files)), f"filename = '{path}', file_row_number = true"
+    return f"read_parquet([{files}], hive_partitioning = false, {places})"
 
 
 def _pattern(file: Path | object) -> str:

@@ -43,6 +43,7 @@ from jobs.raw.json_files import (
 from jobs.raw.parquet_files import NOT_UTF8, careful_part, parquet_part
 from jobs.raw.parquet_layout import open_parquet, parquet_layout, rows_in
 from jobs.raw.typed import (
+    AS_IT_STANDS,
     CORRUPT,
     FILE,
     NUMBER,
@@ -204,9 +205,8 @@ def _nth_of_others(n: int, taken: Sequence[int]) -> int:
 def _copy_csv(db: duckdb.DuckDBPyConnection, raw: RawFile, path: Path, *, layout: CsvLayout, out: Path) -> list[Broken]:
     scan = csv_scan(path, layout)
     cells = {name: f"c{place}" for name, place in layout.places.items()}
-    odd = odd_bytes(path)
-    query = f"SELECT {_text_cells(raw, cells, odd)}, row_number() OVER () AS {NUMBER} FROM {scan.query}"
-    part = _part_of_text(raw, query, odd)
+    odd = odd_bytes(path, spelled=False)
+    part = _part_of_text(raw, f"SELECT {_text_cells(raw, cells, odd)} FROM {scan.query}", odd)
     return _copy_text(db, raw, scan, part, out, lambda: scan.broken(db), first=layout.before + 2)
 
 
@@ -231,10 +231,9 @@ def _copy_json(
     db: duckdb.DuckDBPyConnection, raw: RawFile, path: Path, *, layout: JsonLayout, out: Path
 ) -> list[Broken]:
     objects, scan = json_rows(path, layout)
-    lines = f"SELECT *, row_number() OVER () AS {NUMBER} FROM ({objects})"
-    cells = cells_of_lines(lines, layout.keys, [NUMBER])
-    odd = odd_bytes(path)
-    query = f"SELECT {_text_cells(raw, {name: name for name in layout.keys}, odd, CORRUPT)}, {NUMBER} FROM ({cells})"
+    odd = odd_bytes(path, spelled=True)
+    named = _text_cells(raw, {name: name for name in layout.keys}, odd, CORRUPT)
+    query = f"SELECT {named} FROM ({cells_of_lines(objects, layout.keys)})"
     part = _part_of_text(raw, query, odd)
     try:
         return _copy_text(db, raw, scan, part, out, lambda: json_broken(scan, db) if scan else [], first=1)
@@ -251,7 +250,7 @@ def _has_several_a_line(db: duckdb.DuckDBPyConnection, out: Path) -> bool:
 
 
 def _text_cells(raw: RawFile, cells: Mapping[str, str], odd: Container[str], corrupt: str = "NULL::VARCHAR") -> str:
-    """The contract's columns of text, with what a Part has beside them but NUMBER.
+    """The contract's columns of text, with what a Part has beside them.
 
     cells: column -> expression.  odd: as odd_bytes finds it.
     """
@@ -259,7 +258,8 @@ def _text_cells(raw: RawFile, cells: Mapping[str, str], odd: Container[str], cor
     told = {name: literal(value) if value is not None else "NULL" for name, value in raw.told.items()}
     read = {**told, **cells}
     listed = [f"{_cell(read.get(one.name), one.nullable, odd)} AS {one.name}" for one in columns]
-    return f"{', '.join(listed)}, {corrupt} AS {CORRUPT}, FALSE AS {UNREADABLE}, {literal(raw.called)} AS {FILE}"
+    others = {CORRUPT: corrupt, UNREADABLE: "FALSE", FILE: literal(raw.called), NUMBER: AS_IT_STANDS}
+    return ", ".join([*listed, *(f"{sql} AS {name}" for name, sql in others.items())])
 
 
 def _cell(read: str | None, nullable: bool, odd: Container[str]) -> str:
@@ -358,15 +358,17 @@ def _in_days(db: duckdb.DuckDBPyConnection, raw: RawFile, out: Path, broken: Seq
 
 
 def _numbered(db: duckdb.DuckDBPyConnection, out: Path, taken: Sequence[int]) -> str:
-    """The rows of `out`, numbered as if nothing else stood in the file. taken: the numbers of what else does."""
+    """The rows of `out`, which stand as in the raw file. taken: the numbers of what else stands there."""
+    read = f"read_parquet({literal(out)}, file_row_number = true)"
+    numbered = f"SELECT * EXCLUDE file_row_number REPLACE (file_row_number + 1 AS {NUMBER}) FROM {read}"
     if not taken:
-        return f"FROM read_parquet({literal(out)})"
+        return numbered
     # Row g of those that were read comes after the j-th that was not, exactly if fewer than g rows stand before that.
     before = [number - place for place, number in enumerate(taken, start=1)]
     db.register("taken", pa.table({"before": before, "others": list(range(1, len(taken) + 1))}))
     return (
         f"SELECT rows.* REPLACE (rows.{NUMBER} + coalesce(others, 0) AS {NUMBER}) "
-        f"FROM read_parquet({literal(out)}) rows "
+        f"FROM ({numbered}) rows "
         f"ASOF LEFT JOIN (SELECT before, max(others) AS others FROM taken GROUP BY before) ON rows.{NUMBER} > before"
     )
 

@@ -1,6 +1,6 @@
 """The cells of lines of JSON in DuckDB's SQL: lines as Python takes them for objects, numbers as Spark writes them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 from jobs.engines.duckdb_session import literal
@@ -21,8 +21,8 @@ HALF_PAIR: Final = r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}"
 FLOATING: Final = "-?[0-9]+(?:[.][0-9]*)?(?:[eE][+-]?[0-9]+)?"
 
 
-def cells_of_lines(lines: str, keys: Mapping[str, str], others: Sequence[str]) -> str:
-    """A query of `lines`, which has LINE and `others`: its cells as text, CORRUPT, and `others`.
+def cells_of_lines(lines: str, keys: Mapping[str, str]) -> str:
+    """A query of `lines`, which has LINE: its cells as text, and CORRUPT.
 
     keys: what each cell is to be called -> its key in the objects.
     Where a line is no JSON object, it stands in CORRUPT, and the cells are null.
@@ -38,7 +38,7 @@ def cells_of_lines(lines: str, keys: Mapping[str, str], others: Sequence[str]) -
     query = _added(query, {f"_float_{name}": _float(name) for name in keys})
     cells = ", ".join(f"{_text(name)} AS {name}" for name in keys)
     corrupt = f"CASE WHEN NOT _is_row THEN {LINE} END AS {CORRUPT}"
-    return f"SELECT {cells}, {corrupt}, {', '.join(others)} FROM ({query})"
+    return f"SELECT {cells}, {corrupt} FROM ({query})"
 
 
 def _added(query: str, columns: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from jobs.engines.duckdb_session import literal
 from jobs.raw.cells import ABSENT, is_text
 from jobs.raw.parquet_layout import ParquetLayout, open_parquet
-from jobs.raw.typed import CORRUPT, FILE, NUMBER, UNREADABLE, Part
+from jobs.raw.typed import AS_IT_STANDS, CORRUPT, FILE, NUMBER, UNREADABLE, Part
 
 BATCH_ROWS: Final = 2**16
 # In text, for each run of bytes that is no UTF-8: noncharacters, of which Unicode says that no text has them.
@@ -37,10 +37,10 @@ def parquet_part(path: Path, layout: ParquetLayout, file: str) -> Part:
         "NULL::VARCHAR AS " + name if kind == ABSENT else _named(layout.names[name], name, kind)
         for name, kind in layout.kinds.items()
     ]
-    source = f"read_parquet({literal(path)}, hive_partitioning = false, file_row_number = true)"
+    source = f"read_parquet({literal(path)}, hive_partitioning = false)"
     return Part(
         f"SELECT {', '.join(columns)}, NULL::VARCHAR AS {CORRUPT}, FALSE AS {UNREADABLE}, {file} AS {FILE}, "
-        f"file_row_number + 1 AS {NUMBER} FROM {source}",
+        f"{AS_IT_STANDS} AS {NUMBER} FROM {source}",
         layout.kinds,
     )
 
@@ -65,7 +65,7 @@ def careful_part(db: duckdb.DuckDBPyConnection, path: Path, layout: ParquetLayou
     ]
     return Part(
         f"SELECT {', '.join(columns)}, NULL::VARCHAR AS {CORRUPT}, {marked} AS {UNREADABLE}, {file} AS {FILE}, "
-        f"{NUMBER} FROM {name}",
+        f"{AS_IT_STANDS} AS {NUMBER} FROM {name}",
         layout.kinds,
     )
 
@@ -77,27 +77,23 @@ def _named(theirs: str, name: str, kind: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Batches:
-    """The rows of a parquet file as a stream of Arrow, begun anew whenever it is asked for, with their NUMBER."""
+    """The rows of a parquet file as a stream of Arrow, begun anew whenever it is asked for."""
 
     path: Path
     layout: ParquetLayout
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> object:
         with open_parquet(self.path) as parquet:
-            kinds = {
-                name: _plain(parquet.schema_arrow.field(theirs).type) for name, theirs in self.layout.names.items()
-            }
-        schema = pa.schema([*kinds.items(), (NUMBER, pa.int64())])
+            schema = pa.schema(
+                (name, _plain(parquet.schema_arrow.field(theirs).type)) for name, theirs in self.layout.names.items()
+            )
         return pa.RecordBatchReader.from_batches(schema, self._rows(schema)).__arrow_c_stream__(requested_schema)
 
     def _rows(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        first = 1
         with open_parquet(self.path) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=list(self.layout.names.values())):
                 columns = [_cleaned(batch.column(theirs), schema.field(name).type) for name, theirs in self._names()]
-                numbers = pa.array(range(first, first + len(batch)), pa.int64())
-                first += len(batch)
-                yield pa.record_batch([*columns, numbers], schema=schema)
+                yield pa.record_batch(columns, schema=schema)
 
     def _names(self) -> Sequence[tuple[str, str]]:
         return list(self.layout.names.items())

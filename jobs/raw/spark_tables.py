@@ -100,7 +100,8 @@ def damage_named() -> Iterator[None]:
 def _rows(spark: SparkSession, table: CanonicalTable, only: Callable[[Column], Column] | None = None) -> DataFrame:
     """The rows of a table, each with why it is of no use by itself. only: of event_time, which rows are wanted."""
     if table.kinds is None:
-        read = spark.read.parquet(*_uris(table))
+        number = F.coalesce(F.col(NUMBER), F.col("_metadata.row_index") + 1)
+        read = spark.read.parquet(*_uris(table)).withColumn(NUMBER, number)
         return read.filter(only(F.col("event_time"))) if only else read
     columns = contract.EVENTS if table.name == "events" else contract.ITEMS
     present = [column for column in columns if table.kinds[column.name] != ABSENT]

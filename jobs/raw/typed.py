@@ -18,6 +18,9 @@ ROW: Final = "row"  # such a row as JSON, as it was read; null for an accepted o
 LOST: Final = "lost"  # of an accepted item: which optional values could not be read, jobs.rules.items.LOST
 FILE: Final = "file"
 NUMBER: Final = "number"  # of the row in its file; 1 is the first
+# In ingested files it is null where it is that of the row in this one, which readers of parquet know: DuckDB counts the
+# rows of text one by one, in one thread.
+AS_IT_STANDS: Final = "NULL::BIGINT"
 COMMA: Final = r"\d+,\d{1,2}|\d{1,3}(?:\.\d{3})+,\d{1,2}"  # of a price: the comma can part no thousands
 # The point can part no thousands: too few or too many digits stand on one side of it.
 POINT: Final = r"\d*\.(?:\d{1,2}|\d{4,})|0\.\d+|\d{4,}\.\d+|\d{1,3}(?:,\d{3})+\.\d{1,2}|.*[eE].*"
@@ -60,8 +63,8 @@ def typed_events(part: Part) -> str:
             events.NULL_EVENT_TIME: time.absent,
             events.NAIVE_EVENT_TIME: f"_micros IS NULL AND {time.naive}",
             events.BAD_EVENT_TIME: f"({known}) IS NOT TRUE",
-            events.BAD_POSITION: f"{is_shown} AND {position.bad}",
-            events.NULL_POSITION: f"{is_shown} AND {position.absent}",
+            events.BAD_POSITION: f"{is_shown} AND _position IS NULL AND NOT ({position.absent})",
+            events.NULL_POSITION: f"{is_shown} AND _position IS NULL",
         }
     )
     return _select(
@@ -70,12 +73,13 @@ def typed_events(part: Part) -> str:
             "event_time": f"CASE WHEN {known} THEN make_timestamptz(_micros) END",
             "event_type": f"coalesce(_type, {_text(part, 'event_type')})",
             "request_id": _text(part, "request_id"),
-            "position": f"CASE WHEN NOT coalesce({position.bad}, FALSE) THEN {position.number} END",
+            "position": "_position",
         },
         part,
         contract.EVENTS,
         f"SELECT *, {reason} AS {REASON} "
-        f"FROM (SELECT *, {time.micros} AS _micros, {_event_type(part)} AS _type FROM ({part.query}))",
+        f"FROM (SELECT *, {time.micros} AS _micros, {_event_type(part)} AS _type, {position.number} AS _position "
+        f"FROM ({part.query}))",
     )
 
 

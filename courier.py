@@ -1,5 +1,6 @@
 """The front door: one command, `courier`, whose verbs are imported only when they are called."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ def _prepare_process() -> None:
 
     # On 2 cores with one other busy process, Lite0 ran 29 images/s with OpenMP's spinning threads and 100 without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # titles hold letters that not every locale can write
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 

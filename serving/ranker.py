@@ -144,7 +144,7 @@ def rank(
     opened = open_release(settings.workspace)
     ranking = load_ranker(opened, settings.workspace).rank(user, items, moment)
     if as_json:
-        print(answer_of(ranking, opened.release_id).model_dump_json(indent=1))
+        print(answer_of(ranking, opened.release_id).model_dump_json(indent=1, ensure_ascii=True))
     else:
         _print_table(user, ranking, opened.release_id)
 

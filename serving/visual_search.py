@@ -154,7 +154,7 @@ def search(
         query = _picture_of(opened, found.items[item]) if item is not None else decode(data)
         _draw(opened, asked, query, hits, sheet)
     if as_json:
-        print(answer_of(hits, opened.release_id).model_dump_json(indent=1))
+        print(answer_of(hits, opened.release_id).model_dump_json(indent=1, ensure_ascii=True))
     else:
         _print_table(asked, hits, opened.release_id)
 

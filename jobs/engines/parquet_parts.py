@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from jobs.paths import arrow_source, spark_uri
+from jobs.engines.spark_session import spark_place
+from jobs.paths import arrow_source
 from model.artifact import AnyPath
 
 # Spark packs nothing, for every part is written again.
@@ -25,7 +26,7 @@ def write_parts(
     placed: whether the rows lie so already: as of by_hash, and sorted.
     """
     rows = frame if placed else _placed(frame, by).sortWithinPartitions(*by, *then)
-    rows.write.mode("errorifexists").options(**RAW).parquet(spark_uri(folder))
+    rows.write.mode("errorifexists").options(**RAW).parquet(spark_place(frame.sparkSession, folder))
     _settle_all(folder)
 
 
@@ -37,7 +38,8 @@ def write_parts_apart(
     The column itself is left out. In each such folder lies what write_parts would write of its rows alone.
     """
     placed = _placed(frame, by).sortWithinPartitions(apart, *by, *then)
-    placed.write.mode("errorifexists").options(**RAW).partitionBy(apart).parquet(spark_uri(folder))
+    place = spark_place(frame.sparkSession, folder)
+    placed.write.mode("errorifexists").options(**RAW).partitionBy(apart).parquet(place)
     for path in folder.glob(f"{apart}=*"):
         _settle_all(path)
 

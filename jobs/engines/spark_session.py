@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.sql import SparkSession
 
+from jobs.paths import spark_uri
+from model.artifact import AnyPath
 from model.errors import CourierError
 
 OLDEST_JAVA = 17  # Spark 4 runs on nothing older
@@ -44,8 +47,14 @@ SHORT_JOB = "-XX:TieredStopAtLevel=1"
 # room: 20 M events took 192 s as Java does by itself with 4 GiB, 175 s with this one, 157 s with 8 GiB too. docs/LOG.md
 LONG_JOB = "-XX:+UseParallelGC"
 HEAP_GIB = (4, 8)  # at least and at most; between them a third of the machine's memory
+# What opens a store for Spark, of the same version as its Hadoop.
+CONNECTORS = {"s3a": "org.apache.hadoop:hadoop-aws", "abfs": "org.apache.hadoop:hadoop-azure"}
 PARTITIONS = "spark.sql.shuffle.partitions"
 LOCAL_PARTITIONS = "8"  # Spark's 200 cost one machine more than the work: 18k events took over 3 minutes
+
+
+class ConnectorMissing(CourierError):
+    """Spark lacks what opens a store; the message says what to add."""
 
 
 class JavaMissing(CourierError):
@@ -72,6 +81,23 @@ def spark_session(app_name: str, master: str | None = None, *, large: bool = Fal
     if (context.master or "").startswith("local") and not context.getConf().contains(PARTITIONS):
         session.conf.set(PARTITIONS, LOCAL_PARTITIONS)
     return session
+
+
+def spark_place(spark: SparkSession, path: AnyPath) -> str:
+    """The path as Spark is told of it. Raises ConnectorMissing where its Hadoop cannot reach it."""
+    uri = spark_uri(path)
+    scheme = uri.partition("://")[0]
+    hadoop = spark._jvm.org.apache.hadoop  # type: ignore[union-attr]
+    try:
+        hadoop.fs.FileSystem.getFileSystemClass(scheme, spark._jsc.hadoopConfiguration())
+    except Py4JJavaError:
+        known = CONNECTORS.get(scheme)
+        package = f"{known}:{hadoop.util.VersionInfo.getVersion()}" if known else "PACKAGE"
+        raise ConnectorMissing(
+            f"Spark has no connector for {scheme}://, so it cannot reach {path}: say `--packages={package}` to "
+            f"spark-submit, or `spark.jars.packages {package}` in the spark-defaults.conf of SPARK_CONF_DIR"
+        ) from None
+    return uri
 
 
 def _local_settings(large: bool) -> dict[str, str]:

@@ -75,7 +75,7 @@ DAMAGES: Final = (
 )
 
 
-class _GoesOn(Exception):
+class _GoesOn(RawTableUnusable):
     """A packed file has other bytes after its end."""
 
 

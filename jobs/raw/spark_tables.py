@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from feature_repo import contract
+from jobs.engines.spark_session import spark_place
 from jobs.paths import from_spark, spark_uri
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.cells import ABSENT
@@ -65,7 +66,7 @@ def undated_events(spark: SparkSession, table: CanonicalTable, as_of: datetime) 
 def event_times(spark: SparkSession, table: CanonicalTable, as_of: datetime) -> DataFrame:
     """The `path` and the `event_time` of each event, as of read_events; no more than that is read."""
     at, ahead = _in_our_time(F.col("event_time")), min(logic.future_from(as_of), logic.LATEST)
-    read = spark.read.parquet(*_uris(table))
+    read = spark.read.parquet(*_uris(spark, table))
     return read.select(F.col("_metadata.file_path").alias("path"), F.when(at < ahead, at).alias("event_time"))
 
 
@@ -101,12 +102,12 @@ def _rows(spark: SparkSession, table: CanonicalTable, only: Callable[[Column], C
     """The rows of a table, each with why it is of no use by itself. only: of event_time, which rows are wanted."""
     if table.kinds is None:
         number = F.coalesce(F.col(NUMBER), F.col("_metadata.row_index") + 1)
-        read = spark.read.parquet(*_uris(table)).withColumn(NUMBER, number)
+        read = spark.read.parquet(*_uris(spark, table)).withColumn(NUMBER, number)
         return read.filter(only(F.col("event_time"))) if only else read
     columns = contract.EVENTS if table.name == "events" else contract.ITEMS
     present = [column for column in columns if table.kinds[column.name] != ABSENT]
     # Told the types, Spark does not ask a file for them; of a narrower one it reads the values as these.
-    read = spark.read.parquet(*_uris(table)).select(
+    read = spark.read.parquet(*_uris(spark, table)).select(
         *(column.name for column in present),
         F.col("_metadata.file_path").alias(FILE),
         (F.col("_metadata.row_index") + 1).alias(NUMBER),
@@ -118,10 +119,10 @@ def _rows(spark: SparkSession, table: CanonicalTable, only: Callable[[Column], C
     return _event(read) if table.name == "events" else _item(read)
 
 
-def _uris(table: CanonicalTable) -> list[str]:
-    return [
-        re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_uri(file)) for file in table.files
-    ]  # Spark takes a path for a pattern
+def _uris(spark: SparkSession, table: CanonicalTable) -> list[str]:
+    spark_place(spark, table.path)
+    # Spark takes a path for a pattern.
+    return [re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_uri(file)) for file in table.files]
 
 
 def _event(read: DataFrame) -> DataFrame:

@@ -114,7 +114,7 @@ SENTENCES: Final = {
     "scheme_missing": "The address lacks its scheme, or has it misspelt: write https://HOST/PATH (or s3://, gs://).",
     "absolute_path": "The path begins with a slash, out of the items table's folder: write it from there, without.",
     "other_machine": "The path is another machine's: copy the pictures beside the items table, name them from there.",
-    "impossible_name": "No file can have such a name: it is too long, or holds a zero byte.",
+    "impossible_name": "No file can have such a name: too long, a zero byte, or letters that this locale cannot write.",
     "outside_folder": "The path leaves the folder of the items table: copy the pictures into it.",
     "not_a_file": "The path leads to a folder, a pipe or a device: name a file.",
     "scheme_not_allowed": "Only paths and file://, s3://, gs:// and https:// are followed, and never http://.",

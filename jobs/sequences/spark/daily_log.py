@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from jobs.config import SequencesConfig
 from jobs.engines.parquet_parts import write_parts, write_parts_apart
-from jobs.engines.spark_session import spark_session
+from jobs.engines.spark_session import spark_place, spark_session
 from jobs.paths import spark_uri
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.spark_tables import events_between, rejected, undated_events
@@ -158,7 +158,7 @@ def _facts(own: DataFrame, shown: DataFrame, over_cap: DataFrame, size: int) -> 
 def _before(spark: SparkSession, earlier: Earlier, length: int) -> DataFrame:
     """Each user's last snapshot before the first day to write."""
     if earlier.state is not None:
-        return spark.read.schema(STATE).parquet(spark_uri(earlier.state))
+        return spark.read.schema(STATE).parquet(spark_place(spark, earlier.state))
     return newest(snapshots(_read_table(spark, "clicks", earlier.days), length))
 
 

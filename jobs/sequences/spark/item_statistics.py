@@ -18,8 +18,8 @@ from feature_repo.contract import (
     WINDOWS_DAYS,
 )
 from jobs.engines.parquet_parts import write_parts
-from jobs.engines.spark_session import spark_session
-from jobs.paths import path_option, spark_uri
+from jobs.engines.spark_session import spark_place, spark_session
+from jobs.paths import path_option
 from jobs.rules.statistics import AT, CLICKS, IMPRESSIONS, VIEWS, midnight_after
 from model import artifact
 from model.artifact import AnyPath, Manifest
@@ -102,7 +102,7 @@ def write_statistics(sequences: AnyPath, out: AnyPath, master: str | None = None
     manifest = artifact.read(sequences, kind="sequences")
     until = midnight_after(datetime.fromisoformat(manifest.facts["splits"]["end"]))
     spark = spark_session("courier statistics", master)
-    impressions, clicks = (spark.read.parquet(spark_uri(sequences / name)) for name in (IMPRESSIONS, CLICKS))
+    impressions, clicks = (spark.read.parquet(spark_place(spark, sequences / name)) for name in (IMPRESSIONS, CLICKS))
     rows: dict[str, int] = {}
     for prefix, (key, view) in VIEWS.items():
         frame = statistics(impressions, clicks, key=key, prefix=prefix, windows=WINDOWS_DAYS, until=until)

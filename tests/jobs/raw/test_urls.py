@@ -16,7 +16,7 @@ from jobs.config import IngestConfig
 from jobs.paths import UrlUnusable, any_path, arrow_source, from_spark, spark_uri
 from jobs.raw import beam_rows, identity
 from jobs.raw import folder as raw
-from jobs.raw.canonical import canonical_table
+from jobs.raw.canonical import CanonicalTable, canonical_table
 from jobs.raw.ingest import read_tables
 from model.artifact import AnyPath
 
@@ -208,3 +208,21 @@ def test_each_library_is_told_of_a_place_in_its_own_way(tmp_path) -> None:
     assert arrow_source(tmp_path) == (str(tmp_path), None)
     place = any_path("s3://bucket/a")
     assert arrow_source(place) == ("bucket/a", place.fs)
+
+
+def test_spark_without_the_connector_of_a_store_says_which_package_it_needs(spark, bucket) -> None:
+    from jobs.engines.spark_session import ConnectorMissing
+    from jobs.raw.spark_tables import items_alone
+
+    (bucket / "items.parquet").write_bytes(parquet())
+    table = CanonicalTable(
+        name="items",
+        path=bucket / "items.parquet",
+        files=(bucket / "items.parquet",),
+        kinds=dict.fromkeys(ITEM, "string"),
+        rows=1,
+    )
+    version = spark._jvm.org.apache.hadoop.util.VersionInfo.getVersion()
+    said = f"Spark has no connector for s3a://, .*`--packages=org.apache.hadoop:hadoop-aws:{version}` to spark-submit"
+    with pytest.raises(ConnectorMissing, match=said):
+        items_alone(spark, table)

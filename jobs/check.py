@@ -21,10 +21,10 @@ from jobs.config import ImagesConfig, IngestConfig
 from jobs.options import Columns, Master, parted
 from jobs.paths import path_argument
 from jobs.raw.canonical import CanonicalTable, canonical_table
-from jobs.raw.check import Checked, as_tables, require_some
+from jobs.raw.check import Checked, as_tables, mostly_rejected, require_some
 from jobs.raw.folder import RawTableUnusable, table_files
 from jobs.raw.ingest import read_tables
-from jobs.rules.doubts import doubts
+from jobs.rules.doubts import Doubt, doubts
 from jobs.sequences.build import DUCKDB, SPARK, choose
 from jobs.settings import read_layers, resolve
 from model import artifact, strict_json
@@ -98,7 +98,7 @@ def build(
 def tell(found: Checked, raw: AnyPath) -> None:
     """Say what is doubtful. Raises RawTableUnusable for the first doubt that stops."""
     console = Console(stderr=True)
-    found_doubts = doubts(found.seen)
+    found_doubts = _doubts(found)
     stops = [doubt.said for doubt in found_doubts if doubt.stops]
     for said in (*stops[1:], *(doubt.said for doubt in found_doubts if not doubt.stops)):
         console.print(f"[yellow]{escape(said)}[/yellow]", soft_wrap=True)
@@ -108,7 +108,13 @@ def tell(found: Checked, raw: AnyPath) -> None:
 
 def _said(found: Checked) -> dict[str, Any]:
     tables = {name: asdict(one) for name, one in found.tables.items()}
-    return tables | {"doubts": [asdict(doubt) for doubt in doubts(found.seen)]}
+    return tables | {"doubts": [asdict(doubt) for doubt in _doubts(found)]}
+
+
+def _doubts(found: Checked) -> list[Doubt]:
+    """What is to be said, what stops first; of that first what explains the rest."""
+    listed = [*mostly_rejected(found.tables, found.seen), *doubts(found.seen)]
+    return sorted(listed, key=lambda one: not one.stops)
 
 
 def _with_pictures(found: Checked, raw: AnyPath, config: ImagesConfig) -> Checked:

@@ -104,7 +104,8 @@ def moment(name: str, kind: str) -> Moment:
 
 def _as_iso(written: str) -> str:
     """A moment as ISO 8601 writes it: a full stop before fractions, T, Z or an offset that nothing precedes."""
-    point = f"upper(replace({written}, ',', '.'))"
+    unnamed = f"regexp_replace(split_part({written}, '[', 1), '([+-][0-9:]+) [A-Z]+$', '\\1')"
+    point = f"upper(replace({unnamed}, ',', '.'))"
     zulu = f"regexp_replace({point}, ' ?(?:UTC|GMT)$', 'Z')"
     return f"regexp_replace({zulu}, ' ([+-][0-9:]+)$', '\\1')"
 

@@ -1,5 +1,6 @@
 """What a check of raw tables finds, and how it is shown: rows read, accepted, doubtful, rejected by reason."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -10,7 +11,7 @@ from rich.text import Text
 from jobs.raw.folder import RawTableUnusable
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue
-from jobs.rules.doubts import Seen
+from jobs.rules.doubts import MOST, Doubt, Seen
 from model.artifact import AnyPath
 
 UNKNOWN_ITEMS: Final = "of_unknown_items"  # events of no accepted item
@@ -18,7 +19,7 @@ REFERENCES: Final = 100  # of items, that are looked at before all of them are
 EXAMPLES: Final = 3  # rows shown for each reason
 SHOWN: Final = 1000  # characters of an example's row
 DAYS: Final = 5  # shown at either end of the time that the events cover
-MOMENTS: Final = "write moments as 2024-03-01T12:00:00Z, from 1900 to 2199"
+MOMENTS: Final = "write moments as 2024-03-01T12:00:00Z, with Z or their offset from UTC, from 1900 to 2199"
 CURES: Final = {
     logic.BAD_ROW: "write one row a line, as wide as the header",
     logic.BAD_ENCODING: "save it as UTF-8",
@@ -31,6 +32,14 @@ CURES: Final = {
     catalogue.BAD_PRICE: "write prices as 9.99, and an unknown one as nothing",
     logic.BAD_POSITION: "count positions from 0, the top of the page",
     logic.NULL_POSITION: "say at which position, from 0, each impression was shown",
+}
+# The column whose value is at fault.
+BLAMED: Final = {
+    logic.UNKNOWN_EVENT_TYPE: "event_type",
+    logic.NAIVE_EVENT_TIME: "event_time",
+    logic.BAD_EVENT_TIME: "event_time",
+    logic.FUTURE_EVENT_TIME: "event_time",
+    logic.BAD_POSITION: "position",
 }
 MEND: Final = "fill them in, or mend what writes them"
 
@@ -99,7 +108,7 @@ class Checked:
 
 
 def require_some(found: dict[str, Found], paths: Mapping[str, AnyPath]) -> None:
-    """Raises RawTableUnusable for a table of which no row is accepted. paths: where each lies."""
+    """Raises RawTableUnusable for a table without an accepted row, if not for their types. paths: where each lies."""
     for name, table in found.items():
         if table.accepted:
             continue
@@ -107,9 +116,41 @@ def require_some(found: dict[str, Found], paths: Mapping[str, AnyPath]) -> None:
         if not table.read:
             raise RawTableUnusable(f"{path} holds no rows: fill it")
         worst = max(table.rejected, key=lambda reason: table.rejected[reason])
+        if worst == logic.UNKNOWN_EVENT_TYPE:
+            continue  # jobs.rules.doubts says which there are
         raise RawTableUnusable(
-            f"{path}: none of {table.read} rows can be used (most often: {worst}): {CURES.get(worst, MEND)}"
+            f"{path}: none of {table.read} rows can be used (most often: {worst}{_for_example(table, worst)}): "
+            f"{CURES.get(worst, MEND)}"
         )
+
+
+def mostly_rejected(found: Mapping[str, Found], seen: Seen) -> list[Doubt]:
+    """A doubt for each table most of whose rows are rejected for one reason.
+
+    It stops where the others hold nothing to learn from: then what they lack is not their fault.
+    """
+    learnable = bool(seen.types.get(logic.IMPRESSION) and seen.types.get(logic.CLICK))
+    return [
+        Doubt(
+            said=f"{rows:,} of {table.read:,} {name} are of no use ({reason}{_for_example(table, reason)}): "
+            f"{CURES.get(reason, MEND)}",
+            stops=name == "events" and not learnable,
+        )
+        for name, table in found.items()
+        for reason, rows in table.rejected.items()
+        if rows > MOST * table.read and reason != logic.UNKNOWN_EVENT_TYPE
+    ]
+
+
+def _for_example(table: Found, reason: str) -> str:
+    """The value that makes a row be rejected, of the first example; empty where none is one value."""
+    rows = table.examples.get(reason)
+    try:
+        row = json.loads(rows[0].row) if rows else {}
+    except ValueError:  # cut off
+        return ""
+    value = row.get(BLAMED.get(reason, ""))
+    return "" if value is None else f", as in {value!r}"
 
 
 def as_tables(found: dict[str, Found]) -> list[Table]:

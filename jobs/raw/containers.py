@@ -31,11 +31,20 @@ FOREIGN: Final = {
     b"\xd0\xcf\x11\xe0": "is an old Excel file: save the table as CSV",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive: unpack it",
     b"\x89HDF": "is an HDF5 file: write the table as parquet",
+    b"\x04\x22\x4d\x18": "is compressed with LZ4: unpack it",
+    b"\xff\x06\x00\x00sNaPpY": "is compressed with Snappy: unpack it",
+    b"\x1f\x9d": "is compressed with compress: unpack it",
+    b"Rar!": "is a RAR archive: unpack it",
+    b"PARE": "is parquet with an encrypted footer: write it without",
+    b"%PDF": "is a PDF: export the table as CSV",
+    b"\x93NUMPY": "is a NumPy array: write the table as parquet",
     b"\x80\x04\x95": "is a Python pickle: write the table as parquet",
     b"<!doctype html": "is a web page, perhaps of an error, and no table: fetch the table again",
     b"<html": "is a web page, perhaps of an error, and no table: fetch the table again",
     b"<?xml": "is XML, perhaps of an error, and no table: fetch the table again, as parquet, CSV or JSON lines",
 }
+TAR_MARK: Final = 257  # where a tar archive says that it is one
+UNMARKED: Final = {".br": "Brotli", ".lzo": "LZO", ".snappy": "Snappy"}  # what says so by its name alone
 PARQUET: Final = b"PAR1"
 MARKS: Final = {  # of the longer ones first, as UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -210,6 +219,10 @@ def _refuse_foreign(file: AnyPath, head: bytes) -> None:
     for magic, said in FOREIGN.items():
         if begun.startswith(magic):
             raise RawTableUnusable(f"{file} {said}")
+    if head[TAR_MARK:].startswith(b"ustar"):
+        raise RawTableUnusable(f"{file} is a tar archive: unpack it into a folder of the table's name")
+    if file.suffix.lower() in UNMARKED and not head.isascii():
+        raise RawTableUnusable(f"{file} is compressed with {UNMARKED[file.suffix.lower()]}: unpack it")
 
 
 def _goes_on(file: AnyPath, codec: Codec | None) -> RawTableUnusable:

@@ -116,6 +116,8 @@ def _table_path(raw: AnyPath, name: str) -> AnyPath:
     require_folder(raw)
     there: list[AnyPath] = sorted(raw.iterdir(), key=str)
     found = [path for path in there if path.name == name or _is_named(path, name)]
+    if not found:  # whatever its form may be
+        found = [path for path in there if path.name.partition(".")[0] == name and path.is_file()]
     if not found:
         known = f"add {name}.parquet, {name}.csv or {name}.jsonl"
         raise RawTableMissing(f"{raw} holds no table {name}: {_rename(there, name)}{known}")

@@ -49,7 +49,10 @@ TOLERANCE: Final = timedelta(hours=1)
 # DuckDB matches text against these too, so they read nothing that is not understood alike by Python and by RE2.
 WHITE_SPACE: Final = " \t\n\r\f\v"
 LOCAL_MOMENT: Final = r"[12]\d{3}-\d\d-\d\d[Tt ][0-2]\d:[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?"
-OFFSET: Final = r"(?:[Zz]| ?(?:UTC|GMT)| ?[+-](?:0\d|1[0-4])(?::?[0-5]\d)?)"
+# Behind an offset Go writes the zone's letters, and Java its name in brackets.
+OFFSET: Final = (
+    r"(?:[Zz]| ?(?:UTC|GMT)| ?[+-](?:0\d|1[0-4])(?::?[0-5]\d)?(?: [A-Z]{2,5})?)(?:\[[A-Za-z][A-Za-z0-9_+/-]*\])?"
+)
 # pandas writes the positions of a column with gaps as 3.0; Java writes 10000000.0 as 1.0E7, hence seven digits.
 POSITION: Final = r"\d{1,7}(?:\.0*)?"
 LARGEST_POSITION: Final = 9_999_999  # what POSITION allows a whole number
@@ -140,7 +143,8 @@ def moment(value: object) -> datetime:
     moment outside of [EARLIEST, LATEST).
     """
     if isinstance(value, str) and re.fullmatch(LOCAL_MOMENT + OFFSET, value, re.ASCII):
-        offset = re.sub(" ?(?:UTC|GMT)$", "Z", value.upper().replace(",", "."))
+        offset = re.sub(r"([+-][\d:]+) [A-Z]+$", r"\1", value.partition("[")[0])
+        offset = re.sub(" ?(?:UTC|GMT)$", "Z", offset.upper().replace(",", "."))
         value = datetime.fromisoformat(re.sub(r" ([+-][\d:]+)$", r"\1", offset))
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise ValueError(f"{value!r} is not a moment with an offset from UTC")

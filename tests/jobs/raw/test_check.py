@@ -1,6 +1,7 @@
 """`courier check` says what raw tables hold and fails where one cannot be used; a missing Java is said before Spark."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -155,6 +156,34 @@ def test_a_table_without_a_usable_row_fails(runner, app, raw, write_events) -> N
     assert result.exit_code == 1
     assert isinstance(result.exception, RawTableUnusable)
     assert "none of 1 rows can be used (most often: null_item_id)" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"event_time": "1709294400"}, r"\(most often: bad_event_time, as in '1709294400'\): write moments as"),
+        (
+            {"event_time": "2024-03-01 12:00:00"},
+            r"\(most often: naive_event_time, as in '2024-03-01 12:00:00'\): write",
+        ),
+        ({"position": "first"}, r"\(most often: bad_position, as in 'first'\): count positions from 0"),
+        ({"event_type": "view"}, r"there are no impressions, .* \(there are: view 4\)$"),
+        ({"request_id": ""}, r"\(most often: null_request_id\): fill them in"),
+    ],
+)
+def test_a_table_of_one_fault_is_refused_with_its_value_and_cure(runner, app, raw, changed, said) -> None:
+    (raw / "events.parquet").unlink()
+    (raw / "events.jsonl").write_text("".join(json.dumps(ROW | changed) + "\n" for _ in range(4)))
+    assert re.search(said, str(runner.invoke(app, [str(raw)]).exception))
+
+
+def test_what_most_rows_are_rejected_for_is_said_before_what_that_leads_to(runner, app, raw) -> None:
+    (raw / "events.parquet").unlink()
+    click = ROW | {"event_type": "click", "position": None}
+    rows = [*[ROW | {"position": "first"}] * 4, click]
+    (raw / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = r"4 of 5 events are of no use \(bad_position, as in 'first'\): count positions from 0"
+    assert re.search(said, str(runner.invoke(app, [str(raw)]).exception))
 
 
 def test_a_missing_table_fails(runner, app, raw) -> None:

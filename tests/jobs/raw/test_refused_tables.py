@@ -7,6 +7,7 @@ import lzma
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from datetime import date
@@ -34,6 +35,13 @@ from raw_files import (
 from raw_readers import ingested
 
 from jobs.raw.folder import RawTableUnusable
+
+
+def tarred(name: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo(name))
+    return stream.getvalue()
 
 
 def archive(*names: str) -> bytes:
@@ -210,7 +218,15 @@ REFUSED = [
     Case(
         "events under a similar name", {"Event.csv": b""}, "if Event.csv is meant, save it under another name, or add"
     ),
-    Case("events in a format unknown", {"events.xlsx": b""}, "if events.xlsx is meant, save it under another name"),
+    Case("events in a workbook", {"events.xlsx": archive("xl/workbook.xml")}, "events.xlsx is an office file: save"),
+    Case("events in a tar", {"events.tar.gz": zipped(tarred("a.csv"))}, "events.tar.gz is a tar archive: unpack it"),
+    Case("events in LZ4", {"events/a.csv.lz4": b"\x04\x22\x4d\x18" + bytes(9)}, "is compressed with LZ4: unpack it"),
+    Case("events in Snappy", {"events.csv": b"\xff\x06\0\0sNaPpY" + bytes(9)}, "is compressed with Snappy: unpack it"),
+    Case("events in Brotli", {"events/a.csv.br": b"\x8b\x07\x80ab"}, "is compressed with Brotli: unpack it"),
+    Case("events in RAR", {"events/a.rar": b"Rar!\x1a\x07" + bytes(9)}, "is a RAR archive: unpack it"),
+    Case("events in encrypted parquet", {"events.parquet": b"PARE" + bytes(9)}, "is parquet with an encrypted footer"),
+    Case("events in a PDF", {"events.csv": b"%PDF-1.7\n"}, "is a PDF: export the table as CSV"),
+    Case("events in NumPy", {"events.csv": b"\x93NUMPY\x01\0"}, "is a NumPy array: write the table as parquet"),
     Case("events in no file", {"events/_SUCCESS": b"", "events/.a.csv.crc": b""}, "events holds no files: put the eve"),
     Case(
         "events twice", {"events.csv": b"", "events/a.csv": b""}, r"more than once \(events and events.csv\): keep one"

@@ -233,7 +233,7 @@ def _copy_json(
     objects, scan = json_rows(path, layout)
     odd = odd_bytes(path, spelled=True)
     named = _text_cells(raw, {name: name for name in layout.keys}, odd, CORRUPT)
-    query = f"SELECT {named} FROM ({cells_of_lines(objects, layout.keys)})"
+    query = f"SELECT {named} FROM ({cells_of_lines(objects, layout.keys, layout.order)})"
     part = _part_of_text(raw, query, odd)
     try:
         return _copy_text(db, raw, scan, part, out, lambda: json_broken(scan, db) if scan else [], first=1)

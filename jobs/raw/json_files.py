@@ -25,10 +25,14 @@ AS_LINES: Final = "write an object a row, one a line, for example with pandas' t
 
 @dataclass(frozen=True, slots=True)
 class JsonLayout:
-    """How the rows of a file follow each other: LINES, OBJECTS or ARRAY; and its keys of the contract's columns."""
+    """How the rows of a file follow each other: LINES, OBJECTS or ARRAY; its keys of the contract's columns.
+
+    order: all keys of its first object, in their order.
+    """
 
     form: str
     keys: dict[str, str]
+    order: tuple[str, ...]
 
 
 def json_layout(
@@ -58,7 +62,7 @@ def json_layout(
     places = placed(file, table, keys, names, [name for name in needed[table] if name not in told])
     # What the first rows leave out may stand in later ones.
     wanted = {column.name: names.get(column.name, column.name) for column in COLUMNS[table] if column.name not in told}
-    return JsonLayout(form, wanted | {name: keys[place] for name, place in places.items()})
+    return JsonLayout(form, wanted | {name: keys[place] for name, place in places.items()}, tuple(first[0]))
 
 
 def json_rows(path: Path, layout: JsonLayout) -> tuple[str, Scan | None]:

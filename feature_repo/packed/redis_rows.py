@@ -67,13 +67,13 @@ class RedisRows:
 
     def read(self, asked: Sequence[Asked]) -> list[list[bytes | None]]:
         """See Database. One round trip, whatever the number of tables; what they hold is of one moment."""
-        names = [name for table, keys in asked for name in _names(table, keys)]
+        names = [name for table, keys in asked for name in row_names(table, keys)]
         found = iter(self._redis.mget(names) if names else ())
         return [[next(found) for _ in keys] for _, keys in asked]
 
     def write(self, table: str, batch: Batch) -> None:
         """See Database."""
-        names = _names(table, batch.keys)
+        names = row_names(table, batch.keys)
         with self._redis.pipeline(transaction=False) as pipeline:
             for start in range(0, len(names), ROWS_A_CALL):
                 some = slice(start, start + ROWS_A_CALL)
@@ -104,6 +104,7 @@ def _prefix(table: str) -> bytes:
     return b"packed:%d:%b:" % (len(name), name)
 
 
-def _names(table: str, keys: Sequence[bytes]) -> list[bytes]:
+def row_names(table: str, keys: Sequence[bytes]) -> list[bytes]:
+    """What Redis calls the rows of these keys."""
     prefix = _prefix(table)
     return [prefix + key for key in keys]

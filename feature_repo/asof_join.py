@@ -25,6 +25,8 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import RepoConfig
 
+from feature_repo.errors import CourierError
+
 MICROSECOND: Final = timedelta(microseconds=1)
 TIME: Final = pa.timestamp("us", tz="UTC")
 SETTINGS: Final = {
@@ -101,7 +103,7 @@ def view_rows(
     by_creation: bool,
 ) -> ViewRows:
     if view.batch_source is None:
-        raise ValueError(f"feature view {view.name} has no batch source: nothing is known of its past")
+        raise CourierError(f"feature view {view.name} has no batch source: nothing is known of its past")
     source = view.batch_source
     found = _source_rows(db, source, config, tables)
     kinds = _kinds(db, found)
@@ -118,7 +120,7 @@ def view_rows(
     asked = [ref.split(":", 1)[1] for ref in feature_refs if ref.startswith(f"{view.projection.name_to_use()}:")]
     needed = [*keys, *asked, source.timestamp_field, *filter(None, [source.created_timestamp_column])]
     if missing := [name for name in needed if mapped.get(name, name) not in kinds]:
-        raise ValueError(f"{source.name}, the source of {view.name}, has no column {', '.join(missing)}")
+        raise CourierError(f"{source.name}, the source of {view.name}, has no column {', '.join(missing)}")
     event = moment(source.timestamp_field)
     created = moment(source.created_timestamp_column) if source.created_timestamp_column else None
     columns = [f"{column(name)} AS key_{n}" for n, name in enumerate(keys)]
@@ -189,7 +191,7 @@ def check_names(frame: Frame, views: Sequence[ViewRows]) -> None:
         raise FeastEntityDFMissingColumnsError(expected, missing)
     names = [*frame.columns, *(name for view in views for name in view.names)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{', '.join(twice)}: there twice; ask with full_feature_names, or rename the entity frame's")
+        raise CourierError(f"{', '.join(twice)}: there twice; ask with full_feature_names, or rename the entity frame's")
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ def _source_rows(db: duckdb.DuckDBPyConnection, source: DataSource, config: Repo
 def parquet_path(source: DataSource) -> str:
     if isinstance(source, FileSource) and isinstance(source.file_format, ParquetFormat | None):
         return str(source.path)
-    raise ValueError(f"{source.name} is no parquet file: this store reads no other; Feast's own (type: duckdb) does")
+    raise CourierError(f"{source.name} is no parquet file: this store reads no other; Feast's own (type: duckdb) does")
 
 
 def _kinds(db: duckdb.DuckDBPyConnection, rows: str) -> dict[str, str]:

@@ -3,9 +3,7 @@
 Feast takes what it finds among this module's attributes, so the objects are put there one by one, from the contract.
 """
 
-import atexit
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -53,18 +51,8 @@ def feast_objects(workspace: Path) -> dict[str, FeastObject]:
 def open_store(workspace: Path) -> FeatureStore:
     """The workspace's feature store, as feature_store.yaml describes it: the one that the `feast` command opens."""
     (workspace / "feast").mkdir(parents=True, exist_ok=True)
-    atexit.unregister(_close_offline_engine)
-    atexit.register(_close_offline_engine)
     with _workspace_in_environment(workspace):
         return FeatureStore(repo_path=str(Path(__file__).parent))
-
-
-def _close_offline_engine() -> None:
-    # Feast's offline store asks through ibis' global connection. One that is alive when the interpreter is taken down
-    # makes DuckDB's bindings report "nanobind: leaked ..." for each type and table it knows.
-    if (ibis := sys.modules.get("ibis")) is not None and ibis.options.default_backend is not None:
-        ibis.options.default_backend.disconnect()
-        ibis.options.default_backend = None
 
 
 @contextmanager

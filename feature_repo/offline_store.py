@@ -78,7 +78,7 @@ class AsofOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]
         filter_by_created_timestamp: only rows created at or before the moment are known.
         Moments are microseconds: of finer ones that of a request is rounded down and that of a feature up.
         entity_df: a SQL text is DuckDB's, whose file functions it may use.
-        Raises FeastEntityDFMissingColumnsError, or ValueError where a source is no parquet or a name is there twice.
+        Raises FeastEntityDFMissingColumnsError, or CourierError where a source is no parquet or a name is there twice.
         """
         tables: dict[str, pa.Table | ds.Dataset] = {}
         with connected(config) as db:

@@ -23,6 +23,7 @@ from feast.repo_config import FeastConfigBaseModel
 from pydantic import StrictStr
 
 from feature_repo.contract import Feature
+from feature_repo.errors import CourierError
 from feature_repo.packed.database import Asked, Batch, Database, open_database, table_name
 from feature_repo.packed.reader import EPOCH, PackedView, times
 from feature_repo.packed.rows import NO_TIME, Layout, Rows, cells_of
@@ -124,7 +125,7 @@ class PackedOnlineStore(OnlineStore):  # type: ignore[misc]
     def database(self, config: Any) -> Database:
         """The database that Feast's configuration names."""
         if config.entity_key_serialization_version != KEY_VERSION:
-            raise ValueError(f"entity_key_serialization_version is not {KEY_VERSION}: set it in feature_store.yaml")
+            raise CourierError(f"entity_key_serialization_version is not {KEY_VERSION}: set it in feature_store.yaml")
         connection = config.online_store.connection_string
         with self._opening:
             if connection not in self._opened:
@@ -162,7 +163,7 @@ def _content(value: Any, field: str, view: str, feature: str) -> Any:
     if not field:
         return value.SerializeToString()
     if held != field:
-        raise ValueError(f"a row of {view} brings {held} for {feature}, whose type in the view takes {field}")
+        raise CourierError(f"a row of {view} brings {held} for {feature}, whose type in the view takes {field}")
     content = getattr(value, field)
     return content.val if field.endswith("_list_val") else content
 

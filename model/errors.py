@@ -1,11 +1,6 @@
-"""What courier refuses, the one kind of error whose message is for whoever runs it; and rows that a stage lost."""
+"""What courier refuses, under the name by which all but the feature repository know it; and rows that a stage lost."""
 
-
-class CourierError(Exception):
-    """Something cannot be done as asked. The message is one sentence: the file, the row or the name, and the cure.
-
-    The front door prints it without a traceback; any other exception is a bug and keeps its own.
-    """
+from feature_repo.errors import CourierError as CourierError
 
 
 class RowsLost(RuntimeError):

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
+from feature_repo.errors import CourierError
+
 MAX_TABLE_NAME: Final = 63  # bytes; PostgreSQL would cut a longer name, and take two tables for one
 FORMS: Final = "sqlite:///PATH, postgresql://HOST/DATABASE, redis://HOST:PORT/NUMBER or rediss://..."
 
@@ -61,7 +63,7 @@ def table_name(project: str, view: str) -> str:
     return name.encode()[: MAX_TABLE_NAME - len(tail)].decode(errors="ignore") + tail
 
 
-class ConnectionUnknown(ValueError):
+class ConnectionUnknown(CourierError):
     """A connection string that names none of the databases."""
 
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from feature_repo.contract import Feature
+from feature_repo.errors import CourierError
 
 LAYOUT_VERSION: Final = 1
 NO_TIME: Final = -(2**63)  # of a row without created time: older than any
@@ -39,7 +40,7 @@ _U4: Final = np.dtype("<u4")
 _MAX_BYTES: Final = 2**32 - 1  # an end is 32 bits wide
 
 
-class RowUnreadable(ValueError):
+class RowUnreadable(CourierError):
     """A row that is not of this layout, or not as it was written."""
 
 

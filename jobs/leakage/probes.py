@@ -94,13 +94,12 @@ def _ask_as_of(connection: "duckdb.DuckDBPyConnection", run: ProbeRun) -> None:
     keys = connection.sql(
         f"""
         SELECT n, '{PROBE_ID}-future-' || n AS {ITEM_KEY}, unnest([created - {MICRO}, created]) AS {EVENT_TIME},
-            unnest([FALSE, TRUE]) AS created, row_number() OVER () - 1 AS key_number
+            unnest([FALSE, TRUE]) AS created
         FROM (SELECT n, moment + INTERVAL 1 DAY AS created FROM probes)
         """
-    ).to_arrow_table()
-    keys = keys.set_column(keys.schema.get_field_index("key_number"), "key_number", pa.array(range(len(keys))))
-    known = features_as_of(_store(run), keys.drop_columns(["n", "created"]), ("ranking_item",))
-    connection.register("asked_as_of", keys.append_column("category", known.column("category")))
+    ).df()
+    known = features_as_of(_store(run), keys, ("ranking_item",)).to_arrow()
+    connection.register("asked_as_of", known.select([*keys.columns, "category"]))
     connection.execute(f"CREATE TABLE future AS SELECT *, {EVENT_TIME} AS moment FROM asked_as_of")
 
 

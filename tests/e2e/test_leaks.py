@@ -2,9 +2,8 @@
 
 from contextlib import closing
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
-import pyarrow as pa
 import pytest
 
 from jobs.config import SequencesConfig
@@ -65,10 +64,9 @@ def joined_by_the_latest(monkeypatch):
     """Rows join the newest features there are, not those of their moment."""
     from jobs.features import training_rows
 
-    def latest(store, keys, services):
-        place = keys.schema.get_field_index("event_timestamp")
-        at_the_end = pa.array([datetime(2100, 1, 1, tzinfo=UTC)] * len(keys), keys.schema.field(place).type)
-        return honest(store, keys.set_column(place, "event_timestamp", at_the_end), services)
+    def latest(store, asked, services):
+        at_the_end = f"SELECT * REPLACE (TIMESTAMPTZ '2100-01-01' AS event_timestamp) FROM ({asked})"
+        return honest(store, at_the_end, services)
 
     honest = training_rows.features_as_of
     monkeypatch.setattr(training_rows, "features_as_of", latest)

@@ -58,14 +58,14 @@ import atexit, sys
 from pathlib import Path
 atexit.register(lambda: print("the last word", file=sys.stderr))  # runs after what is registered later
 from feature_repo.definitions import open_store
-open_store(Path(sys.argv[1]))
-import ibis
-assert ibis.memtable({"a": [1]}).count().execute() == 1  # by the connection that Feast's offline store uses
+store = open_store(Path(sys.argv[1]))
+asked = "SELECT 'u1' AS user_id, TIMESTAMPTZ '2024-03-05' AS event_timestamp"
+assert len(store.get_historical_features(asked, ["user_statistics:user_clicks_1d"]).to_df()) == 1
 """
 
 
-def test_a_process_that_joined_ends_without_noise_and_with_its_stderr_open(tmp_path):
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(tmp_path)]
+def test_a_process_that_joined_ends_without_noise_and_with_its_stderr_open(loaded_shop):
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(loaded_shop.workspace)]
     done = subprocess.run(command, cwd=REPOSITORY.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "the last word\n"

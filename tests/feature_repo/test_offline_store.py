@@ -18,6 +18,8 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bytes, Float64, Int64, String
+
+from feature_repo.errors import CourierError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -404,7 +406,7 @@ def test_a_frame_without_a_key_and_a_name_that_is_there_twice_are_refused(few):
     stores, frame = few
     with pytest.raises(FeastEntityDFMissingColumnsError, match="item_id"):
         stores.ours.get_historical_features(frame.drop(columns=["item_id"]), REFS)
-    with pytest.raises(ValueError, match="n: there twice; ask with full_feature_names"):
+    with pytest.raises(CourierError, match="n: there twice; ask with full_feature_names"):
         stores.ours.get_historical_features(frame.assign(n=1), REFS)
 
 
@@ -416,11 +418,11 @@ def test_what_is_no_parquet_and_a_column_that_is_not_there_are_refused_in_a_sent
     view.batch_source.file_options.file_format = DeltaFormat()
     offline = stores.ours._get_provider().offline_store
     arguments = (["counts:n"], frame, stores.ours.registry, "p")
-    with pytest.raises(ValueError, match="no parquet file: this store reads no other; Feast's own"):
+    with pytest.raises(CourierError, match="no parquet file: this store reads no other; Feast's own"):
         offline.get_historical_features(stores.ours.config, [view], *arguments)
     view = stores.ours.get_feature_view("counts")
     view.batch_source.field_mapping = {}
-    with pytest.raises(ValueError, match="the source of counts, has no column n"):
+    with pytest.raises(CourierError, match="the source of counts, has no column n"):
         offline.get_historical_features(stores.ours.config, [view], *arguments)
 
 

@@ -191,7 +191,9 @@ def check_names(frame: Frame, views: Sequence[ViewRows]) -> None:
         raise FeastEntityDFMissingColumnsError(expected, missing)
     names = [*frame.columns, *(name for view in views for name in view.names)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CourierError(f"{', '.join(twice)}: there twice; ask with full_feature_names, or rename the entity frame's")
+        raise CourierError(
+            f"{', '.join(twice)}: there twice; ask with full_feature_names, or rename the entity frame's"
+        )
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------

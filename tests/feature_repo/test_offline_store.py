@@ -18,10 +18,10 @@ from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bytes, Float64, Int64, String
-
-from feature_repo.errors import CourierError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from feature_repo.errors import CourierError
 
 OURS = "feature_repo.offline_store.AsofOfflineStore"
 TIME = pa.timestamp("us", tz="UTC")

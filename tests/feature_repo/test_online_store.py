@@ -291,7 +291,9 @@ def test_a_value_of_another_type_is_refused_in_one_sentence(ours):
     key = EntityKey(join_keys=["item"], entity_values=[Value(string_val="a")])
     rows = [(key, {"m": Value(string_val="1")}, NOW, None)]
     store, view = ours._get_provider().online_store, ours.get_feature_view("day")
-    with pytest.raises(CourierError, match="a row of day brings string_val for m, whose type in the view takes double_"):
+    with pytest.raises(
+        CourierError, match="a row of day brings string_val for m, whose type in the view takes double_"
+    ):
         store.online_write_batch(ours.config, view, rows, None)
     older = SimpleNamespace(entity_key_serialization_version=2)
     with pytest.raises(CourierError, match="entity_key_serialization_version is not 3"):

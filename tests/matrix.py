@@ -48,7 +48,7 @@ class Run:
 
     def passes(self, more: list[str]) -> bool:
         command = [sys.executable, "-m", "pytest", "-q", *self.options, *more]
-        said = None if TOGETHER[0] in self.options else subprocess.PIPE  # of two runs at once the lines would mix
+        said = None if self.takes_all_cores else subprocess.PIPE  # of two runs at once the lines would mix
         if said is None:
             print(self.title, flush=True)
         done = subprocess.run(command, cwd=ROOT, env=os.environ | self.environment, stdout=said, stderr=said, text=True)
@@ -57,10 +57,12 @@ class Run:
         return done.returncode in (0, 5)  # 5: of this file `more` leaves no test
 
     @property
+    def takes_all_cores(self) -> bool:
+        return set(TOGETHER) <= set(self.options)
+
+    @property
     def title(self) -> str:
-        return " ".join(
-            ("\n===", self.name, self.options[-1], *(f"{name}={value}" for name, value in self.environment.items()))
-        )
+        return " ".join(("\n===", self.name, *(f"{name}={value}" for name, value in self.environment.items())))
 
 
 def whole() -> Iterator[Run]:
@@ -77,7 +79,8 @@ def numbers() -> Iterator[Run]:
 
 def alone() -> Iterator[Run]:
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        yield Run("alone", (*EVERY_TEST, str(path.relative_to(ROOT))))
+        file = str(path.relative_to(ROOT))
+        yield Run(f"alone {file}", (*EVERY_TEST, file))
 
 
 PARTS = {part.__name__: part for part in (whole, numbers, alone)}
@@ -93,7 +96,7 @@ def main() -> None:
     failed = []
     for name in asked:
         runs = list(PARTS[name]())
-        with ThreadPoolExecutor(1 if TOGETHER[0] in runs[0].options else 2) as pool:
+        with ThreadPoolExecutor(1 if runs[0].takes_all_cores else 2) as pool:
             passed = pool.map(lambda run: run.passes(more), runs)
             failed += [run for run, good in zip(runs, passed, strict=True) if not good]
     for run in failed:

@@ -72,7 +72,10 @@ def spark_session(app_name: str, master: str | None = None, *, large: bool = Fal
     if not submitted and SparkSession.getActiveSession() is None:
         require_java()
         builder = builder.master(master or "local[*]")
-        settings |= _progress() | (_local_settings(large) if (master or "local").startswith("local") else {})
+        settings |= _progress()
+        if (master or "local").startswith("local"):
+            settings |= _local_settings(large)
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # not what is called python3 on the PATH
     for name, value in settings.items():
         builder = builder.config(name, value)
     session = builder.getOrCreate()
@@ -84,20 +87,27 @@ def spark_session(app_name: str, master: str | None = None, *, large: bool = Fal
 
 
 def spark_place(spark: SparkSession, path: AnyPath) -> str:
-    """The path as Spark is told of it. Raises ConnectorMissing where its Hadoop cannot reach it."""
-    uri = spark_uri(path)
-    scheme = uri.partition("://")[0]
+    """The path as Spark is told of it, to write there. Raises ConnectorMissing where its Hadoop cannot reach it."""
+    missing = connector_missing(spark, path)
+    if missing is not None:
+        raise ConnectorMissing(missing)
+    return spark_uri(path)
+
+
+def connector_missing(spark: SparkSession, path: AnyPath) -> str | None:
+    """What to add so that Spark's Hadoop can reach this place, in a sentence; None where it can."""
+    scheme = spark_uri(path).partition("://")[0]
     hadoop = spark._jvm.org.apache.hadoop  # type: ignore[union-attr]
     try:
         hadoop.fs.FileSystem.getFileSystemClass(scheme, spark._jsc.hadoopConfiguration())
     except Py4JJavaError:
         known = CONNECTORS.get(scheme)
         package = f"{known}:{hadoop.util.VersionInfo.getVersion()}" if known else "PACKAGE"
-        raise ConnectorMissing(
+        return (
             f"Spark has no connector for {scheme}://, so it cannot reach {path}: say `--packages={package}` to "
             f"spark-submit, or `spark.jars.packages {package}` in the spark-defaults.conf of SPARK_CONF_DIR"
-        ) from None
-    return uri
+        )
+    return None
 
 
 def _local_settings(large: bool) -> dict[str, str]:

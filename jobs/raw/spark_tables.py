@@ -1,7 +1,7 @@
 """Canonical tables by Spark: what cannot be used is set aside, each with its reason."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import reduce
@@ -13,8 +13,8 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from feature_repo import contract
-from jobs.engines.spark_session import spark_place
-from jobs.paths import from_spark, spark_uri
+from jobs.engines.spark_parquet import FILE_PATH, ROW_INDEX, FileUnreadable, Times, read_parquet
+from jobs.paths import from_spark
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.cells import ABSENT
 from jobs.raw.folder import RawTableUnusable
@@ -50,24 +50,22 @@ def events_between(
 ) -> DataFrame:
     """As read_events, and only what happened in [start, end): the row groups that may hold some are read."""
 
-    def between(at: Column) -> Column:
-        return (at >= start) & (at < end)
-
-    return _with_clock(_rows(spark, table, between), as_of).filter(between(F.col("event_time")))
+    between = Times("event_time", start, end)
+    return _with_clock(_rows(spark, table, between), as_of).filter(between.condition())
 
 
 def undated_events(spark: SparkSession, table: CanonicalTable, as_of: datetime) -> DataFrame:
     """As read_events, and only the rows whose time is not known or lies in the future."""
     ahead = min(logic.future_from(as_of), logic.LATEST)
-    rows = _rows(spark, table, lambda at: at.isNull() | (at < logic.EARLIEST) | (at >= ahead))
+    rows = _rows(spark, table, Times("event_time", logic.EARLIEST, ahead, outside=True))
     return _with_clock(rows, as_of).filter(F.col("event_time").isNull())
 
 
 def event_times(spark: SparkSession, table: CanonicalTable, as_of: datetime) -> DataFrame:
     """The `path` and the `event_time` of each event, as of read_events; no more than that is read."""
     at, ahead = _in_our_time(F.col("event_time")), min(logic.future_from(as_of), logic.LATEST)
-    read = spark.read.parquet(*_uris(spark, table))
-    return read.select(F.col("_metadata.file_path").alias("path"), F.when(at < ahead, at).alias("event_time"))
+    read = read_parquet(spark, table.files, ["event_time"])
+    return read.select(F.col(FILE_PATH).alias("path"), F.when(at < ahead, at).alias("event_time"))
 
 
 def rejected(judged: DataFrame, table: str) -> DataFrame:
@@ -87,6 +85,9 @@ def damage_named() -> Iterator[None]:
     try:
         yield
     except (Py4JJavaError, PySparkException) as error:
+        by_pyarrow = re.search(rf"{FileUnreadable.__name__}: (.*)", str(error))
+        if by_pyarrow is not None:
+            raise RawTableUnusable(by_pyarrow[1]) from None
         found = re.search(r"\[FAILED_READ_FILE[^\]]*\][^\n]*?([a-z][a-z0-9+.-]*:/\S+?)\.? ", str(error) + " ")
         if found is None:
             raise
@@ -98,31 +99,20 @@ def damage_named() -> Iterator[None]:
 # --- rows, each judged by itself -------------------------------------------------------------------------------------
 
 
-def _rows(spark: SparkSession, table: CanonicalTable, only: Callable[[Column], Column] | None = None) -> DataFrame:
-    """The rows of a table, each with why it is of no use by itself. only: of event_time, which rows are wanted."""
+def _rows(spark: SparkSession, table: CanonicalTable, times: Times | None = None) -> DataFrame:
+    """The rows of a table, each with why it is of no use by itself. times: which rows are wanted."""
     if table.kinds is None:
-        number = F.coalesce(F.col(NUMBER), F.col("_metadata.row_index") + 1)
-        read = spark.read.parquet(*_uris(spark, table)).withColumn(NUMBER, number)
-        return read.filter(only(F.col("event_time"))) if only else read
+        read = read_parquet(spark, table.files, times=times)
+        return read.withColumn(NUMBER, F.coalesce(F.col(NUMBER), F.col(ROW_INDEX) + 1)).drop(FILE_PATH, ROW_INDEX)
     columns = contract.EVENTS if table.name == "events" else contract.ITEMS
     present = [column for column in columns if table.kinds[column.name] != ABSENT]
-    # Told the types, Spark does not ask a file for them; of a narrower one it reads the values as these.
-    read = spark.read.parquet(*_uris(spark, table)).select(
-        *(column.name for column in present),
-        F.col("_metadata.file_path").alias(FILE),
-        (F.col("_metadata.row_index") + 1).alias(NUMBER),
-    )
-    read = read.filter(only(F.col("event_time"))) if only else read
+    names = [column.name for column in present]
+    read = read_parquet(spark, table.files, names, times)
+    read = read.select(*names, F.col(FILE_PATH).alias(FILE), (F.col(ROW_INDEX) + 1).alias(NUMBER))
     for column in columns:
         if column not in present:
             read = read.withColumn(column.name, F.lit(None).cast(TYPES[column.kind]))
     return _event(read) if table.name == "events" else _item(read)
-
-
-def _uris(spark: SparkSession, table: CanonicalTable) -> list[str]:
-    spark_place(spark, table.path)
-    # Spark takes a path for a pattern.
-    return [re.sub(r"([\[\]{}*?\\])", r"\\\1", spark_uri(file)) for file in table.files]
 
 
 def _event(read: DataFrame) -> DataFrame:

@@ -13,11 +13,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pyspark
 import pytest
 
@@ -191,10 +192,14 @@ def words_of(process: psutil.Process) -> list[str]:
 
 def losses(log: Path) -> list[dict[str, Any]]:
     """The event log's tasks that failed with their executor, or were run again because it took their results along."""
+    return [one for one in task_ends(log) if one["Task End Reason"]["Reason"] in LOST]
+
+
+def task_ends(log: Path) -> list[dict[str, Any]]:
+    """The tasks of Spark's own log of events."""
     [file] = [path for path in log.iterdir() if path.is_file()]
     events = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    ends = [one for one in events if one["Event"] == "SparkListenerTaskEnd"]
-    return [one for one in ends if one["Task End Reason"]["Reason"] in LOST]
+    return [one for one in events if one["Event"] == "SparkListenerTaskEnd"]
 
 
 @pytest.mark.usefixtures("production_spark")
@@ -275,3 +280,27 @@ def test_days_added_on_a_cluster_have_the_bytes_of_days_added_here(
     assert application_names(cluster) == ["courier sequences", "courier sequences"]
     assert days_of(far) == days_of(near)
     assert len(days_of(far)) == 5
+
+
+@pytest.mark.usefixtures("production_spark")
+def test_two_workers_read_a_bucket_and_write_the_bytes_of_a_folder(
+    bucket: Any, cluster: Cluster, drawn_events: Any, write_events: Any, tmp_path: Path
+) -> None:
+    from jobs.sequences.spark.behavior_sequences import build
+    from model import artifact
+
+    raw = write_events(tmp_path / "raw", drawn_events(n * 7_919_317_003 % 10**12 for n in range(5_000)))
+    whole = pq.read_table(raw / "events.parquet")
+    for part in range(4):  # a task each
+        with (bucket / "raw" / "events" / f"{part}.parquet").open("wb") as file:
+            pq.write_table(whole.slice(part * 1250, 1250), file)
+    log, page = tmp_path / "log", free_port()
+    job = ("sequences.spark.behavior_sequences", "--raw", bucket / "raw", "--out", tmp_path / "far")
+    run_to_its_end(submit(cluster, log, page, *job, "--as-of", "2026-01-01T00:00Z"), log)
+    events = canonical_table(raw, "events")
+    given = {"events": events, "sampled_negatives": False, "inputs": {}, "as_of": datetime(2026, 1, 1, tzinfo=UTC)}
+    near = build(**given, out=tmp_path / "near", config=SequencesConfig())
+    far = artifact.read(tmp_path / "far", kind="sequences")
+    assert far.files == near.files
+    assert len(far.files) > 8
+    assert {one["Task Info"]["Executor ID"] for one in task_ends(log)} == {"0", "1"}

@@ -210,19 +210,10 @@ def test_each_library_is_told_of_a_place_in_its_own_way(tmp_path) -> None:
     assert arrow_source(place) == ("bucket/a", place.fs)
 
 
-def test_spark_without_the_connector_of_a_store_says_which_package_it_needs(spark, bucket) -> None:
-    from jobs.engines.spark_session import ConnectorMissing
-    from jobs.raw.spark_tables import items_alone
+def test_spark_without_the_connector_of_a_store_says_which_package_it_needs_to_write_there(spark, bucket) -> None:
+    from jobs.engines.spark_session import ConnectorMissing, spark_place
 
-    (bucket / "items.parquet").write_bytes(parquet())
-    table = CanonicalTable(
-        name="items",
-        path=bucket / "items.parquet",
-        files=(bucket / "items.parquet",),
-        kinds=dict.fromkeys(ITEM, "string"),
-        rows=1,
-    )
     version = spark._jvm.org.apache.hadoop.util.VersionInfo.getVersion()
     said = f"Spark has no connector for s3a://, .*`--packages=org.apache.hadoop:hadoop-aws:{version}` to spark-submit"
     with pytest.raises(ConnectorMissing, match=said):
-        items_alone(spark, table)
+        spark_place(spark, bucket / "sequences")

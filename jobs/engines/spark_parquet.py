@@ -2,7 +2,7 @@
 
 Spark opens a store by a connector of Hadoop's that is no part of PySpark. PyArrow opens it by the fsspec driver that
 the rest of courier uses, so a raw folder in a bucket needs nothing but the Python environment; a cluster that brings
-the connector reads by that, which is faster.
+the connector reads by that, which needs no Python workers.
 """
 
 import os

@@ -4,6 +4,7 @@ Standard library only, so that every room may import it.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 USER_KEY: Final = "user_id"
@@ -41,6 +42,10 @@ ITEMS: Final = (
     Column("price", "float", nullable=True),
     Column("created_at", "timestamp", nullable=True),
 )
+# A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
+EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
+LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+LARGEST_PRICE: Final = 3.4028234663852886e38  # the largest float of 32 bits, in which models compute
 EVENT_TYPES: Final = ("impression", "click", "cart", "purchase")
 
 # --- behaviour ------------------------------------------------------------------------------------------------------
@@ -63,61 +68,157 @@ UNSEEN_CTR: Final = SMOOTHING_CLICKS / SMOOTHING_IMPRESSIONS  # of whoever has n
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One feature: name, kind (`str`, `int`, `float`, `bytes`, `list[str]`, `list[int]`), and width if a vector."""
+    """One feature: name, kind (`str`, `int`, `float`, `bytes`, `list[str]`, `list[int]`), and width if a vector.
+
+    least, most: what a value, or each member of a list, lies between, both included; None where there is no bound.
+    unknown: the value that stands for one that is not known, beside null, NaN, and what is empty.
+    nulls: the largest share of a view's rows that may hold no known value, 0 to 1.
+    """
 
     name: str
     kind: str
     width: int = 0
+    description: str = ""
+    least: float | None = None
+    most: float | None = None
+    unknown: int | None = None
+    nulls: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A Feast feature view: the columns that key it and the features it holds."""
+    """A Feast feature view: the columns that key it and the features it holds.
+
+    owner: the folder whose code answers for the values.  stage: what to run again where they are wrong.
+    fixed: whether a release fixes them; else they move from day to day.
+    """
 
     name: str
     keys: tuple[str, ...]
     features: tuple[Feature, ...]
+    description: str = ""
+    owner: str = ""
+    stage: str = ""
+    fixed: bool = False
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What Feast's lists of views can be filtered by."""
+        return {"entity": self.keys[0].removesuffix("_id"), "stage": self.stage, "fixed": str(self.fixed).lower()}
 
 
-def _statistics(prefix: str) -> tuple[Feature, ...]:
+KEYS: Final = {
+    USER_KEY: "Who is shown items, and clicks: as the raw events call them.",
+    ITEM_KEY: "What is shown: as the raw items call it.",
+    SPACE_KEY: "The space of embeddings: which encoder, and which preprocessing of pictures.",
+}
+
+_FIRST_MICROS: Final = (EARLIEST - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+_LAST_MICROS: Final = (LATEST - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1) - 1
+
+
+def _statistics(who: str) -> tuple[Feature, ...]:
     """Impressions, clicks and smoothed CTR in each window."""
-    kinds = {"impressions": "int", "clicks": "int", "ctr": "float"}
-    return tuple(Feature(f"{prefix}_{what}_{days}d", kind) for days in WINDOWS_DAYS for what, kind in kinds.items())
+    # A click may follow its impression into a window that the impression is not in, so a CTR may be above 1.
+    told = {
+        "impressions": ("int", f"How often the {who} was shown{'' if who == 'item' else ' an item'}"),
+        "clicks": ("int", f"How often the {who} {'was clicked' if who == 'item' else 'clicked'}"),
+        "ctr": ("float", "Clicks by impressions, smoothed by 1 click in 20 impressions,"),
+    }
+    return tuple(
+        Feature(f"{who}_{what}_{days}d", kind, description=f"{said} in the {days} days before midnight, UTC.", least=0)
+        for days in WINDOWS_DAYS
+        for what, (kind, said) in told.items()
+    )
 
 
 USER_HISTORY: Final = View(
     "user_history",
     (USER_KEY,),
     (
-        Feature("history_item_ids", "list[str]", CTR_HISTORY),  # newest first
-        Feature("history_clicked_at", "list[int]", CTR_HISTORY),  # microseconds since 1970, same order
+        Feature("history_item_ids", "list[str]", CTR_HISTORY, "The items last clicked, newest first."),
+        Feature(
+            "history_clicked_at",
+            "list[int]",
+            CTR_HISTORY,
+            "When each of them was clicked, in the same order: microseconds since 1970.",
+            least=_FIRST_MICROS,
+            most=_LAST_MICROS,
+        ),
     ),
+    description="What a user clicked last, valid from a microsecond after the newest click.",
+    owner="jobs/sequences",
+    stage="sequences",
 )
 USER_STATISTICS: Final = View(
     "user_statistics",
     (USER_KEY,),
     _statistics("user"),
+    description="How much a user was shown and clicked: a row at each midnight at which a count changed.",
+    owner="jobs/sequences",
+    stage="features",
 )
 ITEM_PROFILE: Final = View(
     "item_profile",
     (ITEM_KEY,),
     (
-        Feature("category", "str"),
-        Feature("price", "float"),  # NaN where unknown
-        Feature("created_at", "int"),  # microseconds since 1970; -1 where unknown
+        Feature("category", "str", description="The item's category; empty where unknown.", nulls=1),
+        Feature("price", "float", 0, "The item's price; NaN where unknown.", least=0, most=LARGEST_PRICE, nulls=1),
+        Feature(
+            "created_at",
+            "int",
+            description="When the item was created: microseconds since 1970; -1 where unknown.",
+            least=_FIRST_MICROS,
+            most=_LAST_MICROS,
+            unknown=-1,
+            nulls=1,
+        ),
     ),
+    description="What the items table says of an item.",
+    owner="jobs/raw",
+    stage="images",
 )
 ITEM_STATISTICS: Final = View(
     "item_statistics",
     (ITEM_KEY,),
     _statistics("item"),
+    description="How much an item was shown and clicked: a row at each midnight at which a count changed.",
+    owner="jobs/sequences",
+    stage="features",
 )
 # IDs and vectors lie in separate views: an online read fetches a whole view, and a vector costs 30 times an ID.
-ITEM_CLUSTER: Final = View("item_cluster", (ITEM_KEY, SPACE_KEY), (Feature("cluster_id", "int"),))
+ITEM_CLUSTER: Final = View(
+    "item_cluster",
+    (ITEM_KEY, SPACE_KEY),
+    (
+        Feature(
+            "cluster_id",
+            "int",
+            description="The codes of the item's picture in each codebook, ten bits each.",
+            least=0,
+            most=2 ** (CODE_BITS * MAX_CODEBOOKS) - 1,
+        ),
+    ),
+    description="Which visual clusters an item's picture belongs to, in a space.",
+    owner="jobs/embeddings",
+    stage="cluster",
+    fixed=True,
+)
 ITEM_EMBEDDING: Final = View(
     "item_embedding",
     (ITEM_KEY, SPACE_KEY),
-    (Feature("image_embedding", "bytes", EMBEDDING_DIM),),  # float32, little endian, unit length
+    (
+        Feature(
+            "image_embedding",
+            "bytes",
+            EMBEDDING_DIM,
+            "The item's picture as a vector of unit length: float32, little endian.",
+        ),
+    ),
+    description="The embedding of an item's picture, in a space.",
+    owner="model/courier",
+    stage="embed",
+    fixed=True,
 )
 VIEWS: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, ITEM_EMBEDDING)
 PUSH_SOURCES: Final = {USER_HISTORY.name: "user_history_push"}  # views that a stream updates between two batch loads
@@ -131,4 +232,10 @@ SERVICES: Final = {
     "ranking_item": (ITEM_PROFILE, ITEM_STATISTICS),
     "item_cluster_ids": (ITEM_CLUSTER,),
     "item_embeddings": (ITEM_EMBEDDING,),
+}
+SERVICE_DESCRIPTIONS: Final = {
+    "ranking_user": "What ranking knows of the user.",
+    "ranking_item": "What ranking knows of each candidate, whatever the release.",
+    "item_cluster_ids": "The cluster IDs of candidates and of clicked items, in the release's space.",
+    "item_embeddings": "The embeddings of candidates and of clicked items, in the release's space.",
 }

@@ -14,9 +14,10 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, File
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, FeastType, Float64, Int64, String
 
-from feature_repo.contract import EVENT_TIME, PUSH_SOURCES, SERVICES, VIEWS, View
+from feature_repo.contract import EVENT_TIME, KEYS, PUSH_SOURCES, SERVICE_DESCRIPTIONS, SERVICES, VIEWS, View
 
 WORKSPACE: Final = "COURIER_WORKSPACE"
+OWNER: Final = "feature_repo"  # of what belongs to no one view
 FEAST_TYPES: Final[dict[str, FeastType]] = {
     "str": String,
     "int": Int64,
@@ -36,12 +37,17 @@ def source_path(workspace: Path, view: View) -> Path:
 
 def feast_objects(workspace: Path) -> dict[str, FeastObject]:
     """Every entity, source, view and service of the contract, by a name that is unique among all of them."""
-    entities = {key: Entity(name=key, join_keys=[key], value_type=ValueType.STRING) for key in _keys()}
+    entities = {key: _entity(key) for key in KEYS}
     sources = {view.name: _source(view, workspace) for view in VIEWS}
-    pushes = {view: PushSource(name=name, batch_source=sources[view]) for view, name in PUSH_SOURCES.items()}
+    pushes = {view.name: _push_source(view, sources[view.name]) for view in VIEWS if view.name in PUSH_SOURCES}
     views = {view.name: _feature_view(view, entities, (sources | pushes)[view.name]) for view in VIEWS}
     services = {
-        name: FeatureService(name=name, features=[views[view.name] for view in members])
+        name: FeatureService(
+            name=name,
+            features=[views[view.name] for view in members],
+            description=SERVICE_DESCRIPTIONS[name],
+            owner=OWNER,
+        )
         for name, members in SERVICES.items()
     }
     kinds = {"entity": entities, "source": sources, "push": pushes, "view": views, "service": services}
@@ -69,21 +75,37 @@ def _workspace_in_environment(workspace: Path) -> Iterator[None]:
             os.environ[WORKSPACE] = before
 
 
-def _keys() -> Iterator[str]:
-    yield from dict.fromkeys(key for view in VIEWS for key in view.keys)
+def _entity(key: str) -> Entity:
+    return Entity(name=key, join_keys=[key], value_type=ValueType.STRING, description=KEYS[key], owner=OWNER)
 
 
 def _source(view: View, workspace: Path) -> FileSource:
     # Absolute: DuckDB would look for a relative path under whatever directory it is called from.
     path = source_path(workspace.absolute(), view)
     return FileSource(
-        name=f"{view.name}_source", path=str(path), timestamp_field=EVENT_TIME, file_format=ParquetFormat()
+        name=f"{view.name}_source",
+        path=str(path),
+        timestamp_field=EVENT_TIME,
+        file_format=ParquetFormat(),
+        description=view.description,
+        tags=view.tags,
+        owner=view.owner,
+    )
+
+
+def _push_source(view: View, batch: FileSource) -> PushSource:
+    said = f"{view.description} As a stream tells it between two batch loads."
+    return PushSource(
+        name=PUSH_SOURCES[view.name], batch_source=batch, description=said, tags=view.tags, owner=view.owner
     )
 
 
 def _feature_view(view: View, entities: dict[str, Entity], source: FileSource | PushSource) -> FeatureView:
     keys = [Field(name=key, dtype=String) for key in view.keys]
-    features = [Field(name=feature.name, dtype=FEAST_TYPES[feature.kind]) for feature in view.features]
+    features = [
+        Field(name=feature.name, dtype=FEAST_TYPES[feature.kind], description=feature.description)
+        for feature in view.features
+    ]
     return FeatureView(
         name=view.name,
         entities=[entities[key] for key in view.keys],
@@ -91,6 +113,9 @@ def _feature_view(view: View, entities: dict[str, Entity], source: FileSource | 
         source=source,
         ttl=timedelta(0),  # none: the newest row holds until the next one
         online=True,
+        description=view.description,
+        tags=view.tags,
+        owner=view.owner,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
+from feature_repo import contract
 from feature_repo.contract import EVENT_TYPES
 
 # Why an event is rejected, in the order in which the reasons are looked for.
@@ -39,9 +40,8 @@ DAY: Final = timedelta(days=1)
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND: Final = timedelta(microseconds=1)
 
-# A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
-EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
-LATEST: Final = datetime(2200, 1, 1, tzinfo=UTC)
+EARLIEST: Final = contract.EARLIEST
+LATEST: Final = contract.LATEST
 # How far ahead of the judge's clock an event may be dated. Clocks that are set over the network differ by seconds, one
 # set by hand by minutes, or by the hour of a summer time that is not kept; whoever is further ahead is in a wrong zone.
 TOLERANCE: Final = timedelta(hours=1)

@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
+from feature_repo import contract
 from jobs.rules import events
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ PRECEDENCE: Final = ("image_uri", "category", "title", "price", "created_at")
 
 NUMBER: Final = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 NO_PRICE: Final = ("nan", "null", "none", "n/a", "-")  # in lower case: words for a price that is not known
-LARGEST_PRICE: Final = 3.4028234663852886e38  # the largest float of 32 bits, in which models compute
+LARGEST_PRICE: Final = contract.LARGEST_PRICE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,21 @@ def test_every_source_is_a_folder_of_the_workspace(store, loaded_shop):
         assert source.timestamp_field == EVENT_TIME
 
 
+def test_the_applied_registry_says_what_each_thing_is_and_who_answers_for_it(store):
+    for view in VIEWS:
+        applied = store.get_feature_view(view.name)
+        assert (applied.description, applied.owner, applied.tags) == (view.description, view.owner, view.tags)
+        assert {one.name: one.description for one in applied.features} == {
+            one.name: one.description for one in view.features
+        }
+    others = (*store.list_entities(), *store.list_data_sources(), *store.list_feature_services())
+    assert all(one.description and one.owner for one in others if one.name != "__dummy")
+    assert {view.name for view in store.list_feature_views(tags={"fixed": "true"})} == {
+        "item_cluster",
+        "item_embedding",
+    }
+
+
 def test_feast_finds_in_the_folder_exactly_the_objects_that_the_jobs_apply(monkeypatch, tmp_path):
     from feast.repo_operations import parse_repo
 

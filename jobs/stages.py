@@ -90,6 +90,7 @@ STAGES: Final = (
     Stage(
         name="features",
         build="jobs.features.offline:build",
+        revision=2,  # the newest row of each view, and what is not known
         inputs=("sequences", "images", "embed", "cluster"),
         options=("master",),
     ),

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 import structlog
 import tenacity
 from filelock import FileLock
 
 from feature_repo.contract import CTR_HISTORY, EVENT_TIME, PUSH_SOURCES, USER_HISTORY, USER_KEY
+from jobs.features.value_checks import check_table
 from jobs.rules.online_histories import Click, History, merge, reconcile, valid_from
 from model.errors import CourierError
 
@@ -91,7 +93,10 @@ class HistoryStore:
     def _push(self, histories: Mapping[str, History]) -> None:
         from feast.data_source import PushMode
 
-        self._store.push(PUSH_SOURCE, as_rows(histories), to=PushMode.ONLINE)
+        rows = as_rows(histories)
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        check_table(USER_HISTORY, table, cure="mend the clicks that were sent, and send them again")
+        self._store.push(PUSH_SOURCE, rows, to=PushMode.ONLINE)
 
 
 def as_rows(histories: Mapping[str, History]) -> pd.DataFrame:

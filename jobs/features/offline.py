@@ -1,6 +1,7 @@
 """Write the feature views' offline sources: one folder of parquet per view of the contract, as Feast reads them."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,7 @@ from feature_repo.contract import (
     VIEWS,
     View,
 )
+from jobs.features.value_checks import ViewSummary, check_rows
 from jobs.rules.statistics import midnight_after
 from jobs.sequences.duckdb import item_statistics
 from model import artifact
@@ -38,10 +40,12 @@ def build(
 ) -> Manifest:
     """The features artifact: `<view>/*.parquet` for every view of the contract.
 
-    Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id.
+    Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id, newest
+    (per view, the last moment at which a row becomes valid, ISO; null without rows), null_shares (per view and feature,
+    in how many of its rows the value is not known).
     master: where Spark counts the statistics; without one DuckDB does, here.
     Raises ArtifactMissing or ArtifactMismatch where an input is not what it should be, or embeddings and clusters are
-    of different spaces.
+    of different spaces, ValuesRefused where a value is not what the contract allows.
     """
     space_id = shared_space(embed, cluster)
     artifact.read(images, kind="images")
@@ -52,9 +56,16 @@ def build(
         _write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)
         write_item_facts(sequences, images, embed, cluster, draft.path, space_id=space_id)
-        rows = {view.name: checked_rows(draft.path, view) for view in VIEWS}
-        draft.facts = {"rows": rows, "start": start.isoformat(), "as_of": as_of.isoformat(), "space_id": space_id}
-    log.info("features_written", as_of=as_of.isoformat(), **rows)
+        views = {view.name: check_view(draft.path, view) for view in VIEWS}
+        draft.facts = {
+            "rows": {name: view.rows for name, view in views.items()},
+            "start": start.isoformat(),
+            "as_of": as_of.isoformat(),
+            "space_id": space_id,
+            "newest": {name: view.newest and view.newest.isoformat() for name, view in views.items()},
+            "null_shares": {name: view.null_shares for name, view in views.items()},
+        }
+    log.info("features_written", as_of=as_of.isoformat(), **draft.facts["rows"])
     return artifact.read(out, kind="features")
 
 
@@ -163,6 +174,13 @@ def checked_rows(folder: Path, view: View) -> int:
         if found is None or not _same_type(found, column.type):
             raise ArtifactMismatch(f"{folder / view.name}: column {column.name} is {found}, expected {column.type}")
     return int(source.count_rows())
+
+
+def check_view(folder: Path, view: View) -> ViewSummary:
+    """What a view's source holds. Raises ArtifactMismatch as `checked_rows` does, and ValuesRefused."""
+    checked_rows(folder, view)
+    with closing(connect()) as connection:
+        return check_rows(connection, view, read_parquet(folder / view.name))
 
 
 def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.engines.beam_arguments import part
+from jobs.features.freshness import freshness
 from jobs.options import (
     AllowedHosts,
     Columns,
@@ -100,7 +101,7 @@ def status(
     why: Annotated[str | None, typer.Option(metavar="STAGE", help="say what made this stage stale")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Every stage: fresh, stale or missing; and the current release."""
+    """Every stage: fresh, stale or missing; how fresh the online store's views are; and the current release."""
     opened = open_workspace(workspace)
     if why is not None:
         _check_stage(why)
@@ -109,12 +110,14 @@ def status(
         return
     held = _held(opened)
     rows = [_status_row(opened.folder, name, state) for name, state in stage_states(opened).items()]
+    views = [view.facts(datetime.now(UTC)) for view in freshness(opened.folder)]
     current = current_release(opened.folder)
     if as_json:
         answer = {
             "raw": str(opened.raw),
             "preset": opened.settings.preset,
             "stages": rows,
+            "views": views,
             "release": current,
             "log": held,
         }
@@ -126,6 +129,11 @@ def status(
     for row in rows:
         table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
+    if views:
+        table = Table("view", "rows", "newest row (UTC)", "age", title="the online store, as it was last loaded")
+        for row in views:
+            table.add_row(row["view"], f"{row['rows']:,}", (row["newest"] or "")[:19], _age(row["age_seconds"]))
+        Console().print(table)
     Console().print(f"current release: {current or 'none'}")
     if held:
         Console().print(held["said"])
@@ -176,6 +184,13 @@ def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
         "built_at": None,
         "megabytes": None,
     }
+
+
+def _age(seconds: int | None) -> str:
+    if seconds is None:
+        return ""
+    hours = seconds / 3600
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.0f} days"
 
 
 def run_main(argv: Sequence[str]) -> None:

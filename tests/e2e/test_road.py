@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from feature_repo.contract import VIEWS
 from jobs.pipeline import NAMES
 from model import artifact
 from serving.app import create_app, load_world
@@ -159,6 +160,8 @@ def test_status_tells_that_every_stage_is_fresh_and_what_is_current(shop: Path) 
     status = answer("status", "--workspace", "ws", cwd=shop)
     assert [row["stage"] for row in status["stages"]] == list(NAMES)
     assert {row["state"] for row in status["stages"]} == {"fresh"}
+    assert [row["view"] for row in status["views"]] == [view.name for view in VIEWS]
+    assert all(row["rows"] and row["newest"] for row in status["views"])
     assert status["release"]
 
 

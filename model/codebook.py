@@ -4,14 +4,18 @@ Whatever is as long as the vectors and wider than a code is made in blocks of BL
 second codebook are kept whole, once.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
 from feature_repo.contract import MAX_CODEBOOKS
+from model import strict_json
+from model.artifact import ArtifactMismatch
 from model.cluster_id import LARGEST_CODEBOOK
 from model.errors import CourierError
 
@@ -19,12 +23,15 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int32]
 
 POINTS_PER_CENTROID = 1000  # k-means learns from a sample of at most this many points per centre
+CENTROIDS = "centroids.npy"
 BLOCK_BYTES = 64_000_000  # of the scores of a block of vectors with every centre; larger blocks are no faster
 
 
 @dataclass(frozen=True, slots=True)
 class Codebook:
-    """The centres of k-means; a cluster's id is the row of its centre, the largest cluster of the fit being 0.
+    """The centres of k-means; a cluster's id is the row of its centre.
+
+    As fitted, the largest cluster is 0; one that continues another has that one's ids (model.codebook_continuity).
 
     centroids: (K, D) float32.  Distances are Euclidean on unit vectors, so they order as the cosine does
     (Yang et al. 2025, COURIER, Cluster-ID).
@@ -33,9 +40,13 @@ class Codebook:
     centroids: Floats
 
     @classmethod
-    def fit(cls, vectors: Floats, *, clusters: int, iterations: int = 25, seed: int = 0) -> "Codebook":
+    def fit(
+        cls, vectors: Floats, *, clusters: int, iterations: int = 25, seed: int = 0, start: "Codebook | None" = None
+    ) -> "Codebook":
         """k-means over `vectors` (N, D), float32 unit rows; fewer centres where there are fewer distinct vectors.
 
+        start: where k-means begins, in the same space; its first centres where it has more, and random ones beside
+        them where it has fewer.
         Same vectors and seed, same codebook.  Raises CourierError without vectors or for clusters < 1.
         """
         if clusters < 1 or not len(vectors):
@@ -46,7 +57,8 @@ class Codebook:
         distinct = _distinct_rows(vectors, clusters)
         if distinct is not None:
             return cls(_largest_first(distinct, vectors))
-        return cls(_largest_first(_k_means(vectors, clusters, iterations, seed), vectors))
+        begin = None if start is None else start.centroids[:clusters]
+        return cls(_largest_first(_k_means(vectors, clusters, iterations, seed, begin), vectors))
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -86,10 +98,12 @@ class Codebooks:
         iterations: int = 25,
         starts: int = 1,
         seed: int = 0,
+        begin: "Codebooks | None" = None,
     ) -> "Codebooks":
         """So many codebooks over `vectors` (N, D), float32 unit rows; the best of `starts` random starts of each.
 
         later_clusters: of each codebook but the first; 0: as many as the first has.
+        begin: codebooks of the same space from whose centres k-means starts, in place of random ones.
         Raises CourierError as Codebook.fit does, and for what does not fit into a cluster ID.
         """
         sizes = [clusters] + [later_clusters or clusters] * (codebooks - 1)
@@ -100,14 +114,41 @@ class Codebooks:
             )
         levels: list[Codebook] = []
         for place, size in enumerate(sizes):
+            known = begin.levels[place] if begin is not None and place < len(begin.levels) else None
             tried = [
-                Codebook.fit(vectors, clusters=size, iterations=iterations, seed=seed * starts + start)
-                for start in range(starts)
+                Codebook.fit(vectors, clusters=size, iterations=iterations, seed=seed * starts + start, start=known)
+                for start in range(starts if known is None else 1)
             ]
             levels.append(min(tried, key=lambda level: level.inertia(vectors)))
             if place + 1 < codebooks:
                 vectors = cls((levels[-1],)).residuals(vectors)
         return cls(tuple(levels))
+
+    def codebook_id(self, space_id: str) -> str:
+        """A short name of these codebooks: 'c' and 12 hex digits of the hash of their centres and their space.
+
+        Two share it only if they give every vector of that space the same codes.
+        """
+        sizes = strict_json.dumps({"space_id": space_id, "shapes": [one.centroids.shape for one in self.levels]})
+        named = hashlib.sha256(sizes.encode())
+        for level in self.levels:
+            named.update(np.ascontiguousarray(level.centroids, "<f4").data)
+        return "c" + named.hexdigest()[:12]
+
+    def save(self, folder: Path) -> None:
+        """Write the centres of all codebooks, one below the other, into `folder`."""
+        np.save(folder / CENTROIDS, np.concatenate([level.centroids for level in self.levels]))
+
+    @classmethod
+    def load(cls, folder: Path, sizes: Sequence[int]) -> "Codebooks":
+        """What `save` wrote. sizes: of each codebook. Raises ArtifactMismatch where the file holds another number."""
+        centroids = np.load(folder / CENTROIDS)
+        if len(centroids) != sum(sizes):
+            raise ArtifactMismatch(
+                f"{folder / CENTROIDS} holds {len(centroids)} centres, its manifest says {sum(sizes)}: "
+                "rebuild the codebook"
+            )
+        return cls(tuple(Codebook(part) for part in np.split(centroids, np.cumsum(sizes)[:-1])))
 
     def codes(self, vectors: Floats, *, block_bytes: int = BLOCK_BYTES) -> Ids:
         """The code of each row of `vectors` (N, D) in each codebook: (N, codebooks) int32."""
@@ -160,7 +201,7 @@ def _distinct_rows(vectors: Floats, most: int) -> Floats | None:
     return np.unique(np.stack(list(seen.values())), axis=0)
 
 
-def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floats:
+def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int, begin: Floats | None) -> Floats:
     means = faiss.Kmeans(
         vectors.shape[1],
         clusters,
@@ -172,7 +213,7 @@ def _k_means(vectors: Floats, clusters: int, iterations: int, seed: int) -> Floa
         min_points_per_centroid=1,
         max_points_per_centroid=POINTS_PER_CENTROID,
     )
-    means.train(vectors)
+    means.train(vectors, init_centroids=begin)
     return np.asarray(means.centroids, np.float32)
 
 

@@ -1,6 +1,7 @@
 """The codebook against its slow twin, and on points whose clusters are known."""
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.artifact import ArtifactMismatch
 from model.cluster_id import packed, unpacked
 from model.codebook import Codebook, Codebooks
 from model.errors import CourierError
@@ -193,3 +195,26 @@ def test_an_unknown_cluster_is_unknown_in_every_codebook() -> None:
 def test_what_does_not_fit_into_a_cluster_id_is_refused(codebooks: int, clusters: int) -> None:
     with pytest.raises(CourierError, match=f"{codebooks} codebooks of {clusters} clusters do not fit"):
         Codebooks.fit(np.ones((4, 2), np.float32), codebooks=codebooks, clusters=clusters)
+
+
+def test_codebooks_come_back_as_they_were_saved_and_another_number_of_centres_is_refused(tmp_path: Path) -> None:
+    books = Codebooks.fit(parts()[0], codebooks=3, clusters=4, later_clusters=2)
+    books.save(tmp_path)
+    again = Codebooks.load(tmp_path, [4, 2, 2])
+    assert [one.centroids.tobytes() for one in again.levels] == [one.centroids.tobytes() for one in books.levels]
+    with pytest.raises(ArtifactMismatch, match="holds 8 centres, its manifest says 9: rebuild the codebook"):
+        Codebooks.load(tmp_path, [4, 2, 3])
+
+
+def test_a_codebook_is_named_by_its_centres_their_order_its_levels_and_its_space() -> None:
+    centres = np.arange(12, dtype=np.float32).reshape(6, 2)
+    books = [
+        Codebooks((Codebook(centres),)),
+        Codebooks((Codebook(centres[::-1].copy()),)),
+        Codebooks((Codebook(centres[:3]), Codebook(centres[3:]))),
+        Codebooks((Codebook(centres + np.float32(1e-6)),)),
+    ]
+    names = [one.codebook_id("s1") for one in books] + [books[0].codebook_id("s2")]
+    assert len(set(names)) == 5
+    assert books[0].codebook_id("s1") == Codebooks((Codebook(centres.copy()),)).codebook_id("s1") == names[0]
+    assert (names[0][0], len(names[0])) == ("c", 13)

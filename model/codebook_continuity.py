@@ -20,7 +20,8 @@ def matched_ids(new: Ids, old: Ids, clusters: int) -> Ids:
     known = old < clusters
     pairs = new[known].astype(np.int64) * clusters + old[known]
     confusion = np.bincount(pairs, minlength=clusters * clusters).reshape(clusters, clusters)
-    return linear_sum_assignment(confusion, maximize=True)[1].astype(np.int32)
+    ids: Ids = linear_sum_assignment(confusion, maximize=True)[1].astype(np.int32)
+    return ids
 
 
 def continue_codebooks(fitted: Codebooks, codes: Ids, old_codes: Sequence[Ids]) -> Codebooks:

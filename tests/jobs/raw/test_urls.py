@@ -16,7 +16,7 @@ from jobs.config import IngestConfig
 from jobs.paths import UrlUnusable, any_path, arrow_source, from_spark, spark_uri
 from jobs.raw import beam_rows, identity
 from jobs.raw import folder as raw
-from jobs.raw.canonical import CanonicalTable, canonical_table
+from jobs.raw.canonical import canonical_table
 from jobs.raw.ingest import read_tables
 from model.artifact import AnyPath
 

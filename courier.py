@@ -39,7 +39,7 @@ VERBS = {
     "embed": ("jobs.cli:stage_main", "[stage]  a unit vector for every distinct image"),
     "cluster": ("jobs.cli:stage_main", "[stage]  the k-means codebook and a cluster ID per item (FAISS)"),
     "features": ("jobs.cli:stage_main", "[stage]  the feature store's offline tables"),
-    "materialize": ("jobs.cli:stage_main", "[stage]  feast apply, and features into the online store"),
+    "materialize": ("jobs.cli:stage_main", "[stage]  feast apply, and the newest features into the online store"),
     "index": ("jobs.cli:stage_main", "[stage]  the nearest-neighbour index, with its recall (FAISS)"),
     "rows": ("jobs.cli:stage_main", "[stage]  CTR training rows by point-in-time join (Feast)"),
     "ctr": ("jobs.cli:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),

@@ -12,6 +12,8 @@ ITEM_KEY: Final = "item_id"
 SPACE_KEY: Final = "space_id"
 EVENT_TIME: Final = "event_timestamp"  # Feast's valid-from column: aware UTC, microseconds
 
+WORKSPACE: Final = "COURIER_WORKSPACE"  # the variable by which feature_store.yaml finds the workspace
+
 EMBEDDING_DIM: Final = 256  # Yang et al. 2025 (COURIER), section 4: Linear 768 -> 256
 
 # --- raw tables -----------------------------------------------------------------------------------------------------
@@ -222,9 +224,6 @@ ITEM_EMBEDDING: Final = View(
 )
 VIEWS: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, ITEM_EMBEDDING)
 PUSH_SOURCES: Final = {USER_HISTORY.name: "user_history_push"}  # views that a stream updates between two batch loads
-
-# In the workspace: the digest of the features artifact that the online store holds; absent while one is loaded.
-LOADED_MARK: Final = "feast/loaded"
 
 # A service is what one lookup asks for. User and item are looked up apart: a joint call repeats the history per item.
 SERVICES: Final = {

@@ -14,9 +14,17 @@ from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, File
 from feast.data_format import ParquetFormat
 from feast.types import Array, Bytes, FeastType, Float64, Int64, String
 
-from feature_repo.contract import EVENT_TIME, KEYS, PUSH_SOURCES, SERVICE_DESCRIPTIONS, SERVICES, VIEWS, View
+from feature_repo.contract import (
+    EVENT_TIME,
+    KEYS,
+    PUSH_SOURCES,
+    SERVICE_DESCRIPTIONS,
+    SERVICES,
+    VIEWS,
+    WORKSPACE,
+    View,
+)
 
-WORKSPACE: Final = "COURIER_WORKSPACE"
 OWNER: Final = "feature_repo"  # of what belongs to no one view
 FEAST_TYPES: Final[dict[str, FeastType]] = {
     "str": String,

@@ -97,6 +97,7 @@ STAGES: Final = (
     Stage(
         name="materialize",
         build="jobs.features.materialize:build",
+        revision=2,  # packed rows; of each view how many entities
         inputs=("features",),
         options=("workspace",),
         stands="jobs.features.materialize:stands",

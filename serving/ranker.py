@@ -13,9 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from feature_repo.contract import LOADED_MARK
-from model import artifact
-from model.artifact import ArtifactMismatch
 from model.errors import CourierError
 from serving.release import OpenRelease, load_ctr_model, open_release
 from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
@@ -100,22 +97,15 @@ def _what_was_missing(user_id: str, rows: "RankingRows") -> str | None:
 def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
     """The ranker of a release, reading the workspace's online store.
 
-    Raises ArtifactMismatch where the store holds, or is being loaded with, other features than the release's.
+    The store need not have been loaded for this release: what moves daily is of no release, and vectors and clusters
+    are asked of the release's own space. Raises StoreNotLoaded, or RowUnreadable where the store's layout is stale.
     """
-    _check_store(opened, workspace)
-    from serving.features import FeastFeatures  # Feast takes seconds to import
+    from feature_repo.online_views import open_views
+    from serving.features import RankingFeatures  # what a search needs none of
 
-    return Ranker(FeastFeatures(workspace), load_ctr_model(opened), opened.space_id)
-
-
-def _check_store(opened: OpenRelease, workspace: Path) -> None:
-    mark = workspace / LOADED_MARK
-    held = mark.read_text("utf-8") if mark.is_file() else "nothing whole"
-    wanted = artifact.read(opened.folders["materialize"], kind="materialize").inputs["features"]
-    if held != wanted:
-        raise ArtifactMismatch(
-            f"the online store of {workspace} holds other features than those of {opened.release_id}: run `courier run`"
-        )
+    views = open_views(workspace)
+    views.check()
+    return Ranker(RankingFeatures(views), load_ctr_model(opened), opened.space_id)
 
 
 def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:

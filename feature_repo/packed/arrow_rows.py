@@ -1,4 +1,4 @@
-"""Write Arrow tables into the online store, column by column: what Feast does by a protobuf message a value."""
+"""Arrow tables as packed rows and back, column by column: what Feast does by a protobuf message a value."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -11,7 +11,7 @@ from feature_repo.contract import EVENT_TIME
 from feature_repo.packed.database import Batch, Database
 from feature_repo.packed.keys import entity_keys
 from feature_repo.packed.reader import PackedView
-from feature_repo.packed.rows import NO_TIME, NUMBERS, Cells, Layout, members_joined
+from feature_repo.packed.rows import NO_TIME, NUMBERS, Cells, Layout, Rows, members_joined
 
 ROWS_A_BATCH: Final = 20_000  # a transaction; bounds the memory of a load
 
@@ -54,6 +54,19 @@ def packed(layout: Layout, keys: Sequence[str], rows: pa.RecordBatch, created_ti
     cells = {name: _cells(kind, rows.column(name), name) for name, kind in layout.kinds.items()}
     of_entities = {key: _whole(rows, key).cast(pa.large_string()).to_pylist() for key in keys}
     return Batch(entity_keys(of_entities), event, created, layout.pack(event, created, cells))
+
+
+def columns_of(layout: Layout, rows: Rows) -> dict[str, pa.Array]:
+    """Rows of the store as Arrow's columns, one entry for each row asked for; null where there is none."""
+    return {name: _column(kind, rows.values[name], rows.valid[name]) for name, kind in layout.kinds.items()}
+
+
+def _column(kind: str, values: np.ndarray, valid: np.ndarray) -> pa.Array:
+    if kind in NUMBERS:
+        return pa.array(values, _ARROW_NUMBERS[kind], mask=None if valid.all() else ~valid)
+    member = kind.removeprefix("list[").removesuffix("]")
+    of = _ARROW_NUMBERS.get(member) or {"str": pa.string(), "bytes": pa.binary()}[member]
+    return pa.array(values, pa.list_(of) if kind.startswith("list") else of)
 
 
 def _whole(rows: pa.RecordBatch, name: str) -> Any:

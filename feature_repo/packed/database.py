@@ -32,7 +32,8 @@ class Asked(NamedTuple):
 class Database(Protocol):
     """Tables of packed rows by key. Any thread may call; errors are those of the database's driver.
 
-    A row replaces one of an earlier (event time, created time) or of the same, never a later one, whoever else writes.
+    A row replaces one of an earlier (event time, created time) or of the same, never a later one, whoever else writes;
+    unless `write` is told otherwise.
     """
 
     def create(self, table: str) -> None:
@@ -44,8 +45,17 @@ class Database(Protocol):
     def read(self, asked: Sequence[Asked]) -> list[list[bytes | None]]:
         """For each table asked, the row of each key; None where there is none."""
 
-    def write(self, table: str, batch: Batch) -> None:
-        """Write rows, all or none of a batch (Redis: row by row). A key may come twice: the later time stays."""
+    def write(self, table: str, batch: Batch, *, as_of: int | None = None) -> None:
+        """Write rows, all or none of a batch (Redis: row by row). A key may come twice: the later time stays.
+
+        as_of: the batch says what holds at this event time, so it replaces rows of up to it even by earlier ones.
+        """
+
+    def count(self, table: str) -> int:
+        """How many rows a table holds, which must be there (Redis: about, while others write)."""
+
+    def some_row(self, table: str) -> bytes | None:
+        """Any row of a table; None where it holds none, or is not there."""
 
     def delete_before(self, table: str, event_time: int) -> int:
         """Delete the rows of an event time before this one; how many there were."""

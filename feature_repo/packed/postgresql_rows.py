@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from feature_repo.packed.database import Asked, Batch, newest
+from feature_repo.packed.rows import NO_TIME
 
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -23,7 +24,7 @@ _COPY: Final = "COPY packed_incoming FROM STDIN (FORMAT binary)"
 _MERGE: Final = """
 INSERT INTO {table} AS held SELECT * FROM packed_incoming ORDER BY entity_key ON CONFLICT (entity_key) DO UPDATE
 SET event_time = excluded.event_time, created_time = excluded.created_time, packed = excluded.packed
-WHERE (excluded.event_time, excluded.created_time) >= (held.event_time, held.created_time)
+WHERE (excluded.event_time, excluded.created_time) >= (held.event_time, held.created_time) OR held.event_time <= %s
 """
 _READ: Final = "SELECT entity_key, packed FROM {table} WHERE entity_key = ANY(%s)"
 
@@ -53,7 +54,7 @@ class PostgresqlRows:
         found: list[dict[bytes, bytes]] = [dict(cursor.fetchall()) for cursor in cursors]
         return [list(map(rows.get, keys)) for rows, (_, keys) in zip(found, asked, strict=True)]
 
-    def write(self, table: str, batch: Batch) -> None:
+    def write(self, table: str, batch: Batch, *, as_of: int | None = None) -> None:
         """See Database."""
         once = newest(batch)  # one merge may not touch a row twice
         connection = self._connection()
@@ -64,7 +65,25 @@ class PostgresqlRows:
                 times = (once.event_time.tolist(), once.created_time.tolist())
                 for row in zip(once.keys, *times, once.rows, strict=True):
                     copy.write_row(row)
-            cursor.execute(_on(_MERGE, table))
+            cursor.execute(_on(_MERGE, table), (NO_TIME if as_of is None else as_of,))
+
+    def count(self, table: str) -> int:
+        """See Database."""
+        [count] = self._connection().execute(_on("SELECT count(*) FROM {table}", table)).fetchone() or [0]
+        return int(count)
+
+    def some_row(self, table: str) -> bytes | None:
+        """See Database."""
+        connection = self._connection()
+        there = connection.execute(
+            "SELECT 1 FROM pg_tables WHERE tablename = %s AND schemaname = ANY(current_schemas(false))", (table,)
+        )
+        if there.fetchone() is None:
+            return None
+        cursor = connection.cursor(binary=True)
+        found: bytes | None
+        [found] = cursor.execute(_on("SELECT packed FROM {table} LIMIT 1", table)).fetchone() or [None]
+        return found
 
     def delete_before(self, table: str, event_time: int) -> int:
         """See Database."""

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import redis
 
-from feature_repo.packed.database import Asked, Batch
-from feature_repo.packed.rows import TIMES_AT
+from feature_repo.packed.database import Asked, Batch, newest
+from feature_repo.packed.rows import NO_TIME, TIMES_AT
 
 ROWS_A_CALL: Final = 500  # of the script, which other clients wait for: some milliseconds
 SCANNED_AT_ONCE: Final = 1_000
@@ -29,9 +29,11 @@ local function is_before(a, b)
     end
     return false
 end
+local low, high = struct.unpack('<I4i4', ARGV[#KEYS + 1])
 for place, key in ipairs(KEYS) do
     local held = header(key)
-    if not held or not is_before(times(ARGV[place], {TIMES_AT + 1}), held) then
+    local replaced = held and (held[1] < high or (held[1] == high and held[2] <= low))
+    if not held or replaced or not is_before(times(ARGV[place], {TIMES_AT + 1}), held) then
         redis.call('SET', key, ARGV[place])
     end
 end
@@ -71,19 +73,32 @@ class RedisRows:
         found = iter(self._redis.mget(names) if names else ())
         return [[next(found) for _ in keys] for _, keys in asked]
 
-    def write(self, table: str, batch: Batch) -> None:
+    def write(self, table: str, batch: Batch, *, as_of: int | None = None) -> None:
         """See Database."""
-        names = row_names(table, batch.keys)
+        once = batch if as_of is None else newest(batch)
+        names, limit = row_names(table, once.keys), _time(NO_TIME if as_of is None else as_of)
         with self._redis.pipeline(transaction=False) as pipeline:
             for start in range(0, len(names), ROWS_A_CALL):
                 some = slice(start, start + ROWS_A_CALL)
-                self._write(names[some], batch.rows[some], client=pipeline)
+                self._write(names[some], [*once.rows[some], limit], client=pipeline)
             pipeline.execute()
+
+    def count(self, table: str) -> int:
+        """See Database."""
+        return sum(len(keys) for keys in self._keys(table))
+
+    def some_row(self, table: str) -> bytes | None:
+        """See Database."""
+        found: bytes | None = None
+        for keys in self._keys(table):
+            found = self._redis.get(keys[0])
+            if found is not None:
+                break
+        return found
 
     def delete_before(self, table: str, event_time: int) -> int:
         """See Database."""
-        limit = event_time.to_bytes(8, "little", signed=True)
-        return sum(self._delete(keys, [limit]) for keys in self._keys(table))
+        return sum(self._delete(keys, [_time(event_time)]) for keys in self._keys(table))
 
     def close(self) -> None:
         """See Database: of all threads."""
@@ -96,6 +111,10 @@ class RedisRows:
             cursor, keys = self._redis.scan(cursor or 0, match=pattern, count=SCANNED_AT_ONCE)
             if keys:
                 yield keys
+
+
+def _time(moment: int) -> bytes:
+    return moment.to_bytes(8, "little", signed=True)
 
 
 def _prefix(table: str) -> bytes:

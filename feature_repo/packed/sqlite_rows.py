@@ -7,7 +7,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from feature_repo.packed.database import Asked, Batch
+from feature_repo.packed.database import Asked, Batch, newest
+from feature_repo.packed.rows import NO_TIME
 
 WAIT_SECONDS: Final = 60.0  # for another writer's transaction
 KEYS_A_QUERY: Final = 1_000  # SQLite takes up to 32,766 parameters
@@ -20,7 +21,7 @@ CREATE TABLE IF NOT EXISTS {table} (
 _WRITE: Final = """
 INSERT INTO {table} AS held VALUES (?, ?, ?, ?) ON CONFLICT (entity_key) DO UPDATE
 SET event_time = excluded.event_time, created_time = excluded.created_time, packed = excluded.packed
-WHERE (excluded.event_time, excluded.created_time) >= (held.event_time, held.created_time)
+WHERE (excluded.event_time, excluded.created_time) >= (held.event_time, held.created_time) OR held.event_time <= ?
 """
 
 
@@ -50,11 +51,27 @@ class SqliteRows:
         finally:
             connection.rollback()
 
-    def write(self, table: str, batch: Batch) -> None:
+    def write(self, table: str, batch: Batch, *, as_of: int | None = None) -> None:
         """See Database."""
-        rows = zip(batch.keys, batch.event_time.tolist(), batch.created_time.tolist(), batch.rows, strict=True)
+        once = batch if as_of is None else newest(batch)
+        columns = (once.keys, once.event_time.tolist(), once.created_time.tolist(), once.rows)
+        rows = zip(*columns, [NO_TIME if as_of is None else as_of] * len(once.keys), strict=True)
         with self._writing() as connection:
             connection.executemany(_WRITE.format(table=_quoted(table)), rows)
+
+    def count(self, table: str) -> int:
+        """See Database."""
+        [(count,)] = self._connection().execute(f"SELECT count(*) FROM {_quoted(table)}")
+        return int(count)
+
+    def some_row(self, table: str) -> bytes | None:
+        """See Database."""
+        connection = self._connection()
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            return None
+        found: bytes | None
+        [found] = connection.execute(f"SELECT packed FROM {_quoted(table)} LIMIT 1").fetchone() or [None]
+        return found
 
     def delete_before(self, table: str, event_time: int) -> int:
         """See Database."""

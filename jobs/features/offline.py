@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import structlog
 
+from feature_repo.arrow_types import KIND_TYPES, TIME
 from feature_repo.contract import (
     EMBEDDING_DIM,
     EVENT_TIME,
@@ -28,7 +29,6 @@ from jobs.rules.statistics import midnight_after
 from jobs.sequences.duckdb import item_statistics
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
-from model.ctr.inputs.rows import KIND_TYPES, TIME
 
 log = structlog.get_logger()
 

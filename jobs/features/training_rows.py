@@ -26,8 +26,8 @@ from feature_repo.contract import (
     SERVICES,
     SPACE_KEY,
 )
-from jobs.features.materialize import check_sources, quiet
 from jobs.features.offline import connect, read_parquet
+from jobs.features.offline_sources import check_sources
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.rows import REQUEST_COLUMNS, ROW_COLUMNS, fill, with_history_facts
@@ -97,11 +97,10 @@ def _opened(workspace: Path, features: Path, loaded: Manifest) -> "FeatureStore"
     check_sources(workspace, features)
     if loaded.inputs["features"] != artifact.digest(features):
         raise ArtifactMismatch(f"the feature store was not loaded from {features}: run the materialize stage again")
-    with quiet():
-        from feature_repo.definitions import open_store, source_path
+    from feature_repo.definitions import open_store, source_path  # Feast's import costs seconds
 
-        store = open_store(workspace)
-        registered = Path(store.get_feature_view(ITEM_PROFILE.name).batch_source.path)
+    store = open_store(workspace)
+    registered = Path(store.get_feature_view(ITEM_PROFILE.name).batch_source.path)
     if registered != source_path(workspace.absolute(), ITEM_PROFILE):
         raise ArtifactMismatch(f"the registry of {workspace} reads {registered}: run the materialize stage again")
     return store
@@ -140,8 +139,7 @@ def features_as_of(store: "FeatureStore", asked: "pd.DataFrame | str", services:
     """
     views = [view for service in services for view in SERVICES[service]]
     features = [f"{view.name}:{feature.name}" for view in views for feature in view.features]
-    with quiet():
-        job: AsofRetrievalJob = store.get_historical_features(asked, features)
+    job: AsofRetrievalJob = store.get_historical_features(asked, features)
     return job
 
 

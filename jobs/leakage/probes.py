@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from feature_repo.arrow_types import KIND_TYPES
 from feature_repo.contract import EVENT_TIME, ITEM_KEY, SPACE_KEY, USER_KEY
 from jobs.config import SequencesConfig
-from jobs.features.materialize import quiet
 from jobs.features.offline import connect, read_parquet
 from jobs.features.training_rows import features_as_of
 from jobs.leakage import probe_checks
@@ -30,7 +30,6 @@ from model.ctr.inputs.rows import (
     FEATURE_COLUMNS,
     HISTORY,
     ITEM_FEATURES,
-    KIND_TYPES,
     USER_FEATURES,
     filled,
     with_history_facts,
@@ -106,8 +105,7 @@ def _ask_as_of(connection: "duckdb.DuckDBPyConnection", run: ProbeRun) -> None:
 def _store(run: ProbeRun) -> "FeatureStore":
     from feature_repo.definitions import open_store
 
-    with quiet():
-        return open_store(run.workspace)
+    return open_store(run.workspace)
 
 
 def _look_up_at_cutoff(connection: "duckdb.DuckDBPyConnection", run: ProbeRun) -> None:
@@ -134,8 +132,7 @@ def _look_up_at_cutoff(connection: "duckdb.DuckDBPyConnection", run: ProbeRun) -
 
 def _answers(store: "FeatureStore", service: str, keys: Mapping[str, Sequence[str]]) -> pa.Table:
     features = {"ranking_user": USER_FEATURES, "ranking_item": ITEM_FEATURES, "item_cluster_ids": CLUSTER_FEATURES}
-    with quiet():
-        asked = {key: list(values) for key, values in keys.items()}
-        found = store.get_online_features(store.get_feature_service(service), asked).to_dict()
+    asked = {key: list(values) for key, values in keys.items()}
+    found = store.get_online_features(store.get_feature_service(service), asked).to_dict()
     columns = {key: pa.array(values, pa.string()) for key, values in keys.items()}
     return pa.table(columns | {f.name: pa.array(found[f.name], KIND_TYPES[f.kind]) for f in features[service]})

@@ -61,6 +61,32 @@ def test_each_key_holds_its_newest_row_and_of_two_alike_the_last_written(databas
     assert numbers(database, "t", KEYS) == [held[key][2] if key in held else None for key in KEYS]
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(WRITES, WRITES, st.sampled_from(MOMENTS))
+def test_a_batch_as_of_a_moment_replaces_what_is_held_up_to_it_and_nothing_later(database, first, second, as_of):
+    database.drop("t")
+    database.create("t")
+    database.write("t", batch([(*write, place) for place, write in enumerate(first)]))
+    database.write("t", batch([(*write, 100 + place) for place, write in enumerate(second)]), as_of=as_of)
+    held, new = {}, {}
+    for number, rows, into in ((0, first, held), (100, second, new)):
+        for place, (key, *times) in enumerate(rows):
+            if key not in into or into[key][0] <= times:
+                into[key] = (times, number + place)
+    for key, (times, number) in new.items():
+        if key not in held or held[key][0] <= times or held[key][0][0] <= as_of:
+            held[key] = (times, number)
+    assert numbers(database, "t", KEYS) == [held[key][1] if key in held else None for key in KEYS]
+
+
+def test_rows_are_counted_and_one_is_shown(database):
+    assert (database.count("t"), database.some_row("t"), database.some_row("no table")) == (0, None, None)
+    rows = batch([(key, 1, 1, 7) for key in KEYS])
+    database.write("t", rows)
+    assert database.count("t") == len(KEYS)
+    assert database.some_row("t") == rows.rows[0]
+
+
 def test_many_writers_at_once_leave_the_newest(connection, database):
     rng = np.random.default_rng(0)
     keys = [b"k%d" % number for number in range(40)]

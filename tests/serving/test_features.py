@@ -10,17 +10,18 @@ import pytest
 
 from feature_repo.contract import SERVICES
 from feature_repo.definitions import open_store
-from jobs.features import materialize
+from feature_repo.online_views import FeastViews, open_views
 from model import artifact
-from model.ctr.inputs.rows import FEATURE_COLUMNS, HISTORY, ROW_DEFAULTS, features_of, fill, with_history_facts
-from serving.features import FeastFeatures
+from model.ctr.inputs.rows import FEATURE_COLUMNS, HISTORY, ROW_DEFAULTS, fill, with_history_facts
+from serving.features import RankingFeatures
 
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
 USERS = [f"u{number}" for number in range(12)]
 
 
 @pytest.fixture(scope="module")
 def online(loaded_shop):
-    return FeastFeatures(loaded_shop.workspace)
+    return RankingFeatures(open_views(loaded_shop.workspace))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +36,9 @@ def items(shop):
 
 def as_of_join(store, service, keys):
     """The service's features of these keys through Feast's point-in-time join, in the keys' order."""
-    with materialize.quiet():
-        job = store.get_historical_features(pd.DataFrame({**keys, "n": range(len(keys["event_timestamp"]))}),
-                                            store.get_feature_service(service))  # fmt: skip
-        return job.to_arrow().sort_by("n")
+    job = store.get_historical_features(pd.DataFrame({**keys, "n": range(len(keys["event_timestamp"]))}),
+                                        store.get_feature_service(service))  # fmt: skip
+    return job.to_arrow().sort_by("n")
 
 
 def offline_rows(store, user, items, space_id, moment):
@@ -134,16 +134,34 @@ def test_threads_that_ask_at_once_get_what_they_would_get_alone(online, items, s
         assert list(pool.map(ask, USERS * 4)) == alone * 4
 
 
-def test_every_service_of_the_contract_is_asked_by_name(online, items, space_id, monkeypatch):
-    asked = []
-    look_up = online._store.get_online_features
+def test_a_user_and_the_candidates_are_one_round_trip_and_the_other_clicked_items_a_second(
+    online, items, space_id, monkeypatch
+):
+    asked, read = [], online.views.database.read
+
+    def recorded(lookups):
+        asked.append([len(keys) for _, keys in lookups])
+        return read(lookups)
+
+    monkeypatch.setattr(online.views.database, "read", recorded)
+    history = online.ranking_rows("u1", items[:5], space_id, as_of=NOW, vectors=True).table[HISTORY][0].as_py()
+    others = len(set(history) - set(items[:5]))
+    assert others
+    assert asked == [[1, 1, 5, 5, 5, 5], [others, others, others]]
+    asked.clear()
+    online.ranking_rows("u1", items, space_id, as_of=NOW, vectors=False)
+    assert asked == [[1, 1, 42, 42, 42]]
+
+
+def test_of_feasts_own_stores_every_service_of_the_contract_is_asked_by_name(loaded_shop, items, space_id, monkeypatch):
+    store, asked = open_store(loaded_shop.workspace), []
+    look_up = store.get_online_features
 
     def recorded(features, keys):
         asked.append(getattr(features, "name", features))
         return look_up(features, keys)
 
-    monkeypatch.setattr(online._store, "get_online_features", recorded)
-    online.ranking_rows("u1", items, space_id, as_of=datetime(2024, 6, 1, tzinfo=UTC), vectors=True)
-    assert asked == ["ranking_user", "ranking_item", "item_cluster_ids", ["item_profile:category"], "item_embeddings"]
-    assert {name for name in asked if isinstance(name, str)} == set(SERVICES)
-    assert features_of("ranking_user")
+    monkeypatch.setattr(store, "get_online_features", recorded)
+    RankingFeatures(FeastViews(store)).ranking_rows("u1", items, space_id, as_of=NOW, vectors=True)
+    assert asked == ["ranking_user", "ranking_item", "item_cluster_ids", "item_embeddings"]
+    assert set(asked) == set(SERVICES)

@@ -13,8 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from feature_repo.contract import LOADED_MARK
-from model import artifact
 from model.ctr.inputs.item_vectors import ItemVectors
 from model.releases import Release
 from serving import ranker
@@ -132,8 +130,6 @@ def features(monkeypatch: pytest.MonkeyPatch, opened: OpenRelease) -> FakeFeatur
 
 @pytest.fixture
 def opened() -> OpenRelease:
-    from model.releases import Release
-
     release = Release(release_id="r1", created_at=NOW, space_id="s1", ctr_model="neural/none", artifacts={}, metrics={})
     return OpenRelease(release, {})
 
@@ -195,17 +191,3 @@ def test_a_workspace_without_a_release_is_told_the_cure(tmp_path: Path) -> None:
 
     with pytest.raises(NoRelease, match="courier run RAW"):
         ranker.main(["--workspace", str(tmp_path), "--user", "u1", "--items", "a"])
-
-
-@pytest.mark.parametrize("held", [None, "digest of other features"])
-def test_a_store_that_holds_other_features_than_the_release_is_refused(tmp_path: Path, held: str | None) -> None:
-    with artifact.write(tmp_path / "m", kind="materialize", inputs={"features": "digest of ours"}, config={}):
-        pass
-    release = Release(
-        release_id="r1", created_at=NOW, space_id="s1", ctr_model="lightgbm/none", artifacts={}, metrics={}
-    )
-    if held:
-        (tmp_path / "feast").mkdir()
-        (tmp_path / LOADED_MARK).write_text(held, "utf-8")
-    with pytest.raises(artifact.ArtifactMismatch, match="holds other features than those of r1: run `courier run`"):
-        ranker.load_ranker(OpenRelease(release, {"materialize": tmp_path / "m"}), tmp_path)

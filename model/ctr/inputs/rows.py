@@ -11,18 +11,10 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.arrow_types import KIND_TYPES, TIME
 from feature_repo.contract import ITEM_KEY, SERVICES, UNSEEN_CTR, USER_KEY, WINDOWS_DAYS, Feature
 from model.errors import CourierError
 
-TIME: Final = pa.timestamp("us", tz="UTC")
-KIND_TYPES: Final[Mapping[str, pa.DataType]] = {
-    "str": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bytes": pa.binary(),
-    "list[str]": pa.list_(pa.string()),
-    "list[int]": pa.list_(pa.int64()),
-}
 KIND_DEFAULTS: Final[Mapping[str, object]] = {
     "str": "",
     "int": 0,

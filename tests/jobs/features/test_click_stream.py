@@ -35,6 +35,7 @@ from jobs.features.click_stream.sources import (
 )
 from jobs.features.click_stream.transforms import DropDuplicates, Settings, open_once, report, wire
 from jobs.features.history_store import StoreNotReady
+from jobs.features.offline_sources import point_sources
 from jobs.raw.folder import RawTableMissing, RawTableUnusable
 from jobs.rules.online_histories import merge
 
@@ -47,7 +48,7 @@ COLUMNS = ("user_id", "item_id", "event_time", "event_type", "request_id", "posi
 def workspace(shop, tmp_path_factory):
     """A workspace whose feature store is applied and empty."""
     root = tmp_path_factory.mktemp("stream")
-    materialize.point_sources(root, shop.features)
+    point_sources(root, shop.features)
     materialize._apply(root)
     return root
 
@@ -147,9 +148,8 @@ def test_a_file_of_each_format_gives_the_histories_of_the_oracle_and_a_second_ru
 
 
 def stored(workspace):
-    with sqlite3.connect(workspace / "feast" / "online.db") as connection:
-        rows = connection.execute("SELECT entity_key, feature_name, value, event_ts FROM courier_user_history")
-        return sorted(rows.fetchall())
+    with sqlite3.connect(workspace / "feast" / "packed.db") as connection:
+        return connection.execute("SELECT * FROM courier_user_history ORDER BY entity_key").fetchall()
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -195,7 +195,7 @@ def test_what_is_no_click_of_the_contract_is_counted_and_kept_aside_with_its_rea
 def test_streaming_the_clicks_of_the_offline_tables_gives_the_store_that_a_batch_load_gives(
     shop, loaded_shop, tmp_path
 ):
-    materialize.point_sources(tmp_path, shop.features)
+    point_sources(tmp_path, shop.features)
     materialize._apply(tmp_path)
     clicks = [{**click, "event_type": "click", "position": None} for click in shop.clicks]
     pd.DataFrame(clicks)[list(COLUMNS)].to_parquet(tmp_path / "clicks.parquet")

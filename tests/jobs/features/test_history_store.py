@@ -6,12 +6,19 @@ import sys
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from feature_repo.contract import CTR_HISTORY, EVENT_TIME
-from jobs.features import history_store, materialize
+from feature_repo.contract import CTR_HISTORY, EVENT_TIME, PUSH_SOURCES, USER_HISTORY
+from feature_repo.definitions import open_store
+from feature_repo.online_views import FeastViews
+from feature_repo.packed.sqlite_rows import SqliteRows
+from jobs.features import materialize
 from jobs.features.history_store import HistoryStore, StoreNotReady, as_rows
-from jobs.rules.online_histories import EPOCH, merge
+from jobs.features.offline_sources import point_sources
+from jobs.rules.online_histories import EPOCH, merge, reconcile
 
 NOW = 1_720_000_000_000_000  # microseconds; months after the last click of the shop
 
@@ -39,10 +46,9 @@ def clicks_of(shop):
 
 
 def stored(workspace):
-    """Every stored value of user_history with its moment, as bytes."""
-    with sqlite3.connect(workspace / "feast" / "online.db") as connection:
-        rows = connection.execute("SELECT entity_key, feature_name, value, event_ts FROM courier_user_history")
-        return sorted(rows.fetchall())
+    """Every stored row of user_history with its moments, as bytes."""
+    with sqlite3.connect(workspace / "feast" / "packed.db") as connection:
+        return connection.execute("SELECT * FROM courier_user_history ORDER BY entity_key").fetchall()
 
 
 def test_a_user_nobody_knows_has_an_empty_history(store):
@@ -65,7 +71,7 @@ def test_a_replay_writes_nothing(store, workspace, monkeypatch):
     clicks = {"replayed": [("a", NOW), ("b", NOW + 1)], "other": [("a", NOW)]}
     assert store.add(clicks) == (2, 0)
     before = stored(workspace)
-    monkeypatch.setattr(store, "_push", lambda _: pytest.fail("a replay was pushed"))
+    monkeypatch.setattr(store, "_write", lambda *_: pytest.fail("a replay was written"))
     assert store.add(clicks) == (0, 2)
     assert store.add({"replayed": [("a", NOW)]}) == (0, 1)
     assert stored(workspace) == before
@@ -79,12 +85,12 @@ def test_an_older_click_alone_never_replaces_a_newer_one(store):
 
 def test_a_pushed_row_states_the_moment_of_the_offline_snapshot():
     rows = as_rows({"u": (("a", 3_000_002), ("b", 1))})
-    assert str(rows[EVENT_TIME].dtype) == "datetime64[us, UTC]"
-    assert rows[EVENT_TIME][0] == datetime(1970, 1, 1, 0, 0, 3, 3, UTC)
+    assert rows.schema.field(EVENT_TIME).type == pa.timestamp("us", tz="UTC")
+    assert rows[EVENT_TIME][0].as_py() == datetime(1970, 1, 1, 0, 0, 3, 3, UTC)
 
 
 def test_streaming_every_click_of_the_offline_tables_gives_the_loaded_store_to_the_byte(shop, loaded_shop, tmp_path):
-    materialize.point_sources(tmp_path, shop.features)
+    point_sources(tmp_path, shop.features)
     materialize._apply(tmp_path)
     assert stored(tmp_path) == []
     clicks = clicks_of(shop)
@@ -92,12 +98,16 @@ def test_streaming_every_click_of_the_offline_tables_gives_the_loaded_store_to_t
     for part in (1, 0):  # the later half first
         store.add({user: own[part::2] for user, own in clicks.items()})
     assert stored(tmp_path) == stored(loaded_shop.workspace)
-    # SQLite keeps whole seconds; what is handed to the store agrees to the microsecond.
-    newest = {row["user_id"]: row["event_time"] for row in shop.clicks}
-    pushed = as_rows(store.read(sorted(clicks)))
-    assert [at.to_pydatetime() for at in pushed[EVENT_TIME]] == [
-        newest[user] + timedelta(microseconds=1) for user in sorted(clicks)
-    ]
+
+
+def test_a_push_through_feast_writes_the_same_bytes(store, workspace):
+    clicks = {"by stream": [("a", NOW), ("b", NOW + 1)]}
+    store.add(clicks)
+    frame = as_rows({"by feast": merge((), clicks["by stream"], CTR_HISTORY)}).to_pandas()
+    open_store(workspace).push(PUSH_SOURCES[USER_HISTORY.name], frame)
+    rows = {key: rest for key, *rest in stored(workspace) if key.endswith((b"by stream", b"by feast"))}
+    assert len(rows) == 2
+    assert len(set(map(tuple, rows.values()))) == 1
 
 
 def test_a_batch_load_after_the_stream_moves_nobody_back(shop, workspace, store):
@@ -114,30 +124,51 @@ def test_a_batch_load_after_the_stream_moves_nobody_back(shop, workspace, store)
 
 
 def test_no_moment_of_a_batch_load_shows_a_user_moved_back(shop, workspace, store, monkeypatch):
-    from feast.infra.online_stores.sqlite import SqliteOnlineStore
-
     store.add({"u5": [("pushed", NOW)]})
-    write, seen = SqliteOnlineStore.online_write_batch, []
+    write, seen = SqliteRows.write, []
 
-    def looking(self, config, table, data, progress):
-        write(self, config, table, data, progress)
+    def looking(self, table, batch, **options):
+        write(self, table, batch, **options)
         seen.append(store.read(["u5"])["u5"][0])
 
-    monkeypatch.setattr(SqliteOnlineStore, "online_write_batch", looking)
+    monkeypatch.setattr(SqliteRows, "write", looking)
     materialize.build(features=shop.features, workspace=workspace, out=workspace / "materialize" / "looked")
     assert len(seen) >= 6
     assert set(seen) == {("pushed", NOW)}
 
 
-def test_a_store_that_is_busy_for_a_moment_is_tried_again(store, monkeypatch):
-    push, failures = store._push, [sqlite3.OperationalError("database is locked")]
+HISTORIES = st.dictionaries(
+    st.sampled_from("uvwxyz"),
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), min_size=1, max_size=6),
+    max_size=6,
+)
 
-    def once_busy(histories):
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(HISTORIES, HISTORIES)
+def test_loading_many_users_at_once_is_the_rule_of_reconcile_for_each(workspace, online, offline):
+    store = HistoryStore(workspace)
+    store._views.database.drop("courier_user_history")
+    store._views.database.create("courier_user_history")
+    held, brought = (
+        {user: merge((), clicks, CTR_HISTORY) for user, clicks in side.items()} for side in (online, offline)
+    )
+    store.add(held)
+    if brought:
+        store.load(as_rows(brought), as_of=datetime(2024, 1, 1, tzinfo=UTC))
+    expected = {user: reconcile(held.get(user, ()), brought.get(user, ()), CTR_HISTORY) for user in brought}
+    assert store.read(list("uvwxyz")) == {user: expected.get(user, held.get(user, ())) for user in "uvwxyz"}
+
+
+def test_a_store_that_is_busy_for_a_moment_is_tried_again(store, monkeypatch):
+    write, failures = store._write, [sqlite3.OperationalError("database is locked")]
+
+    def once_busy(rows, as_of):
         if failures:
             raise failures.pop()
-        push(histories)
+        write(rows, as_of)
 
-    monkeypatch.setattr(store, "_push", once_busy)
+    monkeypatch.setattr(store, "_write", once_busy)
     assert store.add({"patient": [("a", NOW)]}) == (1, 0)
     assert store.read(["patient"])["patient"] == (("a", NOW),)
 
@@ -145,11 +176,11 @@ def test_a_store_that_is_busy_for_a_moment_is_tried_again(store, monkeypatch):
 def test_a_bug_is_not_tried_again(store, monkeypatch):
     tried = []
 
-    def bug(_):
+    def bug(*_):
         tried.append(1)
         raise TypeError("a bug")
 
-    monkeypatch.setattr(store, "_push", bug)
+    monkeypatch.setattr(store, "_write", bug)
     with pytest.raises(TypeError):
         store.add({"hasty": [("a", NOW)]})
     assert tried == [1]
@@ -172,21 +203,18 @@ def test_two_streams_at_once_lose_nothing(workspace, store):
     assert store.read(["shared"])["shared"] == merge((), every, CTR_HISTORY)
 
 
-def test_redis_is_told_to_write_what_is_merged_even_at_the_same_moment():
+def test_feasts_redis_is_told_to_write_what_is_merged_even_at_the_same_moment():
     from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
-    config = SimpleNamespace(online_store=RedisOnlineStoreConfig())
-    with history_store._written_as_merged(config):  # for a batch load of one view
-        assert config.online_store.skip_dedup
-    assert not config.online_store.skip_dedup
-    history_store._write_what_is_merged(SimpleNamespace(config=config))  # for a stream, which writes no other view
-    assert config.online_store.skip_dedup
+    store = SimpleNamespace(config=SimpleNamespace(online_store=RedisOnlineStoreConfig()))
+    FeastViews(store)
+    assert store.config.online_store.skip_dedup
 
 
 def test_a_workspace_without_a_feature_store_is_refused_with_the_cure(tmp_path):
     with pytest.raises(StoreNotReady, match="run courier materialize first"):
         HistoryStore(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "feast").mkdir()  # one whose registry is from before there was a push source
+    (tmp_path / "feast").mkdir()  # one that nothing was loaded into
     with pytest.raises(StoreNotReady, match="run courier materialize first"):
         HistoryStore(tmp_path)

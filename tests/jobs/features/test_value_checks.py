@@ -116,7 +116,7 @@ def test_a_history_that_is_too_long_of_no_moment_or_with_a_hole_is_refused(items
 def test_a_history_that_is_pushed_is_checked_like_one_that_is_loaded():
     rows = as_rows({"u": tuple(("a", n) for n in range(51, 0, -1))})
     with pytest.raises(ValuesRefused, match=r"history_item_ids is not a list of at most 50 in 1 of 1 rows"):
-        check_table(USER_HISTORY, pa.Table.from_pandas(rows, preserve_index=False), cure=CURE)
+        check_table(USER_HISTORY, pa.Table.from_batches([rows]), cure=CURE)
 
 
 # --- the plain twin -------------------------------------------------------------------------------------------------

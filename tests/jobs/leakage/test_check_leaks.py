@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from feature_repo.arrow_types import TIME
 from jobs.config import ClusterConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check import CheckResult, verdict
 from model import artifact
-from model.ctr.inputs.rows import TIME
 from model.errors import CourierError
 
 TEXTS = pa.list_(pa.string())

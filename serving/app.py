@@ -1,7 +1,9 @@
 """Put the HTTP service together, and run it: `courier serve`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.courier.data.images import ImageRefused
 from serving.ranker import load_ranker
 from serving.release import ReleasedEncoder, open_release
+from serving.request_log import LoggedFeatures, RequestLog, open_request_log
 from serving.routes import World, router
 from serving.settings import Settings, read_settings
 from serving.visual_search import NoUsableImage, UnknownItem, load_search
@@ -27,9 +30,10 @@ STATUS_OF: dict[type[Exception], int] = {UnknownItem: 404, NoUsableImage: 422, I
 FORM_OVERHEAD = 16_384  # bytes that a form adds to the file it carries
 
 
-def load_world(settings: Settings) -> World:
+def load_world(settings: Settings, request_log: RequestLog | None = None) -> World:
     """Load the workspace's current release, its encoder and its CTR model included, and open its feature store.
 
+    request_log: where rankings are logged, if anywhere.
     Raises NoRelease, ArtifactMissing or ArtifactMismatch.
     """
     begun = time.monotonic()
@@ -37,7 +41,10 @@ def load_world(settings: Settings) -> World:
     search = load_search(opened)
     if isinstance(search.encoder, ReleasedEncoder):
         search.encoder.load()  # the first upload must not wait for torch
-    world = World(opened.release, search, load_ranker(opened, settings.workspace), settings.max_upload_bytes)
+    ranker = load_ranker(opened, settings.workspace)
+    if request_log is not None:
+        ranker = replace(ranker, features=LoggedFeatures(ranker.features, request_log, opened.release_id))
+    world = World(opened.release, search, ranker, settings.max_upload_bytes)
     log.info(
         "release_loaded",
         release=opened.release_id,
@@ -47,9 +54,17 @@ def load_world(settings: Settings) -> World:
     return world
 
 
-def create_app(world: World) -> FastAPI:
-    """The service over one world."""
+def create_app(world: World, request_log: RequestLog | None = None) -> FastAPI:
+    """The service over one world. request_log: closed when the service ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        if request_log is not None:
+            request_log.close()
+
     app = FastAPI(
+        lifespan=lifespan,
         title="courier",
         description="Search by what items look like; rank by what a user is likely to click.",
         version=world.release.release_id,
@@ -129,7 +144,9 @@ def serve(
 ) -> None:
     """Answer /search and /rank over HTTP; /docs describes them."""
     settings = read_settings(workspace=workspace, host=host, port=port)
-    uvicorn.run(create_app(load_world(settings)), host=settings.host, port=settings.port)
+    request_log = open_request_log(settings)
+    app = create_app(load_world(settings, request_log), request_log)
+    uvicorn.run(app, host=settings.host, port=settings.port)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from model.errors import CourierError
@@ -22,6 +22,11 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=10_000_000, ge=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
+    request_log: Path | None = None  # the folder of logged requests; None: `request_log` in the workspace
+    request_log_rate: float = Field(default=0.0, ge=0, le=1)  # the share of ranking requests that is logged
+    request_log_bytes: int = Field(default=1_000_000_000, ge=1)  # of all its files; the oldest are removed
+    request_log_seconds: float = Field(default=60.0, gt=0)  # after which what was gathered is written
+    request_log_key: SecretStr | None = Field(default=None, min_length=16)  # users' ids are hashed with it
 
 
 def read_settings(**given: Any) -> Settings:

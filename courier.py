@@ -52,10 +52,10 @@ VERBS = {
         "jobs.evaluation.compare.compare:main",
         "WORKSPACE  courier, its baselines and ablations through probe and CTR models, into one table",
     ),
-    "release": ("jobs.cli:stage_main", "[stage]  record space, codebook, index and CTR model; make them current"),
-    "releases": ("jobs.releases.commands:releases_main", "every release, newest first, and the one that answers"),
-    "promote": ("jobs.releases.commands:promote_main", "RELEASE  let this release answer"),
-    "rollback": ("jobs.releases.commands:rollback_main", "let the release that answered before answer again"),
+    "release": (
+        "jobs.releases.commands:release_main",
+        "create | list | show | diff | promote | rollback | verify | retire | migrate",
+    ),
     "click-stream": (
         "jobs.features.click_stream.program:main",
         "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",

@@ -17,6 +17,7 @@ from jobs.engines.beam_arguments import part
 from jobs.features.freshness import freshness
 from jobs.options import (
     AllowedHosts,
+    By,
     Columns,
     ConfigFile,
     Engine,
@@ -25,7 +26,9 @@ from jobs.options import (
     LastRaw,
     Master,
     Preset,
+    Promote,
     RawFolder,
+    Why,
     call,
     parted,
 )
@@ -53,9 +56,13 @@ def run(
     given: Given = None,
     engine: Engine = None,
     master: Master = None,
+    promote: Promote = None,
+    by: By = None,
+    why: Why = "",
 ) -> None:
     """All stages, from raw tables to a release. Stages that are up to date are skipped.
 
+    The release answers from then on if its gates pass; where one fails, the exit status is 3.
     Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
     """
     for name in filter(None, (from_, only)):
@@ -84,6 +91,26 @@ def run(
     lost = _lost_pictures(report) if "images" in done and report.is_file() else None
     if lost:
         log.warning("items_without_picture", **lost)
+    if "release" in done:
+        _let_answer(opened, promote, by, why)
+
+
+def _let_answer(workspace: Workspace, promote: str | None, by: str | None, why: str) -> None:
+    """Promote the release that the stages made, if it may be. Exits with status 3 where a gate fails."""
+    state = stage_states(workspace, only="release")["release"]
+    release_id = artifact.read(cast(Path, state.folder), kind="release").facts["release_id"]
+    if promote is None and current_release(workspace.folder) == release_id:
+        return
+    from jobs.releases.commands import GATES_FAILED, decide_and_tell  # with what a run that is up to date need not load
+
+    config = workspace.config.promotion
+    config = replace(config, mode=cast(Any, promote)) if promote else config
+    decision = decide_and_tell(workspace.folder, cast(Path, state.folder), config, by, why or "courier run")
+    if decision.failed:
+        raise typer.Exit(GATES_FAILED)
+    tell = log.info if decision.answers else log.warning
+    reason = {} if decision.because is None else {"because": decision.because}
+    tell("release_answers" if decision.answers else "release_not_promoted", release=release_id, **reason)
 
 
 def _lost_pictures(report: Path) -> dict[str, Any] | None:

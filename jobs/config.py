@@ -93,6 +93,21 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromotionConfig:
+    """Whether `courier run` lets its release answer, and what the gates ask of it; no part of what is built."""
+
+    mode: Literal["never", "gated", "force"] = "gated"
+    min_recall: float = 0.9  # of the index against exact search, at 10
+    max_auc_loss: float = 0.005  # below the current release's AUC; two test periods differ by chance already
+
+    def __post_init__(self) -> None:
+        """Raises CourierError for a share outside 0..1."""
+        for name in ("min_recall", "max_auc_loss"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise CourierError(f"{name} is {getattr(self, name)}: give 0 to 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
     """Every stage's config by the stage's name, and where its work is done, which is no part of what is built."""
 
@@ -106,6 +121,7 @@ class PipelineConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     ctr: CtrConfig = field(default_factory=CtrConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    promotion: PromotionConfig = field(default_factory=PromotionConfig)  # of no stage: it makes none stale
 
 
 PRESETS: Final[dict[str, PipelineConfig]] = {

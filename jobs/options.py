@@ -45,6 +45,13 @@ Engine = Annotated[
     Literal["duckdb", "spark", "beam"] | None,
     typer.Option(help="what makes the sequences: duckdb (default), spark (where a master is named), beam"),
 ]
+Promote = Annotated[
+    Literal["never", "gated", "force"] | None,
+    typer.Option(help="let the release answer: never, if the gates pass, or whatever they say"),
+]
+By = Annotated[str | None, typer.Option(help="who does it, for the history; default: the user of this process")]
+Why = Annotated[str, typer.Option(help="why, for the history")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 RawFolder = Annotated[UPath, path_argument("the folder with the raw tables `events` and `items`")]
 LastRaw = Annotated[UPath | None, path_argument("default: the raw folder of the last run")]
 

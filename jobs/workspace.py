@@ -1,6 +1,7 @@
 """A workspace: the folder of every artifact, the raw folder they are made from, and the configs of the stages."""
 
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from model.artifact import AnyPath
 from model.errors import CourierError
 
 MEMORY: Final = "run.json"
+DATABASE: Final = "COURIER_RELEASES"  # names the database of releases, for serving too (serving/settings.py)
 
 
 class StageError(CourierError):
@@ -110,6 +112,13 @@ def locked(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise StageError(f"another run is at work in {folder}: wait for it, or stop it") from None
+
+
+def releases_url(folder: Path) -> str:
+    """The SQLAlchemy URL of the database of releases: what COURIER_RELEASES says, or SQLite in the workspace."""
+    from model.release_database import url_in  # SQLAlchemy takes half a second
+
+    return os.environ.get(DATABASE) or url_in(folder)
 
 
 def _absolute(raw: AnyPath) -> AnyPath:

@@ -203,6 +203,22 @@ def read(path: AnyPath, *, kind: str) -> Manifest:
     return manifest
 
 
+def verify(path: AnyPath, *, kind: str) -> Manifest:
+    """The manifest of an artifact every byte of which was read and is what the manifest says.
+
+    Raises as `read`, and ArtifactMismatch for a file of the right size whose bytes are others.
+    """
+    manifest = read(path, kind=kind)
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: sha256_file(path / name), manifest.files)
+        for (name, facts), sha256 in zip(manifest.files.items(), found, strict=True):
+            if sha256 != facts["sha256"]:
+                raise ArtifactMismatch(
+                    f"{path / name} has other bytes than when it was built: rebuild the {kind} artifact"
+                )
+    return manifest
+
+
 def read_manifest(path: AnyPath, kind: str = "") -> Manifest:
     """The manifest of an artifact whose files are not looked at. Raises ArtifactMissing, ArtifactMismatch.
 

@@ -1,81 +1,33 @@
-"""Which releases exist, and which one answers: two tables, and the acts of recording, promoting and rolling back.
+"""Which releases exist, which one answers, and who let it: recording, promoting, rolling back, retiring.
 
 It lies in the model because both wings need it: jobs record and promote, serving reads. `current` is one row, switched
 in one transaction, so promoting and rolling back are the same cheap act.
 """
 
+import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from datetime import datetime
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from model.errors import CourierError
+from model.release_database import LONGEST_NAME, ActRow, CurrentRow, NoRelease, ReleaseRow, is_made, reading
 
-CATALOGUE_FILE = "catalogue.db"
-ONLY_ROW = 1
+ONLY_ROW: Final = 1
 
-
-class NoRelease(CourierError):
-    """The catalogue holds no such release; the message says how to get one."""
-
-
-class CatalogueUnreadable(CourierError):
-    """The database does not answer, or holds other tables; the message carries its own words."""
-
-
-class Instant(sa.TypeDecorator[datetime]):
-    """An aware UTC moment; SQLite keeps no zone, so it is taken off on the way in and put back on the way out."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Store UTC without a zone. Raises ValueError for a moment without one."""
-        del dialect
-        if value is not None and value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone")
-        return value.astimezone(UTC).replace(tzinfo=None) if value is not None else None
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Give the moment its zone back."""
-        del dialect
-        return value.replace(tzinfo=UTC) if value is not None else None
+# What is done to a release, as `release_act` holds it.
+CREATED: Final = "created"
+PROMOTED: Final = "promoted"
+ROLLED_BACK: Final = "rolled_back"
+HELD_BACK: Final = "held_back"  # a gate of `courier run` failed
+RETIRED: Final = "retired"
 
 
-class Base(DeclarativeBase):
-    """The tables that Alembic keeps (infra/migrations)."""
-
-    metadata = sa.MetaData(
-        naming_convention={"pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s"},
-    )
-
-
-class ReleaseRow(Base):
-    """A release, as it was recorded; never changed afterwards."""
-
-    __tablename__ = "release"
-
-    release_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
-    created_at: Mapped[datetime] = mapped_column(Instant())
-    space_id: Mapped[str] = mapped_column(sa.String(64))
-    ctr_model: Mapped[str] = mapped_column(sa.String(64))
-    artifacts: Mapped[dict[str, Any]] = mapped_column(sa.JSON())
-    metrics: Mapped[dict[str, Any]] = mapped_column(sa.JSON())
-
-
-class CurrentRow(Base):
-    """The one row that says which release answers, and which one answered before it."""
-
-    __tablename__ = "current_release"
-
-    row: Mapped[int] = mapped_column(sa.Integer(), primary_key=True, autoincrement=False)
-    release_id: Mapped[str] = mapped_column(sa.ForeignKey("release.release_id"))
-    previous_id: Mapped[str | None] = mapped_column(sa.ForeignKey("release.release_id"))
-    since: Mapped[datetime] = mapped_column(Instant())
+class ReleaseRefused(CourierError):
+    """This cannot be done to this release; the message says why, and what can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +36,7 @@ class Release:
 
     artifacts: stage -> {"path": relative to the workspace, "digest": of the manifest there}.
     ctr_model: "<model>/<images>", the variant of the ctr artifact that ranks.
-    metrics: what was measured of it offline.
+    metrics: what was measured of it offline.  retired_at: since when it may not answer any more; None while it may.
     """
 
     release_id: str
@@ -93,115 +45,196 @@ class Release:
     ctr_model: str
     artifacts: Mapping[str, Mapping[str, str]]
     metrics: Mapping[str, Any]
+    retired_at: datetime | None = None
 
 
-def url_in(workspace: Path) -> str:
-    """The database URL of the catalogue that lies in a workspace."""
-    return f"sqlite:///{(workspace / CATALOGUE_FILE).absolute()}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """What was done to a release, when, by whom and why.
+
+    act: one of CREATED, PROMOTED, ROLLED_BACK, HELD_BACK, RETIRED.  release_id: of a switch, what answers after it.
+    previous_id: of a switch, what answered before it.  gates: name -> null or the sentence of its failure, where
+    `courier run` decided; None where a person did.
+    """
+
+    act: str
+    release_id: str
+    previous_id: str | None = None
+    done_at: datetime
+    done_by: str
+    why: str
+    gates: Mapping[str, str | None] | None = None
 
 
-def connect(url: str) -> sa.Engine:
-    """An engine that speaks to the catalogue at `url`. Nothing is opened yet."""
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_sqlite)
-    return engine
+def user_name() -> str:
+    """Who runs this process, as the operating system calls them."""
+    try:
+        return getpass.getuser()[:LONGEST_NAME]
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
+        return "unknown"
 
 
-def record(session: Session, release: Release) -> Release:
-    """Write `release` down unless it is there already; returns it as it was first recorded."""
+# --- acts ------------------------------------------------------------------------------------------------------------
+
+
+def record(session: Session, release: Release, *, by: str, why: str = "") -> Release:
+    """Write `release` down unless it is there already; returns it as it was first recorded.
+
+    One that was retired is taken up again, with the artifacts that it has now.
+    """
     row = session.get(ReleaseRow, release.release_id)
     if row is None:
         row = ReleaseRow(**_columns(release))
         session.add(row)
         session.flush()
+        _note(session, CREATED, row.release_id, now=release.created_at, by=by, why=why)
+    elif row.retired_at is not None:
+        row.retired_at, row.artifacts = None, _columns(release)["artifacts"]
+        _note(session, CREATED, row.release_id, now=release.created_at, by=by, why=why or "made again")
     return _release(row)
 
 
-def promote(session: Session, release_id: str, *, now: datetime) -> Release:
-    """Let this release answer from `now` on; a no-op where it does already. Raises NoRelease for an unknown id."""
+def promote(
+    session: Session,
+    release_id: str,
+    *,
+    now: datetime,
+    by: str,
+    why: str = "",
+    gates: Mapping[str, str | None] | None = None,
+) -> Release:
+    """Let this release answer from `now` on; a no-op where it does already.
+
+    gates: what `courier run` found before it decided.
+    Raises NoRelease for an unknown id, ReleaseRefused for a retired one.
+    """
     release = find(session, release_id)
-    # One statement reads and writes the row, so two promotions at once cannot lose the release in between.
-    switched = session.execute(
-        sa.update(CurrentRow)
-        .where(CurrentRow.release_id != release_id)
-        .values(previous_id=CurrentRow.release_id, release_id=release_id, since=now)
-        .execution_options(synchronize_session=False)
-    )
-    if not _rows_changed(switched) and session.scalar(sa.select(CurrentRow.row)) is None:
+    if release.retired_at is not None:
+        raise ReleaseRefused(
+            f"{release_id} was retired on {release.retired_at:%Y-%m-%d} and its artifacts may be gone: "
+            "promote another, or make it again with `courier run`"
+        )
+    row = session.get(CurrentRow, ONLY_ROW)
+    if row is None:
         session.add(CurrentRow(row=ONLY_ROW, release_id=release_id, previous_id=None, since=now))
-        session.flush()
+        _note(session, PROMOTED, release_id, now=now, by=by, why=why, gates=gates)
+    elif row.release_id != release_id:
+        row.previous_id, row.release_id, row.since = row.release_id, release_id, now
+        _note(session, PROMOTED, release_id, previous=row.previous_id, now=now, by=by, why=why, gates=gates)
+    session.flush()
     return release
 
 
-def roll_back(session: Session, *, now: datetime) -> Release:
+def roll_back(session: Session, *, now: datetime, by: str, why: str = "") -> Release:
     """Let the release that answered before the current one answer again.
 
     One step: after it, an older release is promoted by its id. Raises NoRelease where nothing answered before.
     """
-    previous = session.scalar(sa.select(CurrentRow.previous_id))
-    if previous is None:
+    row = session.get(CurrentRow, ONLY_ROW)
+    if row is None or row.previous_id is None:
         raise NoRelease("there is no release to roll back to: promote one by its id")
-    session.execute(
-        sa.update(CurrentRow)
-        .values(release_id=previous, previous_id=None, since=now)
-        .execution_options(synchronize_session=False)
-    )
-    return find(session, previous)
+    left, row.release_id, row.previous_id, row.since = row.release_id, row.previous_id, None, now
+    _note(session, ROLLED_BACK, row.release_id, previous=left, now=now, by=by, why=why)
+    session.flush()
+    return find(session, row.release_id)
+
+
+def hold_back(session: Session, release_id: str, *, gates: Mapping[str, str | None], now: datetime, by: str) -> None:
+    """Write down that `courier run` did not promote this release, and which gates failed."""
+    why = "; ".join(said for said in gates.values() if said is not None)
+    _note(session, HELD_BACK, release_id, now=now, by=by, why=why, gates=gates)
+
+
+def retire(session: Session, release_id: str, *, now: datetime, by: str, why: str = "") -> Release:
+    """Say that this release will not answer any more, so that its artifacts may go; a no-op where that was said.
+
+    Raises NoRelease for an unknown id, ReleaseRefused for the current release and the one before it.
+    """
+    find(session, release_id)
+    needed = {"the current release": current_id(session), "what a rollback leads to": previous_id(session)}
+    for what, needed_id in needed.items():
+        if release_id == needed_id:
+            raise ReleaseRefused(f"{release_id} is {what} and cannot be retired: promote another one first")
+    row = session.get_one(ReleaseRow, release_id)
+    if row.retired_at is None:
+        row.retired_at = now
+        _note(session, RETIRED, release_id, now=now, by=by, why=why)
+        session.flush()
+    return _release(row)
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+def current_id(session: Session) -> str | None:
+    """The id of the release that answers; None where none was ever promoted."""
+    return session.scalar(sa.select(CurrentRow.release_id))
+
+
+def previous_id(session: Session) -> str | None:
+    """The id of the release that a rollback leads to; None where there is none."""
+    return session.scalar(sa.select(CurrentRow.previous_id))
 
 
 def answering(session: Session) -> Release | None:
     """The current release; None where none was ever promoted."""
-    row = session.scalar(sa.select(ReleaseRow).join(CurrentRow, CurrentRow.release_id == ReleaseRow.release_id))
-    return _release(row) if row is not None else None
+    found = current_id(session)
+    return find(session, found) if found is not None else None
 
 
 def find(session: Session, release_id: str) -> Release:
     """The release of this id. Raises NoRelease."""
     row = session.get(ReleaseRow, release_id)
     if row is None:
-        raise NoRelease(f"the catalogue holds no release {release_id!r}: `courier releases` lists them")
+        raise NoRelease(f"there is no release {release_id!r}: `courier release list` names them")
     return _release(row)
 
 
-def history(session: Session) -> list[Release]:
+def list_releases(session: Session) -> list[Release]:
     """Every release, newest first."""
     rows = session.scalars(sa.select(ReleaseRow).order_by(ReleaseRow.created_at.desc(), ReleaseRow.release_id))
     return [_release(row) for row in rows]
 
 
-def current(workspace: Path) -> Release | None:
-    """The current release of a workspace, only read: a catalogue that does not exist is not made.
+def acts(session: Session, release_id: str) -> list[Act]:
+    """All that was done to this release, or put it out of its place: oldest first."""
+    touched = sa.or_(ActRow.release_id == release_id, ActRow.previous_id == release_id)
+    return [_act(row) for row in session.scalars(sa.select(ActRow).where(touched).order_by(ActRow.number))]
 
-    Returns None where nothing was released yet.  Raises CatalogueUnreadable.
+
+def current(url: str) -> Release | None:
+    """The current release, only read: a database that does not exist is not made. None where nothing was promoted yet.
+
+    Raises SchemaMismatch, CatalogueUnreadable.
     """
-    if not (workspace / CATALOGUE_FILE).is_file():
+    if not is_made(url):
         return None
-    engine = connect(url_in(workspace))
-    try:
-        with Session(engine) as session:
-            # A run that was killed before the tables were made leaves an empty file.
-            made = sa.inspect(session.connection()).has_table(CurrentRow.__tablename__)
-            return answering(session) if made else None
-    except sa.exc.DBAPIError as error:
-        raise CatalogueUnreadable(f"the catalogue of {workspace} cannot be read ({error.orig})") from None
-    finally:
-        engine.dispose()
+    with reading(url) as session:
+        return answering(session)
 
 
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # Python's driver commits CREATE TABLE at once; a migration that is killed must leave nothing behind.
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys=ON")  # SQLite checks them only when told to
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
-
-
-def _rows_changed(result: sa.Result[Any]) -> int:
-    return int(getattr(result, "rowcount", 0))
+def _note(
+    session: Session,
+    act: str,
+    release_id: str,
+    *,
+    now: datetime,
+    by: str,
+    why: str,
+    previous: str | None = None,
+    gates: Mapping[str, str | None] | None = None,
+) -> None:
+    session.add(
+        ActRow(
+            act=act,
+            release_id=release_id,
+            previous_id=previous,
+            done_at=now,
+            done_by=by[:LONGEST_NAME],
+            why=why,
+            gates=dict(gates) if gates is not None else None,
+        )
+    )
 
 
 def _columns(release: Release) -> dict[str, Any]:
@@ -223,4 +256,17 @@ def _release(row: ReleaseRow) -> Release:
         ctr_model=row.ctr_model,
         artifacts=row.artifacts,
         metrics=row.metrics,
+        retired_at=row.retired_at,
+    )
+
+
+def _act(row: ActRow) -> Act:
+    return Act(
+        act=row.act,
+        release_id=row.release_id,
+        previous_id=row.previous_id,
+        done_at=row.done_at,
+        done_by=row.done_by,
+        why=row.why,
+        gates=row.gates,
     )

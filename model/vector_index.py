@@ -93,8 +93,11 @@ class VectorIndex:
 
     def vector(self, item_id: str) -> Floats:
         """The stored vector (D,) of an item. Raises KeyError for an id that is not in the index."""
-        vectors = self._vectors_of(self.labels[[self._position[item_id]]])
-        return vectors.reshape(self.width)
+        return self.vectors([item_id]).reshape(self.width)
+
+    def vectors(self, item_ids: Sequence[str]) -> Floats:
+        """The stored vectors (B, D) of items, in their order. Raises KeyError for an id that is not in the index."""
+        return self._vectors_of(self.labels[[self._position[item] for item in item_ids]])
 
     def add(self, vectors: Floats, ids: Sequence[str]) -> None:
         """Add rows (M, D) under new ids. Raises ValueError for an id that is there already or given twice."""

@@ -37,7 +37,7 @@ def load_world(settings: Settings, request_log: RequestLog | None = None) -> Wor
     Raises NoRelease, ArtifactMissing or ArtifactMismatch.
     """
     begun = time.monotonic()
-    opened = open_release(settings.workspace)
+    opened = open_release(settings.workspace, settings.releases)
     search = load_search(opened)
     if isinstance(search.encoder, ReleasedEncoder):
         search.encoder.load()  # the first upload must not wait for torch

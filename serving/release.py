@@ -13,7 +13,8 @@ from PIL.Image import Image
 from model import artifact, releases
 from model.artifact import ArtifactMismatch
 from model.courier.data.images import resize
-from model.releases import NoRelease, Release
+from model.release_database import NoRelease, url_in
+from model.releases import Release
 
 if TYPE_CHECKING:
     from model.courier.network.encoder import LoadedEncoder
@@ -38,13 +39,14 @@ class OpenRelease:
         return self.release.space_id
 
 
-def open_release(workspace: Path) -> OpenRelease:
-    """The current release of a workspace.
+def open_release(workspace: Path, database: str | None = None) -> OpenRelease:
+    """The release that answers, its artifacts found in the workspace.
 
+    database: the URL of the database of releases; None for SQLite in the workspace.
     Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
-    rebuilt since, or is of another space.
+    rebuilt since, or is of another space; SchemaMismatch, CatalogueUnreadable.
     """
-    release = releases.current(workspace)
+    release = releases.current(database or url_in(workspace))
     if release is None:
         raise NoRelease(f"{workspace} has no current release: `courier run RAW --workspace {workspace}` makes one")
     folders = {stage: workspace / where["path"] for stage, where in release.artifacts.items()}

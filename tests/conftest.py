@@ -5,6 +5,7 @@ import functools
 import os
 import random
 import re
+import sys
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,10 @@ import pytest
 import structlog
 from hypothesis import settings
 from upath import UPath
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest imports tests as files, without a place for what they import
+
+from database_servers import postgresql_server, redis_server, releases_url  # noqa: F401 (fixtures)
 
 from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS, WINDOWS_DAYS, View
 from jobs.features import offline

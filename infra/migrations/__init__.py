@@ -1,1 +1,1 @@
-"""Alembic migrations of the catalogue's tables (model/releases.py); jobs/releases/build.py runs them."""
+"""Alembic migrations of the database of releases (model/release_database.py); migrate.py runs them."""

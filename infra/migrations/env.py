@@ -1,22 +1,22 @@
-"""What Alembic runs: the migrations, over the connection of jobs/releases/build.py or over `-x url=...` by hand."""
+"""What Alembic runs: the migrations, over the connection of migrate.py or over `-x url=...` by hand."""
 
 from alembic import context
 from sqlalchemy import Connection
 
-from model import releases
+from model import release_database
 
 
 def migrate(connection: Connection) -> None:
     """Run the migrations in one transaction."""
     # SQLite cannot alter a table in place: batch mode copies it.
-    context.configure(connection=connection, target_metadata=releases.Base.metadata, render_as_batch=True)
+    context.configure(connection=connection, target_metadata=release_database.Base.metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
 def migrate_url(url: str) -> None:
     """Run the migrations over a database of one's own choosing."""
-    engine = releases.connect(url)
+    engine = release_database.connect(url, writes=True)
     with engine.connect() as connection:
         migrate(connection)
     engine.dispose()

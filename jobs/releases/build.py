@@ -1,29 +1,26 @@
-"""Bind one space, its codebook, index and CTR model into a release, and make it the current one: the release stage."""
+"""Bind one space, its codebook, index and CTR model into a release, and record it: the release stage."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import sqlalchemy as sa
 import structlog
-from alembic import command
-from alembic.config import Config
-from sqlalchemy.orm import Session
 
-from model import artifact, releases, strict_json
+from infra.migrations.migrate import migrate
+from jobs.workspace import releases_url
+from model import artifact, release_database, releases, strict_json
 from model.artifact import ArtifactMismatch, Manifest
 from model.releases import Release
 
 log = structlog.get_logger()
 
-KIND = "release"
-RELEASE_FILE = "release.json"
-IN_A_SPACE = ("pretrain", "embed", "cluster", "index", "ctr")  # these always name their space
-MEASURES = ("auc", "gauc", "ndcg", "logloss", "auc_gain", "ci_low", "ci_high", "p_value", "n")
+KIND: Final = "release"
+RELEASE_FILE: Final = "release.json"
+IN_A_SPACE: Final = ("pretrain", "embed", "cluster", "index", "ctr")  # these always name their space
+MEASURES: Final = ("auc", "gauc", "ndcg", "logloss", "auc_gain", "ci_low", "ci_high", "p_value", "n")
 
 
 def build(
@@ -39,10 +36,11 @@ def build(
     workspace: Path,
     out: Path,
 ) -> Manifest:
-    """Record the release that these artifacts make in the workspace's catalogue, promote it, and write `release.json`.
+    """Record the release that these artifacts make in the database of releases, and write `release.json`.
 
-    Its id is the hash of the artifacts' digests, so a second run records nothing new. The catalogue is switched before
-    the artifact is finished: whoever was killed in between runs the stage again and comes to the same end.
+    Its id is the hash of the artifacts' digests, so a second run records nothing new. It is recorded before the
+    artifact is finished: whoever was killed in between runs the stage again and comes to the same end. The database's
+    tables are brought to the newest migration. Whether the release answers is decided elsewhere: promotion.py.
     Raises ArtifactMissing for an absent artifact, ArtifactMismatch for one of another space or made from another input.
     """
     stages = {
@@ -57,11 +55,11 @@ def build(
     }
     manifests = {stage: artifact.read(path, kind=stage) for stage, path in stages.items()}
     digests = artifact.digests(stages)
-    _check_made_of_each_other(manifests)
+    check_made_of_each_other(manifests)
     release = Release(
         release_id=name_release(digests),
         created_at=datetime.now(UTC),
-        space_id=_the_one_space(manifests),
+        space_id=the_one_space(manifests),
         ctr_model=manifests["ctr"].facts["best"],
         artifacts={
             stage: {"path": path.resolve().relative_to(workspace.resolve()).as_posix(), "digest": digests[stage]}
@@ -70,14 +68,17 @@ def build(
         metrics=_metrics(manifests, evaluate),
     )
     with artifact.write(out, kind=KIND, inputs=digests, config={}) as draft:
-        recorded = record_and_promote(releases.url_in(workspace), release)
+        url = releases_url(workspace)
+        migrate(url)
+        with release_database.writing(url) as session:
+            recorded = releases.record(session, release, by=releases.user_name())
         (draft.path / RELEASE_FILE).write_text(strict_json.dumps(document(recorded), indent=1, sort_keys=True), "utf-8")
         draft.facts |= {
             "release_id": recorded.release_id,
             "space_id": recorded.space_id,
             "ctr_model": recorded.ctr_model,
         }
-    log.info("release_current", **draft.facts)
+    log.info("release_recorded", **draft.facts)
     return artifact.read(out, kind=KIND)
 
 
@@ -98,31 +99,8 @@ def document(release: Release) -> dict[str, Any]:
     }
 
 
-def record_and_promote(url: str, release: Release) -> Release:
-    """Bring the catalogue at `url` to the newest schema, record `release` and let it answer, in one transaction.
-
-    Returns the release as it was first recorded.
-    """
-    engine = releases.connect(url)
-    migrate(engine)
-    with Session(engine) as session, session.begin():
-        recorded = releases.record(session, release)
-        releases.promote(session, recorded.release_id, now=datetime.now(UTC))
-    engine.dispose()
-    return recorded
-
-
-def migrate(engine: sa.Engine) -> None:
-    """Bring the catalogue's tables to the newest migration; all of it or nothing."""
-    config = Config()
-    # Found as a package, so that it is the same in a checkout and in an installed wheel.
-    config.set_main_option("script_location", str(files("infra.migrations")).replace("%", "%%"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-
-
-def _the_one_space(manifests: Mapping[str, Manifest]) -> str:
+def the_one_space(manifests: Mapping[str, Manifest]) -> str:
+    """The space that all stages of a release name. Raises ArtifactMismatch where they name several, or one none."""
     spaces = {stage: manifest.facts.get("space_id") for stage, manifest in manifests.items()}
     named = {stage: space for stage, space in spaces.items() if stage in IN_A_SPACE or space is not None}
     if len(set(named.values())) != 1 or None in named.values():
@@ -131,7 +109,8 @@ def _the_one_space(manifests: Mapping[str, Manifest]) -> str:
     return str(named["pretrain"])
 
 
-def _check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:
+def check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:
+    """Raise ArtifactMismatch where a stage was made from another artifact than the release's."""
     for stage, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
             source, _, part = name.partition("/")
@@ -145,7 +124,14 @@ def _metrics(manifests: Mapping[str, Manifest], evaluate: Path) -> dict[str, Any
     best = manifests["ctr"].facts["best"]
     rows: list[dict[str, Any]] = evaluation["rows"]
     released = next((row for row in rows if f"{row['model']}/{row['images']}" == best), {})
+    dataset = evaluation.get("dataset", {})
     return {
         "recall_at_10": manifests["index"].facts["recall_at_10"],
+        # What must be alike for two releases' figures to be compared: jobs.releases.gates.
+        "protocol": {
+            "schema": evaluation.get("schema"),
+            "dataset": dataset.get("name"),
+            "sampled_negatives": dataset.get("sampled_negatives"),
+        },
         **{measure: released[measure] for measure in MEASURES if measure in released},
     }

@@ -1,21 +1,40 @@
-"""Which release of a workspace answers, for who asks in passing: SQLAlchemy is imported only where there is one."""
+"""Which release answers, for who asks in passing: SQLAlchemy is imported only where there is one."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from jobs.workspace import DATABASE, releases_url
 from model import artifact
 
 
 def current_release(workspace: Path) -> str | None:
-    """The id of the release that answers now; None where there is none."""
-    if not (workspace / "catalogue.db").is_file():
+    """The id of the release that answers now; None where there is none. Raises SchemaMismatch, CatalogueUnreadable."""
+    if _nothing_yet(workspace):
         return None
     from model import releases  # SQLAlchemy takes half a second that a run with nothing to do need not spend
 
-    found = releases.current(workspace)
+    found = releases.current(releases_url(workspace))
     return found.release_id if found else None
 
 
 def stands(workspace: Path, release: Path, _: Mapping[str, Path]) -> bool:
-    """Whether the release that this stage made still answers."""
-    return bool(current_release(workspace) == artifact.read(release, kind="release").facts["release_id"])
+    """Whether the database still knows the release that this stage recorded; not whether that one answers.
+
+    A database at an older migration is brought up by the stage's next build. Raises CatalogueUnreadable.
+    """
+    if _nothing_yet(workspace):
+        return False
+    from model import releases
+    from model.release_database import NoRelease, SchemaMismatch, reading
+
+    try:
+        with reading(releases_url(workspace)) as session:
+            releases.find(session, artifact.read(release, kind="release").facts["release_id"])
+    except (NoRelease, SchemaMismatch):
+        return False
+    return True
+
+
+def _nothing_yet(workspace: Path) -> bool:
+    return not os.environ.get(DATABASE) and not (workspace / "catalogue.db").is_file()

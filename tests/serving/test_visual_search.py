@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from recorded_releases import let_answer
 
-from jobs.releases.build import record_and_promote
-from model import artifact, releases
+from model import artifact
 from model.courier.data.images import ImageRefused, pixel_hash, to_png
 from model.releases import NoRelease, Release
 from model.vector_index import VectorIndex
@@ -177,7 +177,7 @@ def write_release(workspace: Path) -> Release:
         artifacts=named,
         metrics={},
     )
-    return record_and_promote(releases.url_in(workspace), release)
+    return let_answer(workspace, release)
 
 
 def _columns(item: CatalogueItem) -> dict[str, str | None]:
@@ -259,6 +259,6 @@ def test_an_artifact_of_another_space_is_refused(tmp_path: Path) -> None:
         artifacts=release.artifacts,
         metrics={},
     )
-    record_and_promote(releases.url_in(tmp_path), moved)
+    let_answer(tmp_path, moved)
     with pytest.raises(artifact.ArtifactMismatch, match="is of space s1, r2 of s2"):
         open_release(tmp_path)

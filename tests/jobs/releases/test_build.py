@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy.orm import Session
 
+from infra.migrations.migrate import migrate
 from jobs.releases import build
+from jobs.releases.current import stands
 from model import artifact, releases
 from model.artifact import ArtifactMismatch, ArtifactMissing
+from model.release_database import reading, url_in
 
 STAGES = ("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate")
 FACTS: Mapping[str, Mapping[str, Any]] = {
@@ -21,10 +23,12 @@ FACTS: Mapping[str, Mapping[str, Any]] = {
     "evaluate": {},
 }
 EVALUATION = {
+    "schema": 1,
+    "dataset": {"name": "a shop", "sampled_negatives": False},
     "rows": [
         {"model": "lightgbm", "images": "none", "auc": 0.6, "n": 10},
         {"model": "lightgbm", "images": "cluster_id", "auc": 0.65, "n": 10, "cold": {"auc": 0.5}},
-    ]
+    ],
 }
 
 
@@ -47,22 +51,23 @@ def build_release(workspace: Path, stages: Mapping[str, Path]) -> artifact.Manif
     return build.build(**stages, workspace=workspace, out=workspace / "release" / "k")
 
 
-def current(workspace: Path) -> releases.Release:
-    found = releases.current(workspace)
-    assert found is not None
-    return found
+def recorded(workspace: Path) -> releases.Release:
+    """The newest release of a workspace."""
+    with reading(url_in(workspace)) as session:
+        return releases.list_releases(session)[0]
 
 
 def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured(
     tmp_path: Path, stages: dict[str, Path]
 ) -> None:
     manifest = build_release(tmp_path, stages)
-    found = current(tmp_path)
+    found = recorded(tmp_path)
     assert (found.space_id, found.ctr_model) == ("s1", "lightgbm/cluster_id")
     assert found.artifacts == {
         stage: {"path": f"{stage}/k", "digest": artifact.digest(path)} for stage, path in stages.items()
     }
-    assert found.metrics == {"recall_at_10": 0.99, "auc": 0.65, "n": 10}
+    protocol = {"schema": 1, "dataset": "a shop", "sampled_negatives": False}
+    assert found.metrics == {"recall_at_10": 0.99, "protocol": protocol, "auc": 0.65, "n": 10}
     written = json.loads((tmp_path / "release" / "k" / "release.json").read_text("utf-8"))
     assert written == build.document(found)
     assert manifest.facts["release_id"] == found.release_id == written["release_id"]
@@ -71,25 +76,42 @@ def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured
 
 def test_building_again_records_nothing_new(tmp_path: Path, stages: dict[str, Path]) -> None:
     build_release(tmp_path, stages)
-    first, document = current(tmp_path), (tmp_path / "release" / "k" / "release.json").read_bytes()
+    first, document = recorded(tmp_path), (tmp_path / "release" / "k" / "release.json").read_bytes()
     build_release(tmp_path, stages)
-    assert current(tmp_path) == first
+    assert recorded(tmp_path) == first
     assert (tmp_path / "release" / "k" / "release.json").read_bytes() == document
-    with Session(releases.connect(releases.url_in(tmp_path))) as session:
-        assert len(releases.history(session)) == 1
+    with reading(url_in(tmp_path)) as session:
+        assert len(releases.list_releases(session)) == 1
 
 
-def test_another_artifact_makes_another_release_and_the_old_one_can_come_back(
-    tmp_path: Path, stages: dict[str, Path]
-) -> None:
+def test_another_artifact_makes_another_release(tmp_path: Path, stages: dict[str, Path]) -> None:
     build_release(tmp_path, stages)
-    old = current(tmp_path)
+    old = recorded(tmp_path)
     write_stage(tmp_path, "index", facts={"recall_at_10": 0.5})
     build_release(tmp_path, stages)
-    assert current(tmp_path).release_id != old.release_id
-    with Session(releases.connect(releases.url_in(tmp_path))) as session, session.begin():
-        releases.roll_back(session, now=old.created_at)
-    assert current(tmp_path) == old
+    assert recorded(tmp_path).release_id != old.release_id
+
+
+def test_recording_a_release_lets_nothing_answer(tmp_path: Path, stages: dict[str, Path]) -> None:
+    build_release(tmp_path, stages)
+    assert releases.current(url_in(tmp_path)) is None
+
+
+def test_the_stage_stands_while_the_database_knows_its_release(
+    tmp_path: Path, stages: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_release(tmp_path, stages)
+    made = tmp_path / "release" / "k"
+    assert stands(tmp_path, made, {})
+    migrate(url_in(tmp_path), "0001")
+    assert not stands(tmp_path, made, {}), "the next build brings the tables up"
+    build_release(tmp_path, stages)
+    assert stands(tmp_path, made, {})
+    monkeypatch.setenv("COURIER_RELEASES", f"sqlite:///{tmp_path}/other.db")
+    assert not stands(tmp_path, made, {})
+    build_release(tmp_path, stages)
+    with reading(f"sqlite:///{tmp_path}/other.db") as session:
+        assert len(releases.list_releases(session)) == 1
 
 
 def test_killed_between_the_catalogue_and_the_artifact_it_comes_to_the_same_end(
@@ -102,10 +124,10 @@ def test_killed_between_the_catalogue_and_the_artifact_it_comes_to_the_same_end(
     with pytest.raises(KeyboardInterrupt):
         build_release(tmp_path, stages)
     monkeypatch.undo()
-    promised = current(tmp_path)
+    promised = recorded(tmp_path)
     assert not (tmp_path / "release" / "k").exists()
     build_release(tmp_path, stages)
-    assert current(tmp_path) == promised
+    assert recorded(tmp_path) == promised
     assert json.loads((tmp_path / "release" / "k" / "release.json").read_text("utf-8")) == build.document(promised)
 
 
@@ -113,7 +135,7 @@ def test_a_workspace_that_moved_still_knows_its_artifacts(tmp_path: Path) -> Non
     before, after = tmp_path / "before", tmp_path / "after"
     build_release(before, {stage: write_stage(before, stage) for stage in STAGES})
     before.rename(after)
-    for stage, where in current(after).artifacts.items():
+    for stage, where in recorded(after).artifacts.items():
         assert artifact.digest(after / where["path"]) == where["digest"]
         artifact.read(after / where["path"], kind=stage)
 
@@ -123,7 +145,7 @@ def test_two_spaces_make_no_release(tmp_path: Path, stages: dict[str, Path], sta
     write_stage(tmp_path, stage, facts={"space_id": "s2"})
     with pytest.raises(ArtifactMismatch, match=f"{stage} s2"):
         build_release(tmp_path, stages)
-    assert releases.current(tmp_path) is None
+    assert releases.current(url_in(tmp_path)) is None
 
 
 def test_a_stage_that_names_no_space_makes_no_release(tmp_path: Path, stages: dict[str, Path]) -> None:

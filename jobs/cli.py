@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import structlog
 import typer
@@ -32,7 +32,7 @@ from jobs.options import (
     call,
     parted,
 )
-from jobs.pipeline import NAMES, State, explain, run_stages, stage_states
+from jobs.pipeline import NAMES, State, age_in_days, asked_by, explain, old_encoder, run_stages, stage_states
 from jobs.raw.canonical import canonical_table, has_sampled_negatives
 from jobs.releases.current import current_release
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
@@ -50,6 +50,10 @@ def run(
     preset: Preset = None,
     from_: Annotated[str | None, typer.Option("--from", help="rebuild this stage and all that follow")] = None,
     only: Annotated[str | None, typer.Option(help="rebuild this stage alone")] = None,
+    encoder: Annotated[
+        Literal["pinned", "train"],
+        typer.Option(help="pinned: the current release's, where there is one; train: of the data there is now"),
+    ] = "pinned",
     allow_host: AllowedHosts = None,
     columns: Columns = None,
     config: ConfigFile = None,
@@ -62,6 +66,8 @@ def run(
 ) -> None:
     """All stages, from raw tables to a release. Stages that are up to date are skipped.
 
+    Encoder and codebook stay those of the current release until --encoder train, --from or --only names them, or their
+    settings change.
     The release answers from then on if its gates pass; where one fails, the exit status is 3.
     Options for Beam, as in --runner=FlinkRunner, stand behind a --, at the end.
     """
@@ -81,7 +87,8 @@ def run(
         given=given or (),
     )
     opened = _placed(replace(opened, beam_args=context.obj), engine, master)
-    done = run_stages(opened, rebuild=frozenset(rebuild), only=only)
+    anew = {from_, only} | asked_by(f"--encoder {encoder}")
+    done = run_stages(opened, rebuild=frozenset(rebuild), anew=frozenset(filter(None, anew)), only=only)
     held = _held(opened)
     built = sum(what == "built" for what in done.values())
     log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
@@ -128,7 +135,7 @@ def status(
     why: Annotated[str | None, typer.Option(metavar="STAGE", help="say what made this stage stale")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Every stage: fresh, stale or missing; how fresh the online store's views are; and the current release."""
+    """Every stage: fresh, pinned, stale or missing; how fresh the online store's views are; the current release."""
     opened = open_workspace(workspace)
     if why is not None:
         _check_stage(why)
@@ -136,8 +143,10 @@ def status(
         print(strict_json.dumps({"stage": why, "reasons": reasons}, indent=1) if as_json else "\n".join(reasons))
         return
     held = _held(opened)
-    rows = [_status_row(opened.folder, name, state) for name, state in stage_states(opened).items()]
-    views = [view.facts(datetime.now(UTC)) for view in freshness(opened.folder)]
+    states, now = stage_states(opened), datetime.now(UTC)
+    rows = [_status_row(opened.folder, name, state, now) for name, state in states.items()]
+    views = [view.facts(now) for view in freshness(opened.folder)]
+    old = old_encoder(opened, states, now)
     current = current_release(opened.folder)
     if as_json:
         answer = {
@@ -146,6 +155,7 @@ def status(
             "stages": rows,
             "views": views,
             "release": current,
+            "old_encoder": old,
             "log": held,
         }
         print(strict_json.dumps(answer, indent=1))
@@ -154,7 +164,8 @@ def status(
         "stage", "state", "version", "built at (UTC)", "MB", title=f"{opened.folder}, preset {opened.settings.preset}"
     )
     for row in rows:
-        table.add_row(*(str(row[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
+        shown = row | {"state": f"pinned, {row['days']} days old"} if row["state"] == "pinned" else row
+        table.add_row(*(str(shown[column] or "") for column in ("stage", "state", "version", "built_at", "megabytes")))
     Console().print(table)
     if views:
         table = Table("view", "rows", "newest row (UTC)", "age", title="the online store, as it was last loaded")
@@ -162,6 +173,8 @@ def status(
             table.add_row(row["view"], f"{row['rows']:,}", (row["newest"] or "")[:19], _age(row["age_seconds"]))
         Console().print(table)
     Console().print(f"current release: {current or 'none'}")
+    if old:
+        Console().print(old, soft_wrap=True)
     if held:
         Console().print(held["said"])
 
@@ -191,16 +204,17 @@ def _held(workspace: Workspace) -> dict[str, Any] | None:
     return days | {"left_out": out.facts() if out else None, "said": sentence(mark, out) + known}
 
 
-def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
+def _status_row(workspace: Path, name: str, state: State, now: datetime) -> dict[str, Any]:
     if state.fresh and state.folder is not None:
         manifest = artifact.read(state.folder, kind=name)
         size = sum(facts["bytes"] for facts in manifest.files.values()) / 1e6
         built_at = manifest.created_at[:19]
         return {
             "stage": name,
-            "state": "fresh",
+            "state": "pinned" if state.pinned else "fresh",
             "version": state.folder.name,
             "built_at": built_at,
+            "days": age_in_days(state, now),
             "megabytes": round(size, 1),
         }
     older = any((workspace / name).glob(f"*/{artifact.MANIFEST}"))
@@ -209,6 +223,7 @@ def _status_row(workspace: Path, name: str, state: State) -> dict[str, Any]:
         "state": "stale" if older else "missing",
         "version": None,
         "built_at": None,
+        "days": None,
         "megabytes": None,
     }
 

@@ -58,7 +58,7 @@ class ImagesConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterConfig:
+class CodebookConfig:
     """The k-means codebooks."""
 
     clusters: int = 128  # of each codebook
@@ -109,15 +109,16 @@ class PromotionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig:
-    """Every stage's config by the stage's name, and where its work is done, which is no part of what is built."""
+    """Every stage's config by its name; and where it is done and what is called old, no part of what is built."""
 
     engine: Literal["duckdb", "spark", "beam"] | None = None  # of the sequences; None: duckdb, or spark with a master
     master: str | None = None  # where Spark runs, as for spark-submit
+    encoder_days: int = 30  # an encoder that a release pins is called old when it is older; it stays all the same
     ingest: IngestConfig = field(default_factory=IngestConfig)
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     pretrain: CourierConfig = field(default_factory=CourierConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    codebook: CodebookConfig = field(default_factory=CodebookConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     ctr: CtrConfig = field(default_factory=CtrConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -129,7 +130,7 @@ PRESETS: Final[dict[str, PipelineConfig]] = {
     "tiny": PipelineConfig(
         images=ImagesConfig(size=64),
         pretrain=CourierConfig(image_size=64, steps=60, batch_rows=64),
-        cluster=ClusterConfig(clusters=16),
+        codebook=CodebookConfig(clusters=16),
         index=IndexConfig(recall_queries=100),
         ctr=CtrConfig(boosted=BoostedConfig(trees=60), neural=NeuralConfig(epochs=1), vector_components=8),
         evaluate=EvaluateConfig(bootstrap=500),
@@ -145,13 +146,13 @@ PRESETS: Final[dict[str, PipelineConfig]] = {
             courier=CourierMethodConfig(head_start="preference", temperature=0.5),
         ),
         # by validation, docs/LOG.md: what users choose by most has more kinds than what they choose by less
-        cluster=ClusterConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),
+        codebook=CodebookConfig(clusters=8, later_clusters=6, codebooks=3, starts=20),
     ),
     # A GPU: the whole backbone is trained at the paper's resolution.
     "full": PipelineConfig(
         images=ImagesConfig(size=224),
         pretrain=CourierConfig(trainable="all", image_size=224, steps=20_000, batch_rows=512, learning_rate=1e-4),
-        cluster=ClusterConfig(clusters=1000),
+        codebook=CodebookConfig(clusters=1000),
         ctr=CtrConfig(boosted=BoostedConfig(trees=1000, leaves=63)),
     ),
 }

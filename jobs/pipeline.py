@@ -6,21 +6,25 @@ what went into the key is written down in <key>.json beside it. So a stage is fr
 old versions stay readable for the releases that name them, and a run that was killed goes on where it was.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from rich.console import Console
 
 from jobs.raw.identity import KnownDigests
-from jobs.stages import STAGES, Stage
+from jobs.stages import RELEASED, STAGES, Stage
+from jobs.versions import damage, differences, flat, generations, key_of, next_generation, stage_key
 from jobs.workspace import StageError, Workspace, locked, remember
 from model import artifact, strict_json
+
+if TYPE_CHECKING:
+    from model.releases import Release
 
 console = Console(stderr=True)
 
@@ -32,26 +36,24 @@ KNOWN_DIGESTS: Final = "raw_digests.db"  # in the workspace: what the raw files'
 class State:
     """How a stage stands.
 
-    folder: where its artifact lies or will lie; None while an input is not up to date.  reasons: why it is not fresh.
-    identity: what its key is made of; None while an input is not up to date.
+    folder: where its artifact lies or will lie; None while an input is not up to date.  reasons: why it is not fresh;
+    of a pinned one, what changed since.  identity: what its key is made of; None while an input is not up to date, and
+    of a pinned one.  pinned: the release as which it stands.
     """
 
     folder: Path | None
     fresh: bool
     identity: Mapping[str, Any] | None = None
     reasons: tuple[str, ...] = ()
-
-
-def stage_key(identity: Mapping[str, Any]) -> str:
-    """12 hex digits that name a version of an artifact."""
-    return hashlib.sha256(strict_json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    pinned: str | None = None
 
 
 def stage_states(workspace: Workspace, only: str | None = None) -> dict[str, State]:
     """How every stage stands, in their order.  only: this stage and those it is made of; nothing else is read."""
+    release = _call(RELEASED, workspace.folder)
     found: dict[str, State] = {}
     for stage in _stages_of(only):
-        found[stage.name] = _state(workspace, stage, found)
+        found[stage.name] = _state(workspace, stage, found, release)
     return found
 
 
@@ -63,35 +65,59 @@ def _stages_of(only: str | None) -> list[Stage]:
     return [stage for stage in STAGES if only is None or stage.name in wanted]
 
 
-def _state(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -> State:
+def _state(
+    workspace: Workspace,
+    stage: Stage,
+    before: Mapping[str, State],
+    release: "Release | None",
+    anew: frozenset[str] = frozenset(),
+) -> State:
+    pinned = None if stage.name in anew else _pinned_state(workspace, stage, before, release)
+    if pinned is not None:
+        return pinned
     stale = [name for name in dict.fromkeys(stage.sources) if not before[name].fresh]
     if stale:
         return State(folder=None, fresh=False, reasons=tuple(f"its input {name} is not up to date" for name in stale))
-    identity = _identity(workspace, stage, before)
+    identity = _identity(workspace, stage, before, release)
     first = workspace.folder / stage.name / stage_key(identity)
-    there = {folder: _damage(folder, stage.name) for folder in _generations(first) if folder.exists()}
+    there = {folder: damage(folder, stage.name) for folder in generations(first) if folder.exists()}
     whole = next((folder for folder in reversed(there) if there[folder] is None), None)
     if whole is None:
-        damage = [said for said in there.values() if said]
-        reasons = tuple(damage or _changes(workspace, stage, identity))
-        return State(folder=_next_generation(first), fresh=False, identity=identity, reasons=reasons)
+        faults = [said for said in there.values() if said]
+        reasons = tuple(faults or _changes(workspace, stage, identity))
+        return State(folder=next_generation(first), fresh=False, identity=identity, reasons=reasons)
     if stage.stands and not _call(stage.stands, workspace.folder, whole, _folders(stage, before)):
         reasons = ("what it did outside its artifact no longer stands",)
-        return State(folder=_next_generation(first), fresh=False, identity=identity, reasons=reasons)
+        return State(folder=next_generation(first), fresh=False, identity=identity, reasons=reasons)
     return State(folder=whole, fresh=True, identity=identity)
 
 
-def _identity(workspace: Workspace, stage: Stage, before: Mapping[str, State]) -> dict[str, Any]:
+def _identity(
+    workspace: Workspace, stage: Stage, before: Mapping[str, State], release: "Release | None"
+) -> dict[str, Any]:
     named = {name: cast(Path, before[name.partition("/")[0]].folder) for name in stage.inputs}
     return {
         "stage": stage.name,
         "revision": stage.revision,
-        "config": {
-            **workspace.plain_config(stage.name),
-            **{name: workspace.plain_config(name) for name in stage.configs},
-        },
-        "inputs": artifact.digests(named) | _read(workspace, stage),
+        "config": _config(workspace, stage),
+        "inputs": artifact.digests(named) | _digests_in(release, stage) | _read(workspace, stage),
     }
+
+
+def _config(workspace: Workspace, stage: Stage) -> dict[str, Any]:
+    others = {name: workspace.plain_config(name) for name in stage.configs}
+    return {**workspace.plain_config(stage.name), **others}
+
+
+def _digests_in(release: "Release | None", stage: Stage) -> dict[str, str]:
+    """The digests of what a stage reads of the current release, by a name for sentences."""
+    if release is None or not release.artifacts.keys() >= {*stage.released}:
+        return {}
+    return {_in_release(name): release.artifacts[name]["digest"] for name in stage.released}
+
+
+def _in_release(name: str) -> str:
+    return f"the current release's {name}"
 
 
 def _read(workspace: Workspace, stage: Stage) -> dict[str, str]:
@@ -111,6 +137,82 @@ def _call(name: str, *arguments: Any, **named: Any) -> Any:
     return getattr(import_module(module), function)(*arguments, **named)
 
 
+# --- what the current release pins ----------------------------------------------------------------------------------
+
+
+def _pinned_state(
+    workspace: Workspace, stage: Stage, before: Mapping[str, State], release: "Release | None"
+) -> State | None:
+    """How a stage stands that the current release pins; None where it does not, or no longer."""
+    if stage.pinned is None or release is None or not _is_whole(workspace, release, stage.name):
+        return None
+    if not all(_is_released(before[one.name], release, one.name) for one in _stages_of(stage.name)[:-1] if one.pinned):
+        return None
+    folder = workspace.folder / release.artifacts[stage.name]["path"]
+    last = key_of(folder)
+    if last and _asked_otherwise(workspace, stage, last["config"]):
+        return None
+    ready = {name: cast(Path, before[name].folder) for name in stage.sources if before[name].fresh}
+    refusal = _call(stage.pinned, folder, ready)
+    if refusal:
+        cure = f"`courier run {stage.asked_by}` makes another"
+        reasons = (f"{stage.name} is pinned to {release.release_id}, but {refusal}: {cure}",)
+        return State(folder=None, fresh=False, reasons=reasons)
+    since: list[str] = []
+    if last and len(ready) == len(stage.sources):
+        own = {name: digest for name, digest in last["inputs"].items() if name not in map(_in_release, stage.released)}
+        since = differences(stage.name, {**last, "inputs": own}, _identity(workspace, stage, before, None))
+    return State(folder=folder, fresh=True, reasons=tuple(since), pinned=release.release_id)
+
+
+def _is_whole(workspace: Workspace, release: "Release", name: str) -> bool:
+    """Whether the release's artifact of a stage is there, undamaged."""
+    if name not in release.artifacts:
+        return False
+    folder = workspace.folder / release.artifacts[name]["path"]
+    return damage(folder, name) is None and artifact.digest(folder) == release.artifacts[name]["digest"]
+
+
+def _is_released(state: State, release: "Release", name: str) -> bool:
+    """Whether a stage stands at what the release has of it: pinned, or built to the same bytes."""
+    if not state.fresh or name not in release.artifacts:
+        return False
+    return artifact.digest(cast(Path, state.folder)) == release.artifacts[name]["digest"]
+
+
+def _asked_otherwise(workspace: Workspace, stage: Stage, config: Mapping[str, Any]) -> bool:
+    """Whether the stage's settings are others than `config`; one that it lacks is, where somebody has set it."""
+    was, now = flat(config), flat(_config(workspace, stage))
+    origins = workspace.settings.origins
+    new = {
+        name
+        for name in now.keys() - was.keys()
+        if not origins.get(f"{stage.name}.{name}", "preset").startswith("preset")
+    }
+    return bool(new) or any(was[name] != now[name] for name in was.keys() & now.keys())
+
+
+def asked_by(option: str) -> set[str]:
+    """The pinned stages that this option of `courier run` asks to be made anew."""
+    return {stage.name for stage in STAGES if stage.asked_by == option}
+
+
+def age_in_days(state: State, now: datetime) -> int:
+    """How many whole days ago the artifact of a fresh stage was built."""
+    built = artifact.read_manifest(cast(Path, state.folder)).created_at
+    return (now - datetime.fromisoformat(built)).days
+
+
+def old_encoder(workspace: Workspace, states: Mapping[str, State], now: datetime) -> str | None:
+    """One sentence on the first pinned stage that is older than the workspace's `encoder_days`; None without one."""
+    for stage in STAGES:
+        state = states.get(stage.name)
+        if state is not None and state.pinned and age_in_days(state, now) > workspace.config.encoder_days:
+            age = f"{stage.name} is as in {state.pinned} and {age_in_days(state, now)} days old"
+            return f"{age}: `courier run {stage.asked_by}` makes another from the data there is now"
+    return None
+
+
 # --- why a stage is stale -------------------------------------------------------------------------------------------
 
 
@@ -118,38 +220,21 @@ def _changes(workspace: Workspace, stage: Stage, identity: Mapping[str, Any]) ->
     """What differs from the newest artifact of this stage."""
     known = []
     for file in (workspace.folder / stage.name).glob("*.json"):
-        versions = [folder for folder in _generations(file.with_suffix("")) if (folder / artifact.MANIFEST).is_file()]
+        versions = [folder for folder in generations(file.with_suffix("")) if (folder / artifact.MANIFEST).is_file()]
         known += [(artifact.read_manifest(folder).created_at, file) for folder in versions]
     if not known:
         return ["it was never built"]
     last = json.loads(max(known)[1].read_text("utf-8"))
-    changed = [f"its revision was {last['revision']} and is {identity['revision']}"]
-    changed = changed if last["revision"] != identity["revision"] else []
-    was, now = (_flat(one["config"]) for one in (last, identity))
-    changed += [
-        f"{stage.name}.{name} was {was.get(name, 'absent')} and is {now.get(name, 'absent')}"
-        for name in sorted(was.keys() | now.keys())
-        if was.get(name, "absent") != now.get(name, "absent")
-    ]
-    was, now = last["inputs"], identity["inputs"]
-    for name in sorted(was.keys() | now.keys()):
-        if name not in was or name not in now:
-            changed.append(f"{name} {'is no longer' if name in was else 'is now'} among its inputs")
-        elif was[name] != now[name]:
-            changed.append(f"the content of {name} changed ({was[name][:8]} to {now[name][:8]})")
-    return changed or ["its artifact is gone"]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return found
+    return differences(stage.name, last, identity) or ["its artifact is gone"]
 
 
 def explain(workspace: Workspace, name: str) -> list[str]:
     """Why a stage is not fresh, and why each stage before it that it waits for is not: a sentence each."""
     states = stage_states(workspace)
+    if states[name].pinned:
+        since = "; ".join(states[name].reasons) or "nothing it is made from has changed"
+        asked = f"`courier run {_stage(name).asked_by}` makes another"
+        return [f"{name} stands as in the current release {states[name].pinned}; since then: {since}; {asked}"]
     if states[name].fresh:
         return [f"{name} is up to date"]
     waited_for, wanted = {name}, [name]
@@ -164,74 +249,78 @@ def _stage(name: str) -> Stage:
     return next(stage for stage in STAGES if stage.name == name)
 
 
-# --- versions on disk -----------------------------------------------------------------------------------------------
-
-
-def _generations(first: Path) -> list[Path]:
-    """The folders of one version, oldest first, KEY, KEY-1, ...: a rebuild never replaces what a release names."""
-    rebuilt = [path for path in first.parent.glob(f"{first.name}-*") if path.name.rpartition("-")[2].isdecimal()]
-    return [first, *sorted(rebuilt, key=lambda path: int(path.name.rpartition("-")[2]))]
-
-
-def _next_generation(first: Path) -> Path:
-    last = _generations(first)[-1]
-    if not (last / artifact.MANIFEST).is_file():
-        return last
-    count = 0 if last == first else int(last.name.rpartition("-")[2])
-    return first.with_name(f"{first.name}-{count + 1}")
-
-
-def _damage(folder: Path, kind: str) -> str | None:
-    try:
-        artifact.read(folder, kind=kind)
-    except (artifact.ArtifactMissing, artifact.ArtifactMismatch) as error:
-        return str(error)
-    return None
-
-
 # --- running --------------------------------------------------------------------------------------------------------
 
 
 def run_stages(
-    workspace: Workspace, *, rebuild: frozenset[str] = frozenset(), only: str | None = None, **options: Any
+    workspace: Workspace,
+    *,
+    rebuild: frozenset[str] = frozenset(),
+    anew: frozenset[str] = frozenset(),
+    only: str | None = None,
+    **options: Any,
 ) -> dict[str, str]:
-    """Bring every stage up to date; returns what was done: stage -> "built" or "skipped".
+    """Bring every stage up to date; returns what was done: stage -> "built", "skipped" or "pinned".
 
-    rebuild: stages to build although they are fresh.  only: build this stage and no other; its inputs must be fresh.
+    rebuild: stages to build although they are fresh, but for pinned ones.  anew: stages that the current release pins
+    and that shall be of the data there is now.  only: build this stage and no other; its inputs must be fresh.
     options: handed to every stage that is built, so for use with `only`.
-    Raises StageError where `only` lacks a fresh input, or another run holds the workspace.
+    Raises StageError where `only` lacks a fresh input, a pinned artifact cannot be used with the data, or another run
+    holds the workspace.
     """
     workspace.folder.mkdir(parents=True, exist_ok=True)
     with locked(workspace.folder):
         done: dict[str, str] = {}
         states: dict[str, State] = {}
+        release = _call(RELEASED, workspace.folder)
         for stage in _stages_of(only):
             artifact.sweep(workspace.folder / stage.name)
-            states[stage.name] = state = _state(workspace, stage, states)
+            states[stage.name] = state = _state(workspace, stage, states, release, anew)
             if only not in (None, stage.name):
                 continue
             if state.folder is None:
-                lacking = next(name for name in stage.sources if not states[name].fresh)
-                raise StageError(
-                    f"stage {stage.name} needs {lacking}, which is not up to date: `courier run` builds it"
-                )
-            if state.fresh and stage.name in rebuild:
+                raise StageError(_why_not_at_all(stage, state, states))
+            if state.fresh and stage.name in rebuild and not state.pinned:
                 first = state.folder.with_name(state.folder.name.partition("-")[0])
                 asked = ("a rebuild was asked for",)
-                state = replace(state, folder=_next_generation(first), fresh=False, reasons=asked)
+                state = replace(state, folder=next_generation(first), fresh=False, reasons=asked)
             if state.fresh:
-                done[stage.name] = "skipped"
-                console.print(f"[dim]{stage.name:<12} skipped: up to date ({cast(Path, state.folder).name})[/dim]")
+                done[stage.name] = "pinned" if state.pinned else "skipped"
+                console.print(f"[dim]{stage.name:<12} {_why_not_built(state)}[/dim]", soft_wrap=True)
             else:
                 remember(workspace)
-                _build(workspace, stage, state, states, options)
+                _build(workspace, stage, state, states, options | _folders_in(release, stage, workspace.folder))
                 done[stage.name] = "built"
-            states[stage.name] = State(folder=state.folder, fresh=True, identity=state.identity)
+            states[stage.name] = replace(state, fresh=True)
         remember(workspace)
+        if old := old_encoder(workspace, states, datetime.now(UTC)):
+            console.print(f"[yellow]{old}[/yellow]", soft_wrap=True)
         for stage in STAGES:
             if stage.name in done:
                 _publish(cast(Path, states[stage.name].folder), stage.reports, workspace.folder / "reports")
     return done
+
+
+def _why_not_at_all(stage: Stage, state: State, before: Mapping[str, State]) -> str:
+    """Why a stage can neither stand nor be built, a sentence with the cure."""
+    lacking = next((name for name in stage.sources if not before[name].fresh), None)
+    if lacking is None:
+        return state.reasons[0]
+    return f"stage {stage.name} needs {lacking}, which is not up to date: `courier run` builds it"
+
+
+def _why_not_built(state: State) -> str:
+    if state.pinned is None:
+        return f"skipped: up to date ({cast(Path, state.folder).name})"
+    since = f"; since then {'; '.join(state.reasons)}" if state.reasons else ""
+    return f"pinned: as in {state.pinned}, {age_in_days(state, datetime.now(UTC))} days old{since}"
+
+
+def _folders_in(release: "Release | None", stage: Stage, workspace: Path) -> dict[str, Any]:
+    """The option `released` of a stage that has it: where lies what it reads of the current release."""
+    if release is None or not _digests_in(release, stage):
+        return {}
+    return {"released": {name: workspace / release.artifacts[name]["path"] for name in stage.released}}
 
 
 def _publish(folder: Path, names: Sequence[str], reports: Path) -> None:
@@ -248,7 +337,8 @@ def _build(
     out, identity = cast(Path, state.folder), cast(Mapping[str, Any], state.identity)
     console.print(f"[bold]{stage.name:<12}[/bold] building {out}: {'; '.join(state.reasons)}", soft_wrap=True)
     begun = time.monotonic()
-    read = {name: digest for name, digest in identity["inputs"].items() if name not in stage.inputs}
+    made = {*stage.inputs, *map(_in_release, stage.released)}
+    read = {name: digest for name, digest in identity["inputs"].items() if name not in made}
     offered = {
         "raw": workspace.raw,
         "raw_digest": "/".join(read.values()),

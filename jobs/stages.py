@@ -13,10 +13,15 @@ class Stage:
     build: called with the folder of each input by its stage's name, with each of `options`, and with `out`.
     inputs: earlier stages; "stage/part" where no more than that part of its artifact is read (model.artifact).
     configs: stages whose configs it goes by, where it has none of its own.
+    released: stages whose artifacts in the current release it reads too, by the option of this name; none where there
+      is no release, or one of them is not in it.
     options: what else `build` takes: "raw" (the raw folder), "raw_digest" (of `reads`), "workspace" (its folder),
       "store" (of examined images), "config", "configs", and where it runs: "engine", "master", "beam_args".
     reads: a function (folder, raw, hasher) -> {name: digest} of what the stage reads that no stage has made.
     stands: a function (folder, artifact, inputs) -> bool: whether what the stage did outside its artifact still stands.
+    pinned: of a stage whose artifact stands as the current release has it, whatever its inputs are by now: a function
+      (artifact, inputs) -> why it cannot be used with them, or None.  Another config makes it anew, and being asked.
+    asked_by: the option of `courier run` that asks for it.
     reports: files of its artifact that are copied to the workspace's `reports`.
     revision: raised when the stage makes something else of the same inputs and config; tests/e2e/test_golden.py holds
       the digests of what each revision makes.
@@ -26,9 +31,12 @@ class Stage:
     build: str
     inputs: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     reads: str | None = None
     stands: str | None = None
+    pinned: str | None = None
+    asked_by: str = ""
     reports: tuple[str, ...] = ()
     revision: int = 1
 
@@ -37,6 +45,8 @@ class Stage:
         """The stages among its inputs, without the parts."""
         return tuple(name.partition("/")[0] for name in self.inputs)
 
+
+RELEASED: Final = "jobs.releases.current:released"  # (folder) -> the release that answers, as model.releases has it
 
 STAGES: Final = (
     Stage(
@@ -78,14 +88,24 @@ STAGES: Final = (
         revision=2,  # counts of what is left out
         inputs=("sequences", "images/pictures"),
         options=("config",),
+        pinned="jobs.releases.pinned:trained_too_late",
+        asked_by="--encoder train",
     ),
     Stage(name="embed", build="model.courier.inference.embed:build", inputs=("pretrain", "images/pictures")),
     Stage(
-        name="cluster",
-        build="jobs.embeddings.cluster:build",
-        revision=2,  # counts of what is left out
+        name="codebook",
+        build="jobs.embeddings.codebook:build",
         inputs=("embed", "sequences"),
         options=("config",),
+        released=("codebook", "cluster"),
+        pinned="jobs.releases.pinned:trained_too_late",
+        asked_by="--from codebook",
+    ),
+    Stage(
+        name="cluster",
+        build="jobs.embeddings.cluster:build",
+        revision=3,  # of a codebook that is a stage of its own
+        inputs=("embed", "codebook"),
     ),
     Stage(
         name="features",
@@ -129,7 +149,8 @@ STAGES: Final = (
     Stage(
         name="release",
         build="jobs.releases.build:build",
-        inputs=("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate"),
+        revision=2,  # names the codebook
+        inputs=("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate"),
         options=("workspace",),
         stands="jobs.releases.current:stands",  # made current again by whoever runs its stages again
     ),

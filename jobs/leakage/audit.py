@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Final
 from feature_repo.contract import PERIODS, VIEWS
 from jobs.config import SequencesConfig
 from jobs.features.offline import connect, read_parquet
-from jobs.leakage.check import CheckResult, run_check
+from jobs.leakage.check import Check, CheckResult, run_check
 from jobs.leakage.event_checks import conversion_checks, label_checks, period_checks, rejected_checks
 from jobs.leakage.history_checks import gather_histories, history_checks
-from jobs.leakage.item_checks import codebook_check, encoder_check, item_checks
+from jobs.leakage.item_checks import codebook_check, item_checks, trained_until_check
 from jobs.leakage.statistics_checks import statistics_checks
 from model import artifact
 
 if TYPE_CHECKING:
     import duckdb
 
-AUDITED: Final = ("sequences", "images", "pretrain", "embed", "cluster", "features", "rows")
+AUDITED: Final = ("sequences", "images", "pretrain", "embed", "codebook", "cluster", "features", "rows")
+TRAINED: Final = ("pretrain", "codebook")  # a release pins them: they may be of fewer days than the other stages
 # The tables of sequences that no other stage reads.
 ASIDE: Final = {
     "conversions": "user_id TEXT, item_id TEXT, event_time TIMESTAMPTZ, event_type TEXT, request_id TEXT",
@@ -49,11 +50,17 @@ def audit(stages: Mapping[str, Path]) -> Iterator[CheckResult]:
             *history_checks(config),
             *statistics_checks(),
             *item_checks(str(manifests["features"].facts["space_id"]), str(manifests["features"].facts["as_of"])),
-            codebook_check(int(manifests["cluster"].facts["fitted_on"]), splits),
-            encoder_check(str(manifests["pretrain"].facts["trained_until"]), splits),
+            *(trained_until_check(name, str(manifests[name].facts["trained_until"]), splits) for name in TRAINED),
+            *_of_these_vectors(manifests["codebook"], artifact.identity(manifests["embed"])),
         )
         for check in checks:
             yield run_check(connection, check)
+
+
+def _of_these_vectors(codebook: artifact.Manifest, embed: str) -> Iterator[Check]:
+    """The check of what a codebook was fitted on; none of one that a release pins, which knows other items."""
+    if codebook.inputs.get("embed", embed) == embed:
+        yield codebook_check(int(codebook.facts["fitted_on"]), str(codebook.facts["trained_until"]))
 
 
 def open_tables(connection: "duckdb.DuckDBPyConnection", stages: Mapping[str, Path]) -> None:

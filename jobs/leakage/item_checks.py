@@ -56,27 +56,27 @@ def _literal(default: object) -> str:
     return f"'{default}'" if isinstance(default, str) else f"{default!r}".replace("nan", "'NaN'::DOUBLE")
 
 
-def codebook_check(fitted_on: int, splits: Mapping[str, str]) -> Check:
-    """fitted_on: the distinct vectors that the codebook was fitted to."""
-    shown = f"SELECT item_id FROM impressions WHERE request_time < TIMESTAMPTZ '{splits['valid_start']}'"
+def codebook_check(fitted_on: int, trained_until: str) -> Check:
+    """fitted_on: the distinct vectors that the codebook was fitted to, of items shown before `trained_until`."""
+    shown = f"SELECT item_id FROM impressions WHERE request_time < TIMESTAMPTZ '{trained_until}'"
     vectors = f'(SELECT DISTINCT "row" FROM embedded SEMI JOIN ({shown}) USING (item_id))'
     return Check(
-        name="cluster.fitted_on",
-        claim="the codebook is fitted on the pictures shown before the validation period",
+        name="codebook.fitted_on",
+        claim="the codebook is fitted on the pictures shown before the end of what it has seen",
         rows=vectors,
         violations=f"""
-            SELECT 'fitted on {fitted_on} pictures, {splits["valid_start"]} had seen ' || count(*) AS example
+            SELECT 'fitted on {fitted_on} pictures, {trained_until} had seen ' || count(*) AS example
             FROM {vectors} HAVING count(*) <> {fitted_on}
         """,
     )
 
 
-def encoder_check(trained_until: str, splits: Mapping[str, str]) -> Check:
-    """trained_until: the end, half open, of the page views that the encoder has seen, ISO 8601."""
+def trained_until_check(stage: str, trained_until: str, splits: Mapping[str, str]) -> Check:
+    """trained_until: the end, half open, of the page views that the stage has seen, ISO 8601."""
     until, valid = (f"TIMESTAMPTZ '{at}'" for at in (trained_until, splits["valid_start"]))
     return Check(
-        name="pretrain.trained_until",
-        claim="the encoder is trained on nothing of the validation period or later",
+        name=f"{stage}.trained_until",
+        claim=f"{stage} is of nothing in the validation period or later",
         rows=f"page_views WHERE request_time < {until}",
         violations=f"SELECT 'trained until {trained_until}' AS example WHERE {until} > {valid}",
     )

@@ -10,6 +10,7 @@ from typing import Any, Final
 import structlog
 
 from infra.migrations.migrate import migrate
+from jobs.stages import STAGES
 from jobs.workspace import releases_url
 from model import artifact, release_database, releases, strict_json
 from model.artifact import ArtifactMismatch, Manifest
@@ -19,7 +20,8 @@ log = structlog.get_logger()
 
 KIND: Final = "release"
 RELEASE_FILE: Final = "release.json"
-IN_A_SPACE: Final = ("pretrain", "embed", "cluster", "index", "ctr")  # these always name their space
+IN_A_SPACE: Final = ("pretrain", "embed", "codebook", "cluster", "index", "ctr")  # these always name their space
+PINNED: Final = {stage.name for stage in STAGES if stage.pinned}  # an earlier release's, of earlier pictures
 MEASURES: Final = ("auc", "gauc", "ndcg", "logloss", "auc_gain", "ci_low", "ci_high", "p_value", "n")
 
 
@@ -28,6 +30,7 @@ def build(
     images: Path,
     pretrain: Path,
     embed: Path,
+    codebook: Path,
     cluster: Path,
     index: Path,
     materialize: Path,
@@ -47,6 +50,7 @@ def build(
         "images": images,
         "pretrain": pretrain,
         "embed": embed,
+        "codebook": codebook,
         "cluster": cluster,
         "index": index,
         "materialize": materialize,
@@ -114,7 +118,7 @@ def check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:
     for stage, manifest in manifests.items():
         for name, digest in manifest.inputs.items():
             source, _, part = name.partition("/")
-            if source in manifests and digest != artifact.identity(manifests[source], part):
+            if stage not in PINNED and source in manifests and digest != artifact.identity(manifests[source], part):
                 raise ArtifactMismatch(f"{stage} was made from another {source} than the release's: rebuild {stage}")
 
 

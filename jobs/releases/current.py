@@ -3,18 +3,27 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.workspace import DATABASE, releases_url
 from model import artifact
 
+if TYPE_CHECKING:
+    from model.releases import Release
 
-def current_release(workspace: Path) -> str | None:
-    """The id of the release that answers now; None where there is none. Raises SchemaMismatch, CatalogueUnreadable."""
+
+def released(workspace: Path) -> "Release | None":
+    """The release that answers now; None where there is none. Raises SchemaMismatch, CatalogueUnreadable."""
     if _nothing_yet(workspace):
         return None
     from model import releases  # SQLAlchemy takes half a second that a run with nothing to do need not spend
 
-    found = releases.current(releases_url(workspace))
+    return releases.current(releases_url(workspace))
+
+
+def current_release(workspace: Path) -> str | None:
+    """The id of the release that answers now; None where there is none."""
+    found = released(workspace)
     return found.release_id if found else None
 
 

@@ -28,7 +28,7 @@ WRITE = "COURIER_WRITE_GOLDEN"  # set by `make golden`
 SHOP = ["--items", "60", "--users", "30", "--requests", "500"]
 # Made by a model, a digest of what one made, or made by floating-point transforms of pixels.
 LEARNED = {"cluster_id", "history_cluster_ids", "image_embedding", "space_id", "features", "phash", "near_duplicate_of"}
-LEARNED_STAGES = {"pretrain", "embed", "cluster", "index", "ctr", "evaluate", "release"}
+LEARNED_STAGES = {"pretrain", "embed", "codebook", "cluster", "index", "ctr", "evaluate", "release"}
 
 
 @pytest.fixture(scope="module")

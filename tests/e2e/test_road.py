@@ -156,10 +156,11 @@ def test_a_second_run_skips_every_stage_and_starts_no_engine(shop: Path) -> None
     assert imported.isdisjoint({"torch", "pyspark", "apache_beam", "lightgbm"})
 
 
-def test_status_tells_that_every_stage_is_fresh_and_what_is_current(shop: Path) -> None:
+def test_status_tells_that_every_stage_is_fresh_or_pinned_and_what_is_current(shop: Path) -> None:
     status = answer("status", "--workspace", "ws", cwd=shop)
     assert [row["stage"] for row in status["stages"]] == list(NAMES)
-    assert {row["state"] for row in status["stages"]} == {"fresh"}
+    pinned = {row["stage"]: row["state"] for row in status["stages"] if row["state"] != "fresh"}
+    assert pinned == {"pretrain": "pinned", "codebook": "pinned"}
     assert [row["view"] for row in status["views"]] == [view.name for view in VIEWS]
     assert all(row["rows"] and row["newest"] for row in status["views"])
     assert status["release"]
@@ -168,7 +169,7 @@ def test_status_tells_that_every_stage_is_fresh_and_what_is_current(shop: Path) 
 def test_every_stage_speaks_of_one_space(shop: Path) -> None:
     spaces = {
         artifact.read(folder, kind=stage).facts["space_id"]
-        for stage in ("pretrain", "embed", "cluster", "features", "index", "rows", "ctr", "release")
+        for stage in ("pretrain", "embed", "codebook", "cluster", "features", "index", "rows", "ctr", "release")
         for folder in whole(shop, stage)
     }
     assert len(spaces) == 1
@@ -181,7 +182,7 @@ def rows_of(folder: Path, name: str) -> int:
 def test_every_row_that_a_stage_reads_is_in_one_of_its_counts(shop: Path) -> None:
     folder = {stage: whole(shop, stage)[0] for stage in NAMES}
     of = {stage: artifact.read(folder[stage], kind=stage).facts for stage in NAMES}
-    sequences, images, pretrain, cluster = (of[name] for name in ("sequences", "images", "pretrain", "cluster"))
+    sequences, images, pretrain, codebook = (of[name] for name in ("sequences", "images", "pretrain", "codebook"))
     page_views = pq.read_table(folder["sequences"] / "page_views", columns=["period", "item_ids"])
     trained = page_views.filter(pc.equal(page_views["period"], "train"))
     items = sum(map(len, page_views["item_ids"].to_pylist()))
@@ -216,8 +217,9 @@ def test_every_row_that_a_stage_reads_is_in_one_of_its_counts(shop: Path) -> Non
         "catalogue accepted": (images["items_accepted"], sum(statuses)),
         "items embedded": (images["images_ok"], of["embed"]["items"]),
         "images embedded": (images["distinct_images"], of["embed"]["vectors"]),
-        "vectors clustered": (of["embed"]["vectors"], cluster["vectors"]),
-        "vectors fitted": (cluster["vectors"], cluster["fitted_on"] + cluster["not_shown_in_training"]),
+        "vectors of the codebook": (of["embed"]["vectors"], codebook["vectors"]),
+        "vectors fitted": (codebook["vectors"], codebook["fitted_on"] + codebook["not_shown_in_training"]),
+        "items of the codebook": (of["embed"]["items"], of["cluster"]["items"]),
         "items clustered": (of["embed"]["items"], rows_of(folder["cluster"], "items.parquet")),
         "items indexed": (of["embed"]["items"], of["index"]["items"]),
         "profiles": (images["items_accepted"], of["features"]["rows"]["item_profile"]),

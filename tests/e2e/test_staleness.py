@@ -1,10 +1,11 @@
-"""What makes which stages stale, on the real table of stages and a tiny shop: content, and nothing else."""
+"""What makes which stages stale, on the real table of stages and a tiny shop: content, and what the release pins."""
 
 import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -12,11 +13,17 @@ import pytest
 from PIL import Image
 
 import courier
+from jobs.leakage.audit import audit
+from jobs.leakage.check_leaks import fresh_stages
 from jobs.pipeline import NAMES, explain, run_stages, stage_states
 from jobs.workspace import Workspace, open_workspace
+from model import artifact, releases
+from model.release_database import url_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-OF_THE_ENCODER = ["pretrain", "embed", "cluster", "index"]
+PINNED = ["pretrain", "codebook"]
+OF_THE_ENCODER = ["pretrain", "embed", "codebook", "cluster", "index"]
+NEW_ITEMS = 50
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +69,92 @@ def test_touching_all_files_and_copying_the_raw_folder_makes_nothing_stale(works
     assert built(open_workspace(workspace.folder, elsewhere)) == []
 
 
-def test_another_day_of_events_is_no_matter_of_the_images(workspace: Workspace) -> None:
+def add_day(workspace: Workspace, renamed: dict[str, str] | None = None) -> None:
+    """The last day of events again, a day later; `renamed` items under their new names."""
     events = read(workspace, "events")
-    place = events.schema.get_field_index("event_time")
     moments = events["event_time"]
     last = pc.max(moments).as_py()
     newest = events.filter(pc.greater(moments, pa.scalar(last - timedelta(days=1), moments.type)))
     later = pc.add(newest["event_time"], pa.scalar(timedelta(days=1), pa.duration("us"))).cast(moments.type)
-    names = pa.array([f"{name}-again" for name in newest["request_id"].to_pylist()])
-    newest = newest.set_column(place, "event_time", later)
-    newest = newest.set_column(newest.schema.get_field_index("request_id"), "request_id", names)
+    changed = {
+        "event_time": later,
+        "request_id": pa.array([f"{name}-again" for name in newest["request_id"].to_pylist()]),
+        "item_id": pa.array([(renamed or {}).get(item, item) for item in newest["item_id"].to_pylist()]),
+    }
+    for name, column in changed.items():
+        newest = newest.set_column(newest.schema.get_field_index(name), name, column)
     rewrite(workspace, "events", pa.concat_tables([events, newest.cast(events.schema)]))
-    [root] = [one for one in explain(workspace, "embed") if one.startswith("ingest: ")]
+
+
+def add_items(workspace: Workspace) -> list[str]:
+    """New items with a picture each, created when the last event was; their ids."""
+    items, rng = read(workspace, "items"), np.random.default_rng(5)
+    created = pc.max(read(workspace, "events")["event_time"]).as_py()
+    folder, rows = (workspace.raw / items["image_uri"][0].as_py()).parent, []
+    for number in range(NEW_ITEMS):
+        picture = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((96, 96))
+        picture.save(folder / f"new-{number}.png")
+        uri = (folder / f"new-{number}.png").relative_to(workspace.raw).as_posix()
+        told = {"item_id": f"new-{number}", "image_uri": uri, "category": items["category"][0].as_py()}
+        rows.append(told | {"title": "new", "price": 1.0, "created_at": created})
+    added = [{name: row.get(name) for name in items.column_names} for row in rows]
+    rewrite(workspace, "items", pa.concat_tables([items, pa.Table.from_pylist(added, items.schema)]))
+    return [row["item_id"] for row in rows]
+
+
+def folder_of(workspace: Workspace, stage: str) -> Path:
+    folder = stage_states(workspace)[stage].folder
+    assert folder is not None
+    return folder
+
+
+def codes(workspace: Workspace) -> dict[str, int]:
+    table = pq.read_table(folder_of(workspace, "cluster") / "items.parquet")
+    return dict(zip(table["item_id"].to_pylist(), table["cluster_id"].to_pylist(), strict=True))
+
+
+def test_a_new_day_and_fifty_new_items_keep_space_and_codes_and_embed_only_what_is_new(workspace: Workspace) -> None:
+    before, known = releases.current(url_in(workspace.folder)), codes(workspace)
+    new = add_items(workspace)
+    add_day(workspace, dict(zip(sorted(known), new, strict=False)))
+    assert built(workspace) == [name for name in NAMES if name not in PINNED]
+    after = releases.current(url_in(workspace.folder))
+    embed = artifact.read(folder_of(workspace, "embed"), kind="embed")
+    assert embed.notes["embedded"] == NEW_ITEMS
+    assert (after.release_id != before.release_id, after.space_id) == (True, before.space_id)
+    assert after.artifacts["codebook"] == before.artifacts["codebook"]
+    assert {item: code for item, code in codes(workspace).items() if item in known} == known
+    assert codes(workspace).keys() - known.keys() == {*new}
+    index = artifact.read(folder_of(workspace, "index"), kind="index")
+    assert index.facts["items"] == len(known) + NEW_ITEMS
+    assert [one.name for one in audit(fresh_stages(workspace)) if not one.passed] == []
+    assert built(workspace) == []
+
+    done = run_stages(workspace, anew=frozenset({"pretrain"}))  # as --encoder train asks for it
+    assert [name for name, what in done.items() if what == "skipped"] == ["ingest", "check", "sequences", "images"]
+    trained = releases.current(url_in(workspace.folder))
+    assert trained.space_id != after.space_id
+    codebook = artifact.read(folder_of(workspace, "codebook"), kind="codebook").facts
+    assert (codebook["overlap"], codebook["space_id"]) == (len(known) + NEW_ITEMS, trained.space_id)
+    assert (
+        codebook["continues"]
+        == artifact.read(workspace.folder / after.artifacts["codebook"]["path"], kind="codebook").facts["codebook_id"]
+    )
+    assert built(workspace) == []
+
+
+def test_another_day_of_events_is_no_matter_of_images_and_vectors(workspace: Workspace) -> None:
+    add_day(workspace)
+    [root] = [one for one in explain(workspace, "sequences") if one.startswith("ingest: ")]
     assert "the content of events changed" in root
-    assert built(workspace) == [name for name in NAMES if name != "images"]
+    assert built(workspace) == [name for name in NAMES if name not in ("images", *OF_THE_ENCODER)]
 
 
 def test_a_changed_picture_is_no_matter_of_the_sequences(workspace: Workspace) -> None:
     usable = pq.read_table(stage_states(workspace)["images"].folder / "items.parquet").to_pylist()
     uri = next(row["image_uri"] for row in usable if row["status"] == "ok" and row["duplicate_of"] is None)
     Image.new("RGB", (96, 96), (200, 30, 60)).save(workspace.raw / uri)
-    assert built(workspace) == [name for name in NAMES if name not in ("ingest", "check", "sequences")]
+    assert built(workspace) == [name for name in NAMES if name not in ("ingest", "check", "sequences", *PINNED)]
 
 
 def test_a_price_trains_no_encoder(workspace: Workspace) -> None:
@@ -96,5 +168,5 @@ def test_a_price_trains_no_encoder(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("stage", ["ingest", "sequences", "images", "pretrain", "embed", "cluster", "features"])
 def test_a_rebuild_to_the_same_bytes_makes_nothing_stale(workspace: Workspace, stage: str) -> None:
-    done = run_stages(workspace, rebuild=frozenset({stage}))
+    done = run_stages(workspace, rebuild=frozenset({stage}), anew=frozenset({stage}))
     assert [name for name, what in done.items() if what == "built"] == [stage]

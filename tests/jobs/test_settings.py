@@ -111,5 +111,5 @@ def test_a_run_remembers_its_config_file_and_not_what_was_set_for_it_alone(raw: 
 
 
 def test_every_stage_with_a_config_has_one_and_no_config_is_without_a_stage() -> None:
-    names = {field.name for field in fields(PRESETS["demo"])} - {"engine", "master", "promotion"}
+    names = {field.name for field in fields(PRESETS["demo"])} - {"engine", "master", "promotion", "encoder_days"}
     assert names == {stage.name for stage in STAGES if "config" in stage.options}

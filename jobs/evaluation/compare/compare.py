@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.config import ClusterConfig
+from jobs.config import CodebookConfig
 from jobs.evaluation import probe
 from jobs.evaluation.compare.figures import COMPARABLE, OUTSIDE, PARTS, Keyed, Results, compare
 from jobs.evaluation.compare.runs import Bench, Entrant, Failure, ask, read_measured, read_scores, run_all
@@ -38,7 +38,7 @@ from model.settings import flatten, full_name, parse_settings
 log = structlog.get_logger()
 
 DEFAULT_METHODS: Final = ",".join(METHODS)
-CODEBOOK: Final = tuple(name for name in flatten(ClusterConfig()) if name != "seed")
+CODEBOOK: Final = tuple(name for name in flatten(CodebookConfig()) if name != "seed")
 UNBOUNDED: Final = 10_000  # columns of text
 
 
@@ -124,7 +124,7 @@ def entrants_of(methods: str, variants: Sequence[str]) -> list[Entrant]:
 
 
 def settings_of(given: Sequence[str], *, of_one_method: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`name=value` strings as settings of CourierConfig, by their dotted names, and of ClusterConfig.
+    """`name=value` strings as settings of CourierConfig, by their dotted names, and of CodebookConfig.
 
     heads stands for courier.heads where only one method has it, or, with `of_one_method`, where the method that is
     given (or else courier) has it. Raises CourierError for a bad name or value.
@@ -143,8 +143,8 @@ def settings_of(given: Sequence[str], *, of_one_method: bool = False) -> tuple[d
                 pretrain.append(full_name(CourierConfig(), name, within=method) + setting.removeprefix(name))
             except CourierError as error:
                 raise CourierError(f"{error}; of the codebooks {', '.join(CODEBOOK)}") from None
-    chosen = parse_settings(ClusterConfig(), codebook)
-    ClusterConfig(**chosen)  # a size that cannot be is refused before anything is trained
+    chosen = parse_settings(CodebookConfig(), codebook)
+    CodebookConfig(**chosen)  # a size that cannot be is refused before anything is trained
     return parse_settings(CourierConfig(), pretrain), chosen
 
 
@@ -164,7 +164,7 @@ def bench_of(workspace: Workspace, *, models: Sequence[str], setting: Sequence[s
         raw=workspace.raw,
         pretrain=workspace.config.pretrain,
         base=base,
-        cluster=replace(workspace.config.cluster, **codebook),
+        codebook=replace(workspace.config.codebook, **codebook),
         ctr=replace(workspace.config.ctr, models=tuple(models)),
         **asked,
     )
@@ -190,7 +190,7 @@ def command(
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            help="one more, as NAME:field=value,field=value with fields of CourierConfig or of ClusterConfig "
+            help="one more, as NAME:field=value,field=value with fields of CourierConfig or of CodebookConfig "
             "(clusters, later_clusters, codebooks); may be repeated"
         ),
     ] = None,

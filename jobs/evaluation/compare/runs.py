@@ -21,8 +21,8 @@ import structlog
 from rich.console import Console
 
 from feature_repo.contract import EMBEDDING_DIM, PERIODS
-from jobs.config import ClusterConfig
-from jobs.embeddings import cluster
+from jobs.config import CodebookConfig
+from jobs.embeddings import cluster, codebook
 from jobs.evaluation import evaluate, probe
 from jobs.evaluation.probe import Attribute, Period, Questions
 from model import artifact, strict_json
@@ -48,13 +48,13 @@ TRUE_STYLE: Final = true_style.TRUE_STYLE.name
 IMAGES: Final = tuple(name for name in trained_names() if name != NONE)
 SCORES: Final = "scores"
 PROBE: Final = "probe"
-STEPS: Final = ("pretrain", "embed", "cluster", PROBE, SCORES)
+STEPS: Final = ("pretrain", "embed", "codebook", "cluster", PROBE, SCORES)
 NO_VECTORS: Final = ItemVectors([], np.zeros((0, EMBEDDING_DIM), dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """What is compared: a name, and which settings of CourierConfig, and of ClusterConfig, make it."""
+    """What is compared: a name, and which settings of CourierConfig, and of CodebookConfig, make it."""
 
     label: str
     settings: Mapping[str, Any]
@@ -81,7 +81,7 @@ class Bench:
     raw: AnyPath
     pretrain: CourierConfig
     base: Mapping[str, Any]
-    cluster: ClusterConfig
+    codebook: CodebookConfig
     ctr: CtrConfig
     period: Period = "valid"
     match: Attribute | None = None
@@ -147,12 +147,18 @@ def run(bench: Bench, entrant: Entrant, seed: int) -> None:
         None,
         lambda out: embed.build(pretrain=paths["pretrain"], images=bench.images, out=out),
     )
-    codebook = replace(bench.cluster, seed=seed, **entrant.codebook)
+    fit = replace(bench.codebook, seed=seed, **entrant.codebook)
+    ensure(
+        paths["codebook"],
+        {"embed": paths["embed"], "sequences": bench.sequences},
+        asdict(fit),
+        lambda out: codebook.build(embed=paths["embed"], sequences=bench.sequences, out=out, config=fit),
+    )
     ensure(
         paths["cluster"],
-        {"embed": paths["embed"], "sequences": bench.sequences},
-        asdict(codebook),
-        lambda out: cluster.build(embed=paths["embed"], sequences=bench.sequences, out=out, config=codebook),
+        {"embed": paths["embed"], "codebook": paths["codebook"]},
+        None,
+        lambda out: cluster.build(embed=paths["embed"], codebook=paths["codebook"], out=out),
     )
     asked = {"sequences": bench.sequences, "images": bench.images, "embed": paths["embed"]}
     ensure(paths[PROBE], asked, _probed(bench), lambda out: probe_run(bench, out, asked))

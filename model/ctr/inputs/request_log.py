@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.arrow_types import TIME
 from feature_repo.contract import ITEM_KEY, USER_KEY
 from model.ctr.inputs.rows import (
     CLUSTER_FEATURES,
@@ -20,7 +21,6 @@ from model.ctr.inputs.rows import (
     HISTORY_CLUSTERS,
     ITEM_FEATURES,
     ROW_COLUMNS,
-    TIME,
     USER_FEATURES,
 )
 

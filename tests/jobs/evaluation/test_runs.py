@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from feature_repo.contract import PERIODS
-from jobs.config import ClusterConfig
+from jobs.config import CodebookConfig
 from jobs.evaluation.compare import runs
 from jobs.evaluation.compare.compare import _summed, gather
 from jobs.evaluation.compare.figures import compare
@@ -167,7 +167,7 @@ def bench(tmp_path_factory):
         raw=folder / "raw",
         pretrain=PRETRAIN,
         base={},
-        cluster=ClusterConfig(clusters=4, iterations=5),
+        codebook=CodebookConfig(clusters=4, iterations=5),
         ctr=CTR,
     )
 
@@ -211,7 +211,7 @@ def test_a_variants_own_codebook_builds_clusters_and_what_depends_on_them(bench)
     before = manifests(bench)
     runs.run(bench, replace(ENTRANTS[2], codebook={"clusters": 3}), 0)
     changed = [path.parent.name for path, old in before.items() if path.read_bytes() != old]
-    assert sorted(changed) == ["cluster", "scores"]
+    assert sorted(changed) == ["cluster", "codebook", "scores"]
     facts = artifact.read(bench.run_folder("random", 0) / "cluster", kind="cluster").facts
     assert facts["codebooks"] == [3]
     runs.run(bench, ENTRANTS[2], 0)

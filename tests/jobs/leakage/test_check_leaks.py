@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.arrow_types import TIME
-from jobs.config import ClusterConfig
+from jobs.config import CodebookConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check import CheckResult, verdict
@@ -82,7 +82,7 @@ def write_aside(shop, sequences: Path) -> None:
 @pytest.fixture(scope="module")
 def stages(loaded_shop, tmp_path_factory) -> dict[str, Path]:
     """The small shop's artifacts as the audit reads them, with rows that Feast joined; read-only."""
-    from jobs.embeddings import cluster
+    from jobs.embeddings import codebook
     from jobs.features import training_rows
 
     shop, root = loaded_shop, tmp_path_factory.mktemp("audited")
@@ -94,15 +94,13 @@ def stages(loaded_shop, tmp_path_factory) -> dict[str, Path]:
     write_aside(shop, draft)
     out = {name: root / name / "k" for name in AUDITED}
     sealed(draft, "sequences", out["sequences"], events_rejected={"null_user_id": 1, "request_of_another_user": 1})
-    config = ClusterConfig(clusters=4, iterations=3)
-    cluster.build(embed=shop.embed, sequences=out["sequences"], out=root / "fitted", config=config)
-    fitted_on = artifact.read(root / "fitted", kind="cluster").facts["fitted_on"]
-    sealed(shop.cluster, "cluster", out["cluster"], fitted_on=fitted_on)  # the IDs that the rows hold
+    config = CodebookConfig(clusters=4, iterations=3)
+    codebook.build(embed=shop.embed, sequences=out["sequences"], out=out["codebook"], config=config)
     loaded = {"materialize": shop.workspace / "materialize" / "k", "workspace": shop.workspace}
     training_rows.build(sequences=shop.sequences, features=shop.features, out=out["rows"], **loaded)
     with artifact.write(out["pretrain"], kind="pretrain", inputs={}, config={}) as draft:
         draft.facts = {"trained_until": splits["valid_start"]}
-    return out | {name: getattr(shop, name) for name in ("images", "embed", "features")}
+    return out | {name: getattr(shop, name) for name in ("images", "embed", "cluster", "features")}
 
 
 def failed(stages) -> set[str]:
@@ -209,7 +207,11 @@ def test_a_sabotaged_artifact_fails_the_check_that_names_it(stages, tmp_path, na
 
 @pytest.mark.parametrize(
     ("stage", "facts"),
-    [("cluster", {"fitted_on": 1_000}), ("pretrain", {"trained_until": "2024-03-12T00:00:00+00:00"})],
+    [
+        ("codebook", {"fitted_on": 1_000}),
+        ("codebook", {"trained_until": "2024-03-12T00:00:00+00:00", "fitted_on": 37}),
+        ("pretrain", {"trained_until": "2024-03-12T00:00:00+00:00"}),
+    ],
 )
 def test_what_is_fitted_on_later_pictures_is_found(stages, tmp_path, stage, facts) -> None:
     [found] = failed(stages | {stage: sealed(stages[stage], stage, tmp_path / stage, **facts)})

@@ -14,7 +14,7 @@ from model import artifact, releases
 from model.artifact import ArtifactMismatch, ArtifactMissing
 from model.release_database import reading, url_in
 
-STAGES = ("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate")
+STAGES = ("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate")
 FACTS: Mapping[str, Mapping[str, Any]] = {
     "images": {},
     "materialize": {"as_of": "2024-06-01T00:00:00+00:00"},
@@ -140,7 +140,9 @@ def test_a_workspace_that_moved_still_knows_its_artifacts(tmp_path: Path) -> Non
         artifact.read(after / where["path"], kind=stage)
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "embed", "cluster", "index", "ctr", "materialize", "evaluate"])
+@pytest.mark.parametrize(
+    "stage", ["pretrain", "embed", "codebook", "cluster", "index", "ctr", "materialize", "evaluate"]
+)
 def test_two_spaces_make_no_release(tmp_path: Path, stages: dict[str, Path], stage: str) -> None:
     write_stage(tmp_path, stage, facts={"space_id": "s2"})
     with pytest.raises(ArtifactMismatch, match=f"{stage} s2"):
@@ -158,6 +160,13 @@ def test_a_stage_made_from_another_input_makes_no_release(tmp_path: Path, stages
     write_stage(tmp_path, "index", inputs={"embed": "an older digest", "elsewhere": "x"})
     with pytest.raises(ArtifactMismatch, match="index was made from another embed than the release's: rebuild index"):
         build_release(tmp_path, stages)
+
+
+def test_what_is_pinned_may_be_of_earlier_pictures_and_vectors(tmp_path: Path, stages: dict[str, Path]) -> None:
+    write_stage(tmp_path, "pretrain", inputs={"images/pictures": "those of last month"})
+    write_stage(tmp_path, "codebook", inputs={"embed": "the vectors of last month"})
+    build_release(tmp_path, stages)
+    assert recorded(tmp_path).artifacts["codebook"]["path"] == "codebook/k"
 
 
 def test_a_missing_artifact_is_told(tmp_path: Path, stages: dict[str, Path]) -> None:

@@ -2,27 +2,28 @@
 
 import time
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
 from feature_repo.contract import ITEM_PROFILE
 from feature_repo.store_settings import read_settings
+from infra.migrations.migrate import migrate
 from jobs.features.history_store import is_transient
 from jobs.features.load import load_features
 from jobs.features.offline_sources import SOURCES, point_sources
+from jobs.workspace import releases_url
 from model import artifact
 from model.artifact import Manifest
+from model.release_database import NoRelease, SchemaMismatch, reading, writing
+from model.stored_features import held_features, mark_loaded, mark_loading
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 log = structlog.get_logger()
-
-# In the workspace: which features artifact which online store was loaded with; absent while one is loaded.
-LOADED_MARK: Final = Path("feast") / "loaded"
 
 
 def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
@@ -33,21 +34,24 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
     the store holds was compared with what was loaded.
     Facts: features (their digest), as_of, space_id, rows (loaded, per view: one an entity).
     Notes: registry and online (as feature_store.yaml resolves them), seconds.
-    Raises StoreDiffers, and what the store raises.
+    Which features the store holds stands in the database of releases, so that hosts that share it agree.
+    Raises StoreDiffers, LoadOvertaken where another load began meanwhile, CatalogueUnreadable, what the store raises.
     """
     started = time.monotonic()
     source = artifact.read(features, kind="features")
     inputs = {"features": artifact.digest(features)}
     start, as_of = (datetime.fromisoformat(source.facts[name]) for name in ("start", "as_of"))
     with artifact.write(out, kind="materialize", inputs=inputs, config={}) as draft:
-        (workspace / LOADED_MARK).unlink(missing_ok=True)
+        online = read_settings(workspace).identity
+        _mark_loading(workspace, online, inputs["features"], as_of)
         point_sources(workspace, features)
         store = _apply(workspace)
         rows = load_features(features, workspace, as_of=as_of, scratch=draft.path / "spill")
         for view in store.list_feature_views():
             if view.name in rows:
                 store.registry.apply_materialization(view, store.project, start - timedelta(days=1), as_of)
-        artifact.write_whole(workspace / LOADED_MARK, _mark(workspace, features).encode())
+        with writing(releases_url(workspace)) as session:
+            mark_loaded(session, online, features=inputs["features"], now=datetime.now(UTC))
         # No file is left here: what was loaded is the artifact's identity.
         draft.facts = {**inputs, **{name: source.facts[name] for name in ("as_of", "space_id")}, "rows": rows}
         draft.notes = {
@@ -61,12 +65,14 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
 
 def is_loaded(workspace: Path, features: Path) -> bool:
     """Whether the online store holds this features artifact, whole: its load began last, and ended; and not nothing."""
+    digest = artifact.digest(features)
     try:
-        loaded = (workspace / LOADED_MARK).read_text("utf-8")
-    except FileNotFoundError:
+        with reading(releases_url(workspace)) as session:
+            held = held_features(session, read_settings(workspace).identity)
+    except (NoRelease, SchemaMismatch):  # the next load brings the database up
         return False
-    linked = artifact.digest(features) == artifact.digest((workspace / SOURCES).resolve())
-    return loaded == _mark(workspace, features) and linked and _holds_something(workspace)
+    linked = digest == artifact.digest((workspace / SOURCES).resolve())
+    return held is not None and held.whole and held.features == digest and linked and _holds_something(workspace)
 
 
 def stands(workspace: Path, _: Path, inputs: Mapping[str, Path]) -> bool:
@@ -74,8 +80,11 @@ def stands(workspace: Path, _: Path, inputs: Mapping[str, Path]) -> bool:
     return is_loaded(workspace, inputs["features"])
 
 
-def _mark(workspace: Path, features: Path) -> str:
-    return f"{artifact.digest(features)} {read_settings(workspace).identity}"
+def _mark_loading(workspace: Path, online: str, features: str, as_of: datetime) -> None:
+    url = releases_url(workspace)
+    migrate(url)
+    with writing(url) as session:
+        mark_loading(session, online, features=features, as_of=as_of, now=datetime.now(UTC))
 
 
 def _holds_something(workspace: Path) -> bool:

@@ -41,10 +41,14 @@ class OnlineSettings:
         """Whether it is the store of packed rows; else it is one of Feast's own."""
         return bool(self.section.get("type") == PACKED)
 
-    @property
-    def identity(self) -> str:
-        """16 hex digits that are the same for the same store; the section may hold a password."""
-        return hashlib.sha256(repr((self.project, sorted(self.section.items()))).encode()).hexdigest()[:16]
+    def identity(self, below: Path | None = None) -> str:
+        """16 hex digits that are the same for the same store; the section may hold a password.
+
+        below: a folder whose name does not count, so that a store in it is the same after it has moved.
+        """
+        named = repr((self.project, sorted(self.section.items())))
+        named = named.replace(str(below.absolute()), "") if below else named
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
     def database(self) -> Database:
         """The database of packed rows. Raises ConnectionUnknown."""

@@ -74,7 +74,10 @@ def write_stages(
         places = pa.array(range(len(ids)), pa.int64())
         pq.write_table(pa.table({"item_id": ids, "image_id": ids, "row": places}), draft.path / "items.parquet")
         finish(draft, "embed", space_id=space)
-    with artifact.write(folders["cluster"], kind="cluster", inputs=of("embed"), config={}) as draft:
+    with artifact.write(folders["codebook"], kind="codebook", inputs=of("embed"), config={}) as draft:
+        np.save(draft.path / "centroids.npy", vectors[:1])
+        finish(draft, "codebook", space_id=space)
+    with artifact.write(folders["cluster"], kind="cluster", inputs=of("embed", "codebook"), config={}) as draft:
         pq.write_table(pa.table({"item_id": ids, "cluster_id": [seed] * len(ids)}), draft.path / "items.parquet")
         finish(draft, "cluster", space_id=space)
     with artifact.write(folders["features"], kind="features", inputs=of("embed", "cluster"), config={}) as draft:
@@ -101,7 +104,7 @@ def write_stages(
     return folders
 
 
-STAGES = ("images", "pretrain", "embed", "cluster", "features", "index", "materialize", "ctr", "evaluate")
+STAGES = ("images", "pretrain", "embed", "codebook", "cluster", "features", "index", "materialize", "ctr", "evaluate")
 
 
 def build_release(workspace: Path, folders: Mapping[str, Path], version: str = "k") -> str:

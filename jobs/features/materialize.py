@@ -17,7 +17,7 @@ from jobs.features.offline_sources import SOURCES, point_sources
 from jobs.workspace import releases_url
 from model import artifact
 from model.artifact import Manifest
-from model.release_database import NoRelease, SchemaMismatch, reading, writing
+from model.release_database import NoRelease, SchemaMismatch, reading, url_in, writing
 from model.stored_features import held_features, mark_loaded, mark_loading
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
     inputs = {"features": artifact.digest(features)}
     start, as_of = (datetime.fromisoformat(source.facts[name]) for name in ("start", "as_of"))
     with artifact.write(out, kind="materialize", inputs=inputs, config={}) as draft:
-        online = read_settings(workspace).identity
+        online = _online_store(workspace)
         _mark_loading(workspace, online, inputs["features"], as_of)
         point_sources(workspace, features)
         store = _apply(workspace)
@@ -68,7 +68,7 @@ def is_loaded(workspace: Path, features: Path) -> bool:
     digest = artifact.digest(features)
     try:
         with reading(releases_url(workspace)) as session:
-            held = held_features(session, read_settings(workspace).identity)
+            held = held_features(session, _online_store(workspace))
     except (NoRelease, SchemaMismatch):  # the next load brings the database up
         return False
     linked = digest == artifact.digest((workspace / SOURCES).resolve())
@@ -78,6 +78,11 @@ def is_loaded(workspace: Path, features: Path) -> bool:
 def stands(workspace: Path, _: Path, inputs: Mapping[str, Path]) -> bool:
     """Whether the online store still holds what this stage loaded: all versions of it share one store."""
     return is_loaded(workspace, inputs["features"])
+
+
+def _online_store(workspace: Path) -> str:
+    # A database that other workspaces share must tell their stores apart; in the workspace's own, both move together.
+    return read_settings(workspace).identity(None if releases_url(workspace) != url_in(workspace) else workspace)
 
 
 def _mark_loading(workspace: Path, online: str, features: str, as_of: datetime) -> None:

@@ -34,7 +34,7 @@ from jobs.options import (
 )
 from jobs.pipeline import NAMES, State, age_in_days, asked_by, explain, old_encoder, run_stages, stage_states
 from jobs.raw.canonical import canonical_table, has_sampled_negatives
-from jobs.releases.current import current_release
+from jobs.releases.current import current_release, move_up
 from jobs.sequences.daily.log import DAYS, asked_days, read_watermark
 from jobs.settings import as_toml
 from jobs.workspace import StageError, Workspace, locked, open_workspace, remember
@@ -88,6 +88,7 @@ def run(
     )
     opened = _placed(replace(opened, beam_args=context.obj), engine, master)
     anew = {from_, only} | asked_by(f"--encoder {encoder}")
+    move_up(opened.folder)
     done = run_stages(opened, rebuild=frozenset(rebuild), anew=frozenset(filter(None, anew)), only=only)
     held = _held(opened)
     built = sum(what == "built" for what in done.values())

@@ -32,6 +32,10 @@ class SchemaMismatch(CourierError):
     """The database's tables are those of an older or newer courier; the message says how to move them."""
 
 
+class OlderSchema(SchemaMismatch):
+    """They are those of an older courier, so that this one can move them."""
+
+
 class Instant(sa.TypeDecorator[datetime]):
     """An aware UTC moment; SQLite keeps no zone, so it is taken off on the way in and put back on the way out."""
 
@@ -192,7 +196,7 @@ def require_schema(session: Session) -> None:
         return
     where = shown(session.get_bind().engine.url.render_as_string(hide_password=False))
     if found is None or found < SCHEMA:
-        raise SchemaMismatch(
+        raise OlderSchema(
             f"{where} is at migration {found or 'none'}, this courier reads {SCHEMA}: run `courier release migrate`"
         )
     raise SchemaMismatch(

@@ -1,5 +1,6 @@
 """Put the HTTP service together, and run it: `courier serve`."""
 
+import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,18 +16,22 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_repo.contract import EMBEDDING_DIM
+from model.artifact import ArtifactMismatch
 from model.courier.data.images import ImageRefused
+from serving.current import Current
 from serving.ranker import load_ranker
 from serving.release import ReleasedEncoder, open_release
 from serving.request_log import LoggedFeatures, RequestLog, open_request_log
 from serving.routes import World, router
-from serving.settings import Settings, read_settings
+from serving.settings import Settings, database_url, read_settings
 from serving.visual_search import NoUsableImage, UnknownItem, load_search
 
 log = structlog.get_logger()
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 STATUS_OF: dict[type[Exception], int] = {UnknownItem: 404, NoUsableImage: 422, ImageRefused: 422}
+API_VERSION = "1"
 FORM_OVERHEAD = 16_384  # bytes that a form adds to the file it carries
 
 
@@ -39,6 +44,10 @@ def load_world(settings: Settings, request_log: RequestLog | None = None) -> Wor
     begun = time.monotonic()
     opened = open_release(settings.workspace, settings.releases)
     search = load_search(opened)
+    if search.index.width != EMBEDDING_DIM:
+        raise ArtifactMismatch(
+            f"{opened.folders['index']} is {search.index.width} wide, contract says {EMBEDDING_DIM}: rebuild the index"
+        )
     if isinstance(search.encoder, ReleasedEncoder):
         search.encoder.load()  # the first upload must not wait for torch
     ranker = load_ranker(opened, settings.workspace)
@@ -54,8 +63,11 @@ def load_world(settings: Settings, request_log: RequestLog | None = None) -> Wor
     return world
 
 
-def create_app(world: World, request_log: RequestLog | None = None) -> FastAPI:
-    """The service over one world. request_log: closed when the service ends."""
+def create_app(world: World | Current, request_log: RequestLog | None = None) -> FastAPI:
+    """The service over one world, or over whichever is the current one when a request comes.
+
+    request_log: closed when the service ends.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,11 +79,12 @@ def create_app(world: World, request_log: RequestLog | None = None) -> FastAPI:
         lifespan=lifespan,
         title="courier",
         description="Search by what items look like; rank by what a user is likely to click.",
-        version=world.release.release_id,
+        version=API_VERSION,
     )
-    app.state.world = world
+    current = world if isinstance(world, Current) else None
+    app.state.find_world = lambda: current.world if current else world
     app.include_router(router)
-    app.add_middleware(BodyLimit, limit=world.max_upload_bytes + FORM_OVERHEAD)
+    app.add_middleware(BodyLimit, limit=app.state.find_world().max_upload_bytes + FORM_OVERHEAD)
     app.add_exception_handler(RequestValidationError, _refuse_form)
     for error in STATUS_OF:
         app.add_exception_handler(error, _refuse)
@@ -142,11 +155,23 @@ def serve(
     host: Annotated[str | None, typer.Option(help="the address to listen on (127.0.0.1)")] = None,
     port: Annotated[int | None, typer.Option(help="the port to listen on (8000)")] = None,
 ) -> None:
-    """Answer /search and /rank over HTTP; /docs describes them."""
+    """Answer /search and /rank over HTTP; /docs describes them.
+
+    Another release that is promoted answers a second later, without a restart; SIGHUP looks at once.
+    """
     settings = read_settings(workspace=workspace, host=host, port=port)
     request_log = open_request_log(settings)
-    app = create_app(load_world(settings, request_log), request_log)
-    uvicorn.run(app, host=settings.host, port=settings.port)
+
+    def load() -> World:
+        return load_world(settings, request_log)
+
+    current = Current(load(), load, database_url(settings))
+    signal.signal(signal.SIGHUP, lambda *_: current.look())
+    current.start()
+    try:
+        uvicorn.run(create_app(current, request_log), host=settings.host, port=settings.port)
+    finally:
+        current.stop()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

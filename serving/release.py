@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from model.ctr.export.saved import CtrModel
 
 
+ANSWERING = ("pretrain", "index", "ctr")  # the stages whose artifacts answer requests
+
+
 @dataclass(frozen=True, slots=True)
 class OpenRelease:
     """A release whose artifacts were found, whole and of one space. folders: stage -> its artifact's folder."""
@@ -44,7 +47,7 @@ def open_release(workspace: Path, database: str | None = None) -> OpenRelease:
 
     database: the URL of the database of releases; None for SQLite in the workspace.
     Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
-    rebuilt since, or is of another space; SchemaMismatch, CatalogueUnreadable.
+    damaged or rebuilt since, or is of another space; SchemaMismatch, CatalogueUnreadable.
     """
     release = releases.current(database or url_in(workspace))
     if release is None:
@@ -56,8 +59,9 @@ def open_release(workspace: Path, database: str | None = None) -> OpenRelease:
 
 
 def _check(release: Release, stage: str, folder: Path) -> None:
-    manifest = artifact.read(folder, kind=stage)
-    if artifact.digest(folder) != release.artifacts[stage]["digest"]:
+    # What answers is read to its last byte: a file of the right size may be another one's.
+    manifest = (artifact.verify if stage in ANSWERING else artifact.read)(folder, kind=stage)
+    if artifact.identity(manifest) != release.artifacts[stage]["digest"]:
         raise ArtifactMismatch(f"{folder} was rebuilt after {release.release_id} named it: `courier run` releases it")
     space = manifest.facts.get("space_id", release.space_id)
     if space != release.space_id:

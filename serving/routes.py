@@ -26,8 +26,8 @@ class World:
 
 
 def world_of(request: Request) -> World:
-    """The world that the app was created with."""
-    return cast(World, request.app.state.world)
+    """The world that answers this request, from its beginning to its end."""
+    return cast(World, request.app.state.find_world())
 
 
 WorldDep = Annotated[World, Depends(world_of)]

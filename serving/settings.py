@@ -30,6 +30,13 @@ class Settings(BaseSettings):
     request_log_key: SecretStr | None = Field(default=None, min_length=16)  # users' ids are hashed with it
 
 
+def database_url(settings: Settings) -> str:
+    """The SQLAlchemy URL of the database of releases."""
+    from model.release_database import url_in  # SQLAlchemy takes half a second
+
+    return settings.releases or url_in(settings.workspace)
+
+
 def read_settings(**given: Any) -> Settings:
     """The settings: what is given and not None, then the environment, then the defaults. Raises SettingsRefused."""
     try:

@@ -22,25 +22,46 @@ def released(workspace: Path) -> "Release | None":
 
 
 def current_release(workspace: Path) -> str | None:
-    """The id of the release that answers now; None where there is none."""
+    """The id of the release that answers now; None where there is none. Raises as `released`."""
     found = released(workspace)
     return found.release_id if found else None
+
+
+def move_up(workspace: Path) -> None:
+    """Bring the tables of a database that an older courier made to the newest migration; one that is not made stays so.
+
+    Raises CatalogueUnreadable, and SchemaMismatch where a newer courier made them.
+    """
+    if _nothing_yet(workspace):
+        return
+    from model.release_database import OlderSchema, is_made, reading
+
+    url = releases_url(workspace)
+    if not is_made(url):
+        return
+    try:
+        with reading(url):
+            pass
+    except OlderSchema:
+        from infra.migrations.migrate import migrate
+
+        migrate(url)
 
 
 def stands(workspace: Path, release: Path, _: Mapping[str, Path]) -> bool:
     """Whether the database still knows the release that this stage recorded; not whether that one answers.
 
-    A database at an older migration is brought up by the stage's next build. Raises CatalogueUnreadable.
+    Raises SchemaMismatch, CatalogueUnreadable.
     """
     if _nothing_yet(workspace):
         return False
     from model import releases
-    from model.release_database import NoRelease, SchemaMismatch, reading
+    from model.release_database import NoRelease, reading
 
     try:
         with reading(releases_url(workspace)) as session:
             releases.find(session, artifact.read(release, kind="release").facts["release_id"])
-    except (NoRelease, SchemaMismatch):
+    except NoRelease:
         return False
     return True
 

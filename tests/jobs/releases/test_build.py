@@ -9,10 +9,10 @@ import pytest
 
 from infra.migrations.migrate import migrate
 from jobs.releases import build
-from jobs.releases.current import stands
+from jobs.releases.current import move_up, released, stands
 from model import artifact, releases
 from model.artifact import ArtifactMismatch, ArtifactMissing
-from model.release_database import reading, url_in
+from model.release_database import SchemaMismatch, reading, url_in
 
 STAGES = ("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate")
 FACTS: Mapping[str, Mapping[str, Any]] = {
@@ -103,15 +103,25 @@ def test_the_stage_stands_while_the_database_knows_its_release(
     build_release(tmp_path, stages)
     made = tmp_path / "release" / "k"
     assert stands(tmp_path, made, {})
-    migrate(url_in(tmp_path), "0001")
-    assert not stands(tmp_path, made, {}), "the next build brings the tables up"
-    build_release(tmp_path, stages)
-    assert stands(tmp_path, made, {})
     monkeypatch.setenv("COURIER_RELEASES", f"sqlite:///{tmp_path}/other.db")
     assert not stands(tmp_path, made, {})
     build_release(tmp_path, stages)
     with reading(f"sqlite:///{tmp_path}/other.db") as session:
         assert len(releases.list_releases(session)) == 1
+
+
+def test_a_database_that_an_older_courier_made_is_moved_up_and_one_that_is_not_there_is_not_made(
+    tmp_path: Path, stages: dict[str, Path]
+) -> None:
+    move_up(tmp_path)
+    assert not (tmp_path / "catalogue.db").exists()
+    build_release(tmp_path, stages)
+    migrate(url_in(tmp_path), "0001")
+    with pytest.raises(SchemaMismatch, match="run `courier release migrate`"):
+        released(tmp_path)
+    move_up(tmp_path)
+    assert stands(tmp_path, tmp_path / "release" / "k", {})
+    assert released(tmp_path) is None
 
 
 def test_killed_between_the_catalogue_and_the_artifact_it_comes_to_the_same_end(

@@ -80,10 +80,8 @@ def test_a_run_does_not_promote_again_what_was_rolled_back_but_does_the_next_rel
         releases.roll_back(session, now=NOW, by="eve", why="clicks fell")
     again = ran(tmp_path, two)
     assert (again.answers, again.current_id, again.failed) == (False, one, ())
-    assert again.because == (
-        f"eve rolled back to {one} on 2024-06-01 (clicks fell): "
-        f"say `courier release promote {two}` to let it answer again"
-    )
+    deed = f"eve rolled back to {one} on 2024-06-01 (clicks fell)"
+    assert again.because == f"{deed}: say `courier release promote {two}` to let it answer again"
     assert ran(tmp_path, made(tmp_path, "c", seed=2)).answers
     assert ran(tmp_path, two, FORCE).answers
 

@@ -57,6 +57,7 @@ VERBS = {
         "jobs.releases.commands:release_main",
         "create | list | show | diff | promote | rollback | verify | retire | migrate",
     ),
+    "gc": ("jobs.releases.garbage:main", "retire old releases and remove what no kept one is made of; --dry-run"),
     "click-stream": (
         "jobs.features.click_stream.program:main",
         "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",

@@ -66,6 +66,7 @@ def write_stages(
         rows = {name: pa.nulls(len(ids), pa.string()) for name in ("title", "category", "image_uri", "duplicate_of")}
         rows |= {"item_id": ids, "image_id": ids, "status": pa.array(["ok"] * len(ids))}
         pq.write_table(pa.table(rows), draft.path / "items.parquet")
+        finish(draft, "images", version=version)
     with artifact.write(folders["pretrain"], kind="pretrain", inputs={}, config={"method": "courier"}) as draft:
         (draft.path / "weights").write_bytes(vectors.tobytes()[:100])
         finish(draft, "pretrain", space_id=space, collapse=EVEN, distinct_images=1000)

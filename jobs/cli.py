@@ -89,7 +89,9 @@ def run(
     opened = _placed(replace(opened, beam_args=context.obj), engine, master)
     anew = {from_, only} | asked_by(f"--encoder {encoder}")
     move_up(opened.folder)
-    done = run_stages(opened, rebuild=frozenset(rebuild), anew=frozenset(filter(None, anew)), only=only)
+    folders: dict[str, Path] = {}
+    new = frozenset(filter(None, anew))
+    done = run_stages(opened, rebuild=frozenset(rebuild), anew=new, only=only, folders=folders)
     held = _held(opened)
     built = sum(what == "built" for what in done.values())
     log.info("stages_done", built=built, skipped=len(done) - built, seconds=round(time.monotonic() - begun, 1))
@@ -99,21 +101,20 @@ def run(
     lost = _lost_pictures(report) if "images" in done and report.is_file() else None
     if lost:
         log.warning("items_without_picture", **lost)
-    if "release" in done:
-        _let_answer(opened, promote, by, why)
+    if "release" in folders:
+        _let_answer(opened, folders["release"], promote, by, why)
 
 
-def _let_answer(workspace: Workspace, promote: str | None, by: str | None, why: str) -> None:
-    """Promote the release that the stages made, if it may be. Exits with status 3 where a gate fails."""
-    state = stage_states(workspace, only="release")["release"]
-    release_id = artifact.read(cast(Path, state.folder), kind="release").facts["release_id"]
+def _let_answer(workspace: Workspace, release: Path, promote: str | None, by: str | None, why: str) -> None:
+    """Promote the release that a run made, if it may be. Exits with status 3 where a gate fails."""
+    release_id = artifact.read(release, kind="release").facts["release_id"]
     if promote is None and current_release(workspace.folder) == release_id:
         return
     from jobs.releases.commands import GATES_FAILED, decide_and_tell  # with what a run that is up to date need not load
 
     config = workspace.config.promotion
     config = replace(config, mode=cast(Any, promote)) if promote else config
-    decision = decide_and_tell(workspace.folder, cast(Path, state.folder), config, by, why or "courier run")
+    decision = decide_and_tell(workspace.folder, release, config, by, why or "courier run")
     if decision.failed:
         raise typer.Exit(GATES_FAILED)
     tell = log.info if decision.answers else log.warning

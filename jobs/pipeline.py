@@ -258,12 +258,14 @@ def run_stages(
     rebuild: frozenset[str] = frozenset(),
     anew: frozenset[str] = frozenset(),
     only: str | None = None,
+    folders: dict[str, Path] | None = None,
     **options: Any,
 ) -> dict[str, str]:
     """Bring every stage up to date; returns what was done: stage -> "built", "skipped" or "pinned".
 
     rebuild: stages to build although they are fresh, but for pinned ones.  anew: stages that the current release pins
     and that shall be of the data there is now.  only: build this stage and no other; its inputs must be fresh.
+    folders: filled with where the artifact of each of these stages lies.
     options: handed to every stage that is built, so for use with `only`.
     Raises StageError where `only` lacks a fresh input, a pinned artifact cannot be used with the data, or another run
     holds the workspace.
@@ -298,6 +300,8 @@ def run_stages(
         for stage in STAGES:
             if stage.name in done:
                 _publish(cast(Path, states[stage.name].folder), stage.reports, workspace.folder / "reports")
+    if folders is not None:
+        folders |= {name: cast(Path, states[name].folder) for name in done}
     return done
 
 

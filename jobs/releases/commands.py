@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -54,12 +54,14 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Record the release that the stages make; they must be up to date. Exit status 3 where a gate fails."""
-    from jobs.pipeline import run_stages, stage_states  # for this command alone
+    from jobs.pipeline import run_stages  # for this command alone
 
     asked = open_workspace(workspace, raw, preset=preset, config_file=config, given=given or ())
-    run_stages(asked, only="release")
-    folder = cast(Path, stage_states(asked, only="release")["release"].folder)
-    decision = decide_and_tell(asked.folder, folder, replace(asked.config.promotion, mode=promote or "never"), by, why)
+    folders: dict[str, Path] = {}
+    run_stages(asked, only="release", folders=folders)
+    decision = decide_and_tell(
+        asked.folder, folders["release"], replace(asked.config.promotion, mode=promote or "never"), by, why
+    )
     _answer(asdict(decision) | {"answers": decision.answers}, _said(decision), as_json=as_json)
     if decision.failed:
         raise typer.Exit(GATES_FAILED)

@@ -41,6 +41,7 @@ VERBS = {
     "cluster": ("jobs.cli:stage_main", "[stage]  a cluster ID per item in the codebooks"),
     "features": ("jobs.cli:stage_main", "[stage]  the feature store's offline tables"),
     "materialize": ("jobs.cli:stage_main", "[stage]  feast apply, and the newest features into the online store"),
+    "clean": ("jobs.features.clean:main", "delete what has outlived its view's ttl from the online store"),
     "index": ("jobs.cli:stage_main", "[stage]  the nearest-neighbour index, with its recall (FAISS)"),
     "rows": ("jobs.cli:stage_main", "[stage]  CTR training rows by point-in-time join (Feast)"),
     "ctr": ("jobs.cli:stage_main", "[stage]  CTR models with and without images (LightGBM, torch)"),

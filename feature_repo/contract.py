@@ -92,12 +92,14 @@ class View:
     """A Feast feature view: the columns that key it and the features it holds.
 
     owner: the folder whose code answers for the values.  stage: what to run again where they are wrong.
+    ttl: for how long a row holds, online and offline; zero: until the next one comes.
     fixed: whether a release fixes them; else they move from day to day.
     """
 
     name: str
     keys: tuple[str, ...]
     features: tuple[Feature, ...]
+    ttl: timedelta = timedelta(0)
     description: str = ""
     owner: str = ""
     stage: str = ""

@@ -6,7 +6,6 @@ Feast takes what it finds among this module's attributes, so the objects are put
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -119,7 +118,7 @@ def _feature_view(view: View, entities: dict[str, Entity], source: FileSource | 
         entities=[entities[key] for key in view.keys],
         schema=[*keys, *features],
         source=source,
-        ttl=timedelta(0),  # none: the newest row holds until the next one
+        ttl=view.ttl,
         online=True,
         description=view.description,
         tags=view.tags,

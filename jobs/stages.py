@@ -104,7 +104,7 @@ STAGES: Final = (
     Stage(
         name="cluster",
         build="jobs.embeddings.cluster:build",
-        revision=3,  # of a codebook that is a stage of its own
+        revision=4,  # the lookup of a server
         inputs=("embed", "codebook"),
     ),
     Stage(

@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -31,6 +32,7 @@ from model.ctr.inputs.rows import (
     fill,
     with_history_facts,
 )
+from model.released_items import ReleasedItems
 
 EMBEDDING: Final = ITEM_EMBEDDING.features[0].name
 
@@ -52,9 +54,13 @@ class RankingRows:
 
 @dataclass(frozen=True, slots=True)
 class RankingFeatures:
-    """The online store of one workspace, as the ranker asks it. Lookups raise whatever the store's driver raises."""
+    """The features of one workspace, as the ranker asks for them. Lookups raise whatever the store's driver raises.
+
+    released: clusters and vectors that a release fixes; the store is asked for those of other items and spaces.
+    """
 
     views: OnlineViews
+    released: ReleasedItems | None = None
 
     def ranking_rows(
         self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
@@ -65,44 +71,89 @@ class RankingFeatures:
         as_of: aware; the rows' request_time.  space_id: the space of clusters and vectors.
         """
         candidates = list(dict.fromkeys(item_ids))
-        user, items, *facts = self._read(
+        released = self.released if self.released and self.released.space_id == space_id else None
+        of_candidates = _SpaceLookup(candidates, space_id, released, vectors=vectors)
+        user, items, *found = self._read(
             Asked(SERVICES["ranking_user"], {USER_KEY: [user_id]}),
             Asked(SERVICES["ranking_item"], {ITEM_KEY: candidates}),
-            *_in_space(candidates, space_id, vectors=vectors),
+            *of_candidates.asked(),
         )
-        clicked = user.column(HISTORY)[0].as_py() or []
-        others = [item for item in dict.fromkeys(clicked) if item not in set(candidates)]
-        profiles = items
+        facts = [of_candidates.facts(found)]
+        profiles = items.select([ITEM_KEY, "category"])
+        clicked, among = user.column(HISTORY)[0].as_py() or [], set(candidates)
+        others = [item for item in dict.fromkeys(clicked) if item not in among]
         if others:
-            more, *more_facts = self._read(
-                Asked((ITEM_PROFILE,), {ITEM_KEY: others}), *_in_space(others, space_id, vectors=vectors)
-            )
-            profiles = pa.concat_tables([items.select([ITEM_KEY, "category"]), more.select([ITEM_KEY, "category"])])
-            facts = [pa.concat_tables(both) for both in zip(facts, more_facts, strict=True)]
-        user = with_history_facts(user, facts[0], profiles)
+            of_others = _SpaceLookup(others, space_id, released, vectors=vectors)
+            more, *found = self._read(Asked((ITEM_PROFILE,), {ITEM_KEY: others}), *of_others.asked())
+            facts.append(of_others.facts(found))
+            profiles = pa.concat_tables([profiles, more.select([ITEM_KEY, "category"])])
+        clusters = pa.concat_tables([one.clusters for one in facts])
+        user = with_history_facts(user, clusters, profiles)
         known = _known(items, ITEM_FEATURES)
         place = pc.index_in(pa.array(item_ids, pa.string()), value_set=pa.array(candidates, pa.string()))
         return RankingRows(
-            table=_rows(user, items.take(place), facts[0].take(place), as_of),
+            table=_rows(user, items.take(place), clusters.take(place), as_of),
             known_user=_known(user, USER_FEATURES)[0],
             known_items=[known[number] for number in place.to_pylist()],
-            vectors=_vectors(facts[1]) if vectors else None,
+            vectors=_vectors(facts) if vectors else None,
         )
 
     def _read(self, *asked: Asked) -> list[pa.Table]:
         return self.views.read(asked, as_of=datetime.now(UTC))
 
 
-def _in_space(item_ids: Sequence[str], space_id: str, *, vectors: bool) -> list[Asked]:
-    keys: Mapping[str, Sequence[str]] = {ITEM_KEY: item_ids, SPACE_KEY: [space_id] * len(item_ids)}
-    return [Asked(SERVICES[name], keys) for name in ("item_cluster_ids", "item_embeddings")[: 1 + vectors]]
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What holds of items in a space. clusters: item_id, cluster_id, in their order.  with_vector: ids of `matrix`."""
+
+    clusters: pa.Table
+    with_vector: list[pa.Array]
+    matrix: list[npt.NDArray[np.float32]]
 
 
-def _vectors(found: pa.Table) -> ItemVectors:
-    held = found.drop_null()
-    packed = b"".join(held.column(EMBEDDING).to_pylist())
-    matrix = np.frombuffer(packed, dtype="<f4").reshape(-1, EMBEDDING_DIM)
-    return ItemVectors(held.column(ITEM_KEY).combine_chunks(), matrix)
+class _SpaceLookup:
+    """Clusters and vectors of items: the release's own, and of what it does not hold the store's."""
+
+    def __init__(self, item_ids: list[str], space_id: str, released: ReleasedItems | None, *, vectors: bool) -> None:
+        self._ids, self._space_id, self._vectors = pa.array(item_ids, pa.string()), space_id, vectors
+        self._released = released
+        self._places = released.find(item_ids) if released else np.full(len(item_ids), -1, np.int64)
+
+    def asked(self) -> list[Asked]:
+        """What is asked of the store."""
+        item_ids = self._ids.filter(pa.array(self._places < 0)).to_pylist()
+        keys: Mapping[str, Sequence[str]] = {ITEM_KEY: item_ids, SPACE_KEY: [self._space_id] * len(item_ids)}
+        names = ("item_cluster_ids", "item_embeddings")[: 1 + self._vectors]
+        return [Asked(SERVICES[name], keys) for name in names] if item_ids else []
+
+    def facts(self, found: Sequence[pa.Table]) -> _Facts:
+        """The facts of all the items.  found: what the store answered."""
+        here = self._places >= 0
+        values, valid = np.zeros(len(here), np.int64), here.copy()
+        with_vector, matrix = [], []
+        if self._released:
+            values[here] = self._released.cluster_ids(self._places[here])
+            if self._vectors:
+                with_vector.append(self._ids.filter(pa.array(here)))
+                matrix.append(self._released.vectors(self._places[here]))
+        if found:
+            stored = found[0].column(CLUSTER_FEATURES[0].name)
+            values[~here], valid[~here] = stored.fill_null(-1).to_numpy(), stored.is_valid().to_numpy()
+        if found and self._vectors:
+            held = found[1].drop_null()
+            with_vector.append(held.column(ITEM_KEY).combine_chunks())
+            packed = b"".join(held.column(EMBEDDING).to_pylist())
+            matrix.append(np.frombuffer(packed, dtype="<f4").reshape(-1, EMBEDDING_DIM))
+        clusters = {ITEM_KEY: self._ids, CLUSTER_FEATURES[0].name: pa.array(values, mask=~valid)}
+        return _Facts(pa.table(clusters), with_vector, matrix)
+
+
+def _vectors(facts: Sequence[_Facts]) -> ItemVectors:
+    ids = [some for one in facts for some in one.with_vector]
+    matrix = [some for one in facts for some in one.matrix]
+    if not ids:
+        return ItemVectors([], np.zeros((0, EMBEDDING_DIM), np.float32))
+    return ItemVectors(pa.concat_arrays(ids), np.concatenate(matrix))
 
 
 def _rows(user: pa.Table, items: pa.Table, clusters: pa.Table, as_of: datetime) -> pa.Table:

@@ -20,6 +20,7 @@ from serving.settings import read_settings
 
 if TYPE_CHECKING:
     from model.ctr.export.saved import CtrModel
+    from model.released_items import ReleasedItems
     from serving.features import RankingRows
 
 log = structlog.get_logger()
@@ -97,15 +98,25 @@ def _what_was_missing(user_id: str, rows: "RankingRows") -> str | None:
 def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
     """The ranker of a release, reading the workspace's online store.
 
-    The store need not have been loaded for this release: what moves daily is of no release, and vectors and clusters
-    are asked of the release's own space. Raises StoreNotLoaded, or RowUnreadable where the store's layout is stale.
+    The store need not have been loaded for this release: what moves daily is of no release, and clusters and vectors
+    are the release's own artifacts'; the store is asked for those of items that were added since.
+    Raises StoreNotLoaded, RowUnreadable where the store's layout is stale, ArtifactMismatch.
     """
     from feature_repo.online_views import open_views
     from serving.features import RankingFeatures  # what a search needs none of
 
     views = open_views(workspace)
     views.check()
-    return Ranker(RankingFeatures(views), load_ctr_model(opened), opened.space_id)
+    return Ranker(RankingFeatures(views, _released_items(opened)), load_ctr_model(opened), opened.space_id)
+
+
+def _released_items(opened: OpenRelease) -> "ReleasedItems | None":
+    from model.released_items import FOLDER, ReleasedItems
+
+    lookup = opened.folders["cluster"] / FOLDER
+    if not lookup.is_dir():  # of a release that was made before there were any: the store still holds its space
+        return None
+    return ReleasedItems(opened.space_id, lookup, opened.folders["embed"] / "vectors.npy")
 
 
 def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:

@@ -24,9 +24,9 @@ class PackedView:
     ttl: timedelta
 
     @classmethod
-    def of(cls, view: View, project: str, ttl: timedelta = timedelta(0)) -> "PackedView":
+    def of(cls, view: View, project: str) -> "PackedView":
         """A view of the contract."""
-        return cls(table_name(project, view.name), Layout(view.features), ttl)
+        return cls(table_name(project, view.name), Layout(view.features), view.ttl)
 
     def unpack(self, rows: Sequence[bytes | None], as_of: datetime) -> Rows:
         """Rows as arrays; one that is older than the view's ttl as of this moment is not there.

@@ -13,6 +13,7 @@ from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.cluster_id import packed
 from model.code_statistics import collisions, entropy, gini
+from model.released_items import FOLDER, write_lookup
 
 log = structlog.get_logger()
 
@@ -21,7 +22,7 @@ ITEMS = "items.parquet"
 
 
 def build(*, embed: Path, codebook: Path, out: Path) -> Manifest:
-    """Write every usable item's cluster ID.
+    """Write every usable item's cluster ID, as a table and as what a server maps into its memory.
 
     Facts: of each codebook how many clusters hold an item (occupied), the share of the largest, Gini and entropy (bits)
     of how many items they hold; collisions: the share of distinct images whose whole ID another image has too.
@@ -41,6 +42,7 @@ def build(*, embed: Path, codebook: Path, out: Path) -> Manifest:
     inputs = artifact.digests({"embed": embed, "codebook": codebook})
     with artifact.write(out, kind=KIND, inputs=inputs, config={}) as draft:
         pq.write_table(pa.table({"item_id": items["item_id"], "cluster_id": packed(codes)}), draft.path / ITEMS)
+        write_lookup(draft.path / FOLDER, items["item_id"].combine_chunks(), packed(codes), items["row"].to_numpy())
         draft.facts |= {
             "space_id": space_id,
             "codebook_id": fitted.facts["codebook_id"],

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.features.materialize import SOURCES
+from jobs.features.offline_sources import SOURCES
 from jobs.options import AsJson, By, Folder, call
 from jobs.pipeline import stage_states
 from jobs.releases.commands import opened

@@ -3,6 +3,7 @@
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_row_older_than_its_views_ttl_is_not_there_and_can_be_deleted(database
     as_of = datetime(2024, 3, 1, tzinfo=UTC)
     limit = (as_of - timedelta(days=1) - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
     view = View("v", ("item_id",), (Feature("n", "int"),))
-    kept, held = PackedView.of(view, "p"), PackedView.of(view, "p", timedelta(days=1))
+    kept, held = PackedView.of(view, "p"), PackedView.of(replace(view, ttl=timedelta(days=1)), "p")
     keys = {"item_id": ["old", "edge", "none"]}
     database.create(held.table)
     database.write(held.table, batch(list(zip(entity_keys(keys), [limit - 1, limit], [0, 0], [1, 2], strict=False))))

@@ -1,0 +1,59 @@
+"""A release's items are found by id, exactly, in memory-mapped arrays: the plain twin is a dictionary."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_repo.contract import EMBEDDING_DIM
+from model import released_items
+from model.artifact import ArtifactMismatch
+from model.released_items import ReleasedItems, hashes_of, write_lookup
+
+IDS = st.lists(st.one_of(st.text(max_size=4), st.sampled_from(["", "\0", "a", "a\0", "é", "e\u0301", "x" * 5_000])))
+
+
+def written(folder, ids, vectors=None):
+    rows = np.arange(len(ids))[::-1].copy()
+    write_lookup(folder / "lookup", pa.array(ids, pa.string()), np.arange(len(ids), dtype=np.int32) * 7, rows)
+    drawn = np.random.default_rng(0).normal(size=(len(ids), EMBEDDING_DIM)).astype(np.float32)
+    np.save(folder / "vectors.npy", drawn if vectors is None else vectors)
+    return ReleasedItems("s", folder / "lookup", folder / "vectors.npy"), drawn[rows]
+
+
+@pytest.mark.parametrize("collisions", [False, True])
+@settings(max_examples=60)
+@given(held=IDS, asked=IDS)
+def test_each_item_is_found_at_its_own_place_and_no_other(tmp_path_factory, collisions, held, asked):
+    held = list(dict.fromkeys(held))
+    with pytest.MonkeyPatch.context() as patched:
+        if collisions:
+            patched.setattr(released_items, "hashes_of", lambda ids: hashes_of(ids) % np.uint64(3))
+        items, vectors = written(tmp_path_factory.mktemp("items"), held)
+        places = items.find([*held, *asked])
+    assert len(items) == len(held)
+    expected = {item: (7 * place, vectors[place].tobytes()) for place, item in enumerate(held)}
+    for item, place in zip([*held, *asked], places, strict=True):
+        assert (place == -1) == (item not in expected)
+        if place != -1:
+            found = np.array([place])
+            assert (items.cluster_ids(found)[0], items.vectors(found)[0].tobytes()) == expected[item]
+
+
+def test_an_ids_hash_is_the_same_everywhere():
+    assert hashes_of(pa.array(["", "i1", "é"])).tolist() == [
+        1760245841805064774,
+        7128953470154695378,
+        16908809132758853863,
+    ]
+
+
+def test_vectors_of_another_artifact_are_refused(tmp_path):
+    with pytest.raises(ArtifactMismatch, match="does not fit"):
+        written(tmp_path, ["a", "b"], vectors=np.zeros((1, EMBEDDING_DIM), np.float32))
+
+
+def test_vectors_of_another_width_are_refused(tmp_path):
+    with pytest.raises(ArtifactMismatch, match="build the cluster artifact again"):
+        written(tmp_path, ["a"], vectors=np.zeros((1, 2), np.float32))

@@ -43,6 +43,7 @@ ITEMS: Final = (
     Column("title", "str", nullable=True),
     Column("price", "float", nullable=True),
     Column("created_at", "timestamp", nullable=True),
+    Column("updated_at", "timestamp", nullable=True),  # since when this row holds; several of one item are its history
 )
 # A moment outside of [EARLIEST, LATEST) stands for none ("9999-12-31") or was counted in another unit.
 EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)

@@ -54,7 +54,7 @@ STAGES: Final = (
         build="jobs.raw.ingest:build",
         options=("raw", "raw_digest", "workspace", "config"),
         reads="jobs.raw.identity:tables_inputs",
-        revision=2,  # more of what strangers write is read, and numbers are null where a row stands in its place
+        revision=3,  # updated_at of items
     ),
     Stage(
         name="check",
@@ -63,7 +63,7 @@ STAGES: Final = (
         configs=("sequences", "images"),
         options=("raw", "configs", "engine", "master"),
         reports=("check.json",),
-        revision=2,  # what most rows fail for
+        revision=3,  # earlier states of items
     ),
     Stage(
         name="sequences",
@@ -77,7 +77,7 @@ STAGES: Final = (
         name="images",
         build="jobs.images.pipeline:build",
         inputs=("ingest/items",),
-        revision=3,  # the faults of references as reasons, blank pictures, placeholders by what their items share
+        revision=4,  # the last of an item's states by updated_at
         options=("raw", "raw_digest", "store", "config", "beam_args"),
         reads="jobs.raw.identity:images_inputs",
         reports=("coverage.json", "coverage.html"),

@@ -48,8 +48,9 @@ def write_events(folder: Path, columns: Mapping[str, Any]) -> None:
 
 
 def write_items(folder: Path, columns: Mapping[str, Any]) -> None:
-    """Write items.parquet; `columns` name -> values, as the contract's ITEMS names them."""
-    _write(folder / "items.parquet", columns, schema(ITEMS))
+    """Write items.parquet; `columns` name -> values, as the contract's ITEMS names them; others are null throughout."""
+    unknown = {column.name: [None] * len(columns["item_id"]) for column in ITEMS if column.nullable}
+    _write(folder / "items.parquet", unknown | dict(columns), schema(ITEMS))
 
 
 def write_source(folder: Path, *, name: str, sampled_negatives: bool, description: str) -> None:

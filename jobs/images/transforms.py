@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any, Final
 
 import apache_beam as beam
@@ -28,7 +28,7 @@ from jobs.raw import beam_rows
 from jobs.raw.beam_rows import Row
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.typed import REASON
-from jobs.rules.items import DUPLICATE_ITEM_ID, Item, described, precedence, reject_reason
+from jobs.rules.items import Item, described, precedence, reject_reason, why_not_kept
 from model.artifact import AnyPath
 
 # Rows travel in lists: to pickle and to carry one costs more than to read it.
@@ -230,10 +230,9 @@ def _keep_first(group: tuple[int, Iterable[list[tuple[Place, dict[str, Any]]]]])
         rows_of_item = [(described(row), place, row) for place, row in rows]
         if len(rows_of_item) > 1:
             rows_of_item.sort(key=lambda one: (precedence(one[0]), one[1]))
-        (first, _, _), *others = rows_of_item
-        unique.append(first)
-        for _, place, row in others:
-            yield _reject(place, row, DUPLICATE_ITEM_ID)
+        unique.append(rows_of_item[0][0])
+        for (before, _, _), (one, place, row) in pairwise(rows_of_item):
+            yield _reject(place, row, why_not_kept(one, before))
     yield unique
 
 

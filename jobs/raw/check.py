@@ -29,6 +29,7 @@ CURES: Final = {
     logic.BAD_EVENT_TIME: MOMENTS,
     logic.FUTURE_EVENT_TIME: "set the clock right that dates them, or the offset from UTC that is written with them",
     catalogue.BAD_CREATED_AT: MOMENTS,
+    catalogue.BAD_UPDATED_AT: MOMENTS,
     catalogue.BAD_PRICE: "write prices as 9.99, and an unknown one as nothing",
     logic.BAD_POSITION: "count positions from 0, the top of the page",
     logic.NULL_POSITION: "say at which position, from 0, each impression was shown",
@@ -138,7 +139,7 @@ def mostly_rejected(found: Mapping[str, Found], seen: Seen) -> list[Doubt]:
         )
         for name, table in found.items()
         for reason, rows in table.rejected.items()
-        if rows > MOST * table.read and reason != logic.UNKNOWN_EVENT_TYPE
+        if rows > MOST * table.read and reason not in (logic.UNKNOWN_EVENT_TYPE, catalogue.SUPERSEDED)
     ]
 
 

@@ -67,13 +67,19 @@ def event_times(db: duckdb.DuckDBPyConnection, table: CanonicalTable, as_of: dat
 def read_items(db: duckdb.DuckDBPyConnection, table: CanonicalTable) -> str:
     """A query of the items table: the contract's columns, `reason`, `row`, `lost`, `file` and `number`.
 
-    Types: VARCHAR, but price DOUBLE, created_at TIMESTAMPTZ, lost VARCHAR[], number BIGINT. reason and row are null for
-    an accepted item.
+    Types: VARCHAR, but price DOUBLE, created_at and updated_at TIMESTAMPTZ, lost VARCHAR[], number BIGINT. reason and
+    row are null for an accepted item.
     """
     judged = items_alone(db, table)
     order = ", ".join(f"{name} ASC NULLS LAST" for name in (*items.PRECEDENCE, FILE, NUMBER))
-    again = f"CASE WHEN {REASON} IS NULL AND _rank > 1 THEN {literal(items.DUPLICATE_ITEM_ID)} END"
-    numbered = f"SELECT *, row_number() OVER (PARTITION BY item_id, {REASON} ORDER BY {order}) AS _rank FROM ({judged})"
+    again = (
+        f"CASE WHEN {REASON} IS NULL AND _rank > 1 THEN CASE WHEN updated_at IS NOT DISTINCT FROM _before "
+        f"THEN {literal(items.DUPLICATE_ITEM_ID)} ELSE {literal(items.SUPERSEDED)} END END"
+    )
+    numbered = (
+        f"SELECT *, row_number() OVER item AS _rank, lag(updated_at) OVER item AS _before FROM ({judged}) "
+        f"WINDOW item AS (PARTITION BY item_id, {REASON} ORDER BY updated_at DESC NULLS LAST, {order})"
+    )
     return _reject_also(numbered, again, contract.ITEMS, more=(LOST,))
 
 

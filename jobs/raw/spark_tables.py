@@ -18,7 +18,7 @@ from jobs.paths import from_spark
 from jobs.raw.canonical import CanonicalTable
 from jobs.raw.cells import ABSENT
 from jobs.raw.folder import RawTableUnusable
-from jobs.raw.typed import FILE, LOST, NUMBER, REASON, ROW
+from jobs.raw.typed import FILE, LOST, MOMENTS, NUMBER, REASON, ROW
 from jobs.rules import events as logic
 from jobs.rules import items as catalogue
 
@@ -147,20 +147,19 @@ def _event(read: DataFrame) -> DataFrame:
 
 
 def _item(read: DataFrame) -> DataFrame:
-    created = _in_our_time(F.col("created_at"))
+    moments = {name: _in_our_time(F.col(name)) for name in MOMENTS}
     price = F.when(~F.isnan("price"), F.col("price")).cast("string").cast("double")  # 0.1 of 32 bits means 0.1
     fits = (price >= 0) & (price <= catalogue.LARGEST_PRICE)
     reason = first_reason({**_damage(read), catalogue.NULL_ITEM_ID: _is_blank("item_id")})
-    lost = {
-        catalogue.BAD_PRICE: ~F.coalesce(fits, F.lit(True)),
-        catalogue.BAD_CREATED_AT: F.col("created_at").isNotNull() & created.isNull(),
+    lost = {catalogue.BAD_PRICE: ~F.coalesce(fits, F.lit(True))} | {
+        f"bad_{name}": F.col(name).isNotNull() & at.isNull() for name, at in moments.items()
     }
     listed = F.array_compact(F.array(*(F.when(found, F.lit(reason)) for reason, found in lost.items())))
     return read.select(
         _valid("item_id"),
         *(F.when(~_is_blank(name), _valid(name)).alias(name) for name in ("image_uri", "category", "title")),
         F.when(fits, price).alias("price"),
-        created.alias("created_at"),
+        *(at.alias(name) for name, at in moments.items()),
         reason.alias(REASON),
         _row_if(reason, [column.name for column in contract.ITEMS]).alias(ROW),
         F.when(reason.isNull(), listed).otherwise(F.array().cast("array<string>")).alias(LOST),
@@ -223,9 +222,12 @@ def reject_also(
 
 def _repeated(judged: DataFrame) -> DataFrame:
     """`judged` with all acceptable rows of an item_id rejected but the first by catalogue.precedence."""
-    usable = F.col(REASON).isNull()
-    item = Window.partitionBy(F.when(usable, F.col("item_id")).otherwise(F.col(ROW)), usable)
+    usable, at = F.col(REASON).isNull(), F.col("updated_at")
     order = [F.col(name).asc_nulls_last() for name in (*catalogue.PRECEDENCE, FILE, NUMBER)]
-    numbered = judged.withColumn("_rank", F.row_number().over(item.orderBy(*order)))
-    again = F.when(usable & (F.col("_rank") > 1), F.lit(catalogue.DUPLICATE_ITEM_ID))
+    item = Window.partitionBy(F.when(usable, F.col("item_id")).otherwise(F.col(ROW)), usable).orderBy(
+        at.desc_nulls_last(), *order
+    )
+    numbered = judged.withColumn("_rank", F.row_number().over(item)).withColumn("_before", F.lag(at).over(item))
+    why = F.when(at.eqNullSafe(F.col("_before")), catalogue.DUPLICATE_ITEM_ID).otherwise(catalogue.SUPERSEDED)
+    again = F.when(usable & (F.col("_rank") > 1), why)
     return reject_also(numbered, again, contract.ITEMS, keep=[LOST, FILE, NUMBER])

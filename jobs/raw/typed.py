@@ -21,6 +21,7 @@ NUMBER: Final = "number"  # of the row in its file; 1 is the first
 # In ingested files it is null where it is that of the row in this one, which readers of parquet know: DuckDB counts the
 # rows of text one by one, in one thread.
 AS_IT_STANDS: Final = "NULL::BIGINT"
+MOMENTS: Final = ("created_at", "updated_at")  # of an item
 COMMA: Final = r"\d+,\d{1,2}|\d{1,3}(?:\.\d{3})+,\d{1,2}"  # of a price: the comma can part no thousands
 # The point can part no thousands: too few or too many digits stand on one side of it.
 POINT: Final = r"\d*\.(?:\d{1,2}|\d{4,})|0\.\d+|\d{4,}\.\d+|\d{1,3}(?:,\d{3})+\.\d{1,2}|.*[eE].*"
@@ -86,11 +87,12 @@ def typed_events(part: Part) -> str:
 def typed_items(part: Part, *, decimal_comma: bool = False) -> str:
     """A query of the contract's columns, REASON, ROW, LOST, FILE and NUMBER, each row judged without the others.
 
-    Types: VARCHAR, but price DOUBLE, created_at TIMESTAMPTZ, LOST VARCHAR[].
+    Types: VARCHAR, but price DOUBLE, created_at and updated_at TIMESTAMPTZ, LOST VARCHAR[].
     decimal_comma: whether prices are written so.
     """
-    created, price = cells.moment("created_at", part.kinds["created_at"]), _price(part, decimal_comma)
-    known = _in_our_time("_micros")
+    moments = {name: cells.moment(name, part.kinds[name]) for name in MOMENTS}
+    price = _price(part, decimal_comma)
+    known = {name: _in_our_time(f"_{name}") for name in MOMENTS}
     reason = first_reason(
         {
             items.BAD_ROW: _is_bad_row(part),
@@ -98,7 +100,10 @@ def typed_items(part: Part, *, decimal_comma: bool = False) -> str:
             items.NULL_ITEM_ID: is_blank(_text(part, "item_id")),
         }
     )
-    lost = {items.BAD_PRICE: price.bad, items.BAD_CREATED_AT: f"NOT ({created.absent}) AND ({known}) IS NOT TRUE"}
+    lost = {items.BAD_PRICE: price.bad} | {
+        f"bad_{name}": f"NOT ({one.absent}) AND ({known[name]}) IS NOT TRUE" for name, one in moments.items()
+    }
+    micros = ", ".join(f"{one.micros} AS _{name}" for name, one in moments.items())
     listed = ", ".join(f"CASE WHEN {condition} THEN {literal(reason)} END" for reason, condition in lost.items())
     texts = {name: _text(part, name) for name in ("image_uri", "category", "title")}
     return _select(
@@ -106,11 +111,11 @@ def typed_items(part: Part, *, decimal_comma: bool = False) -> str:
             "item_id": _text(part, "item_id"),
             **{name: f"CASE WHEN NOT {is_blank(text)} THEN {text} END" for name, text in texts.items()},
             "price": price.number,
-            "created_at": f"CASE WHEN {known} THEN make_timestamptz(_micros) END",
+            **{name: f"CASE WHEN {known[name]} THEN make_timestamptz(_{name}) END" for name in MOMENTS},
         },
         part,
         contract.ITEMS,
-        f"SELECT *, {reason} AS {REASON} FROM (SELECT *, {created.micros} AS _micros FROM ({part.query}))",
+        f"SELECT *, {reason} AS {REASON} FROM (SELECT *, {micros} FROM ({part.query}))",
         {LOST: f"CASE WHEN {REASON} IS NULL THEN list_filter([{listed}], lambda one: one IS NOT NULL) ELSE [] END"},
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Final, TypeVar
 
 from feature_repo import contract
@@ -20,12 +21,14 @@ T = TypeVar("T")
 BAD_ROW: Final = events.BAD_ROW
 BAD_ENCODING: Final = events.BAD_ENCODING
 NULL_ITEM_ID: Final = "null_item_id"  # absent, empty or only white space
-DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # a row of an item that another acceptable row describes: see precedence
-REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, DUPLICATE_ITEM_ID)
+DUPLICATE_ITEM_ID: Final = "duplicate_item_id"  # another acceptable row describes the same item at the same updated_at
+SUPERSEDED: Final = "superseded"  # another row of the item has a later updated_at: this is its history, and no fault
+REJECTIONS: Final = (BAD_ROW, BAD_ENCODING, NULL_ITEM_ID, DUPLICATE_ITEM_ID, SUPERSEDED)
 # Why an optional value is lost, and not the item that has it.
 BAD_PRICE: Final = "bad_price"  # not a number, negative, or more than a float of 32 bits holds
 BAD_CREATED_AT: Final = "bad_created_at"  # no ISO 8601 moment, one without its offset from UTC, or not of our time
-LOST: Final = (BAD_PRICE, BAD_CREATED_AT)
+BAD_UPDATED_AT: Final = "bad_updated_at"  # as of created_at
+LOST: Final = (BAD_PRICE, BAD_CREATED_AT, BAD_UPDATED_AT)
 
 # What became of an accepted item's image.
 OK: Final = "ok"
@@ -149,7 +152,7 @@ LARGEST_PRICE: Final = contract.LARGEST_PRICE
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An accepted row of the items table; created_at is aware UTC."""
+    """An accepted row of the items table; created_at and updated_at are aware UTC."""
 
     item_id: str
     image_uri: str | None = None
@@ -157,6 +160,7 @@ class Item:
     title: str | None = None
     price: float | None = None
     created_at: datetime | None = None
+    updated_at: datetime | None = None
 
 
 # --- rows of the items table ----------------------------------------------------------------------------------------
@@ -173,7 +177,11 @@ def reject_reason(row: Mapping[str, Any]) -> str | None:
 
 def lost_values(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Which optional values of this row cannot be read, of LOST: the item stands without them."""
-    readings = {BAD_PRICE: (price, "price"), BAD_CREATED_AT: (moment, "created_at")}
+    readings = {
+        BAD_PRICE: (price, "price"),
+        BAD_CREATED_AT: (moment, "created_at"),
+        BAD_UPDATED_AT: (moment, "updated_at"),
+    }
     return tuple(reason for reason, (read, name) in readings.items() if not _is_readable(read, row.get(name)))
 
 
@@ -193,6 +201,7 @@ def described(row: Mapping[str, Any]) -> Item:
         title=text(row.get("title")),
         price=_or_none(price, row.get("price")),
         created_at=_or_none(moment, row.get("created_at")),
+        updated_at=_or_none(moment, row.get("updated_at")),
     )
 
 
@@ -209,12 +218,19 @@ def _or_none(read: Callable[[object], T], value: object) -> T | None:
 
 
 def precedence(described: Item) -> tuple[tuple[bool, Any], ...]:
-    """The order among acceptable rows of one item, of which the smallest is kept: by PRECEDENCE, an absent value last.
+    """The order among acceptable rows of one item, of which the smallest is kept: the last by updated_at.
 
-    No engine keeps the order of a table's rows, so it cannot be the first one.
+    Of those with one updated_at it goes by PRECEDENCE; what is absent comes last. No engine keeps the order of a
+    table's rows, so it cannot be the first one.
     """
+    at = described.updated_at
     values = (getattr(described, name) for name in PRECEDENCE)
-    return tuple((value is None, value) for value in values)
+    return ((at is None, None if at is None else -events.micros(at)), *((value is None, value) for value in values))
+
+
+def why_not_kept(described: Item, before: Item) -> str:
+    """Why an acceptable row of an item is not kept. before: the row that stands before it by `precedence`."""
+    return DUPLICATE_ITEM_ID if described.updated_at == before.updated_at else SUPERSEDED
 
 
 def accept(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], list[tuple[Mapping[str, Any], str]]]:
@@ -223,18 +239,14 @@ def accept(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Item], list[tuple[Ma
     Of several acceptable rows with one item_id the smallest by `precedence` is kept.
     """
     judged = [(row, reject_reason(row)) for row in rows]
-    items = [None if reason else item(row) for row, reason in judged]
-    kept: dict[str, int] = {}
-    for number, one in enumerate(items):
-        if one is not None:
-            rival = items[kept.setdefault(one.item_id, number)]
-            if rival is not None and precedence(one) < precedence(rival):
-                kept[one.item_id] = number
-    chosen = set(kept.values())
-    rejected = [
-        (row, reason or DUPLICATE_ITEM_ID) for number, (row, reason) in enumerate(judged) if number not in chosen
-    ]
-    return [one for number, one in enumerate(items) if one is not None and number in chosen], rejected
+    items = {number: item(row) for number, (row, reason) in enumerate(judged) if reason is None}
+    reasons = {number: reason for number, (_, reason) in enumerate(judged) if reason is not None}
+    ordered = sorted(items, key=lambda number: (items[number].item_id, precedence(items[number]), number))
+    for before, number in pairwise(ordered):
+        if items[before].item_id == items[number].item_id:
+            reasons[number] = why_not_kept(items[number], items[before])
+    rejected = [(judged[number][0], reasons[number]) for number in sorted(reasons)]
+    return [one for number, one in items.items() if number not in reasons], rejected
 
 
 def text(value: object) -> str | None:

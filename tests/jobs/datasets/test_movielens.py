@@ -141,6 +141,7 @@ def test_items_keep_their_first_genre_and_their_poster(raw: Path) -> None:
         "title": "Film 9",
         "price": None,
         "created_at": None,
+        "updated_at": None,
     }
     assert items[6]["category"] is None
     assert (raw / "images" / "8.jpg").read_bytes() == b"poster 8"

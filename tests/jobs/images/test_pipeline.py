@@ -1,6 +1,7 @@
 """The images job on a catalogue in which nearly everything that can be wrong with an image is wrong."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from io import BytesIO
@@ -330,6 +331,23 @@ def test_a_moment_beyond_the_calendar_is_a_lost_moment_and_not_the_end_of_the_jo
         (None, ("bad_created_at",)),
         (None, ()),
     ]
+
+
+def test_the_last_of_an_items_rows_is_opened_and_the_others_are_told_as_plain_python_tells_them(tmp_path):
+    moments = [None, "2024-05-01T12:00:00Z", "2024-05-01T14:00:00+02:00", "2024-06-01T12:00:00Z", "soon"]
+    rows = [
+        {"item_id": f"i{n % 3}", "image_uri": f"{n}.png", "category": f"c{n}", "updated_at": moments[n * n % 11 % 5]}
+        for n in range(24)
+    ]
+    (tmp_path / "raw").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "raw" / "items.parquet")
+    facts = build(tmp_path / "raw", tmp_path / "images").facts
+    kept, rejected = items.accept(rows)
+    assert {row["item_id"]: row["category"] for row in items_of(tmp_path / "images")} == {
+        one.item_id: one.category for one in kept
+    }
+    assert facts["items_rejected"] == Counter(reason for _, reason in rejected)
+    assert set(facts["items_rejected"]) == {items.DUPLICATE_ITEM_ID, items.SUPERSEDED}
 
 
 # --- references -----------------------------------------------------------------------------------------------------

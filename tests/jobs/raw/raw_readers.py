@@ -18,8 +18,8 @@ from jobs.raw.ingest import read_tables
 from jobs.rules import items as catalogue
 from jobs.rules.events import micros
 
-MOMENT = {"events": "event_time", "items": "created_at"}
-NAMES = ("item_id", "image_uri", "category", "title", "price", "created_at")
+MOMENTS = {"events": ("event_time",), "items": ("created_at", "updated_at")}
+NAMES = ("item_id", "image_uri", "category", "title", "price", "created_at", "updated_at")
 Rows = list[dict[str, Any]]
 
 
@@ -49,7 +49,7 @@ class Spark:
         from pyspark.sql import functions as F
 
         found: dict[str, Rows] = {name: [] for name in raws}
-        for table in MOMENT:
+        for table in MOMENTS:
             names = [name for name, (_, one) in raws.items() if one == table]
             frames = [self._frame(raws[name][0], table, None).withColumn("_name", F.lit(name)) for name in names]
             for start in range(0, len(frames), 4):
@@ -67,7 +67,7 @@ class Spark:
         now, read = as_of or datetime.now(UTC), ingested(raw, table)
         judged = read_events(self.session, read, now) if table == "events" else read_items(self.session, read)
         # Spark's Python side turns timestamps into this machine's local time: take the number instead.
-        return judged.withColumn(MOMENT[table], F.unix_micros(MOMENT[table]))
+        return judged.withColumns({name: F.unix_micros(name) for name in MOMENTS[table]})
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class DuckDB:
 
         now, read = as_of or datetime.now(UTC), ingested(raw, table)
         query = read_events(self.connection, read, now) if table == "events" else read_items(self.connection, read)
-        moment = MOMENT[table]
-        asked = f"SELECT * REPLACE (epoch_us({moment}) AS {moment}) FROM ({query})"
+        moments = ", ".join(f"epoch_us({name}) AS {name}" for name in MOMENTS[table])
+        asked = f"SELECT * REPLACE ({moments}) FROM ({query})"
         return list(self.connection.sql(asked).to_arrow_table().to_pylist())
 
     def rows_of(self, raws: Mapping[str, tuple[Path, str]]) -> dict[str, Rows]:
@@ -102,5 +102,5 @@ def accepted_items(raw: Path) -> tuple[list[tuple[Any, ...]], Counter[str]]:
 
 
 def _flat(item: catalogue.Item) -> tuple[Any, ...]:
-    at = item.created_at and micros(item.created_at)
-    return item.item_id, item.image_uri, item.category, item.title, item.price, at
+    moments = (at and micros(at) for at in (item.created_at, item.updated_at))
+    return item.item_id, item.image_uri, item.category, item.title, item.price, *moments

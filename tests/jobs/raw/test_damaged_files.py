@@ -72,7 +72,7 @@ def test_spark_names_a_file_of_a_users_own_that_proves_damaged(spark, tmp_path) 
         name="items",
         path=raw / "items.parquet",
         files=(raw / "items.parquet",),
-        kinds=dict.fromkeys(ITEM, "string") | {"price": "absent", "created_at": "absent"},
+        kinds=dict.fromkeys(ITEM, "string") | dict.fromkeys(("price", "created_at", "updated_at"), "absent"),
         rows=20_000,
     )
     with (

@@ -116,6 +116,29 @@ def micros(at: datetime) -> int:
     return int(at.replace(microsecond=0).timestamp()) * 10**6 + at.microsecond
 
 
+UPDATES = ["2024-03-01T12:00:00Z", "2024-03-01T13:00:00+01:00", "2024-03-01T12:00:00.000001Z", "soon", "", None]
+
+
+@pytest.mark.parametrize("written_as", sorted(WRITERS))
+def test_the_last_of_an_items_rows_is_kept_and_the_earlier_ones_are_its_history(engine, tmp_path, written_as) -> None:
+    rows = [
+        {"item_id": f"i{n % 8}", "image_uri": "a.png", "price": str(n % 3), "updated_at": UPDATES[n * n % 41 % 6]}
+        for n in range(80)
+    ]
+    WRITERS[written_as](tmp_path / f"items.{written_as}", rows)
+    read = engine.rows(tmp_path, "items")
+    kept, rejected = catalogue.accept(rows)
+    assert {reason for _, reason in rejected} == {catalogue.DUPLICATE_ITEM_ID, catalogue.SUPERSEDED}
+    assert reasons(read) == Counter(reason for _, reason in rejected) + Counter({None: len(kept)})
+    found = {(row["item_id"], row["price"], row["updated_at"]) for row in read if row["reason"] is None}
+    assert found == {(one.item_id, one.price, one.updated_at and micros(one.updated_at)) for one in kept}
+    history = Counter(
+        (row["item_id"], row["price"], row["updated_at"]) for row in read if row["reason"] == "superseded"
+    )
+    plain = [catalogue.item(row) for row, reason in rejected if reason == "superseded"]
+    assert history == Counter((one.item_id, one.price, one.updated_at and micros(one.updated_at)) for one in plain)
+
+
 @pytest.mark.parametrize("written_as", sorted(WRITERS))
 def test_items_are_judged_as_plain_python_judges_them(engine, tmp_path, written_as) -> None:
     rows = [*ITEMS, ITEMS[0] | {"title": "again"}, ITEMS[0] | {"item_id": " "}]

@@ -1,7 +1,7 @@
 """The logic of the catalogue: which rows are accepted, and who shares a picture with whom."""
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -16,8 +16,12 @@ NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 IDS = st.sampled_from(["a", "b", "c", "d"])
 PRICES = st.sampled_from([None, 1.5, "2", -1, "cheap", math.nan])
 MOMENTS = st.sampled_from([None, NOON, "2024-05-01T12:00:00Z", "2024-05-01T12:00:00"])
+UPDATES = st.sampled_from([None, NOON, NOON + timedelta(microseconds=1), "2024-05-01T12:00:00Z", "soon"])
 ROWS = st.lists(
-    st.fixed_dictionaries({"item_id": st.one_of(IDS, st.none()), "price": PRICES, "created_at": MOMENTS}), max_size=12
+    st.fixed_dictionaries(
+        {"item_id": st.one_of(IDS, st.none()), "price": PRICES, "created_at": MOMENTS, "updated_at": UPDATES}
+    ),
+    max_size=12,
 )
 
 
@@ -106,6 +110,25 @@ def test_of_two_rows_of_an_item_the_smaller_is_kept_by_value_and_an_absent_one_c
         items, rejected = catalogue.accept(order)
         assert items == [catalogue.item(rows[0])]
         assert rejected == [(rows[1], "duplicate_item_id")]
+
+
+def test_rows_of_one_item_and_several_moments_are_its_history_of_which_the_last_is_kept():
+    rows = [
+        {"item_id": "a", "price": 1, "updated_at": None},
+        {"item_id": "a", "price": 4, "updated_at": "2024-05-01T12:00:00.000001Z"},
+        {"item_id": "a", "price": 3, "updated_at": NOON},
+        {"item_id": "a", "price": 2, "updated_at": "2024-05-01T14:00:00+02:00"},
+        {"item_id": "a", "price": 0.5, "updated_at": "soon"},
+    ]
+    items, rejected = catalogue.accept(rows)
+    assert [one.price for one in items] == [4]
+    assert [(row["price"], reason) for row, reason in rejected] == [
+        (1, "duplicate_item_id"),  # of the row whose moment cannot be read, which is of an unknown one too
+        (3, "duplicate_item_id"),
+        (2, "superseded"),
+        (0.5, "superseded"),
+    ]
+    assert catalogue.lost_values(rows[-1]) == ("bad_updated_at",)
 
 
 @given(ROWS, st.randoms(use_true_random=False))

@@ -54,6 +54,7 @@ STAGES: Final = (
         build="jobs.raw.ingest:build",
         options=("raw", "raw_digest", "workspace", "config"),
         reads="jobs.raw.identity:tables_inputs",
+        stands="jobs.raw.profile_history:stands",  # what it saw of items is remembered, and was seen last
         revision=3,  # updated_at of items
     ),
     Stage(
@@ -110,9 +111,10 @@ STAGES: Final = (
     Stage(
         name="features",
         build="jobs.features.offline:build",
-        revision=2,  # the newest row of each view, and what is not known
+        revision=3,  # a row for each profile of an item, and how much of the past nobody saw
         inputs=("sequences", "images", "embed", "cluster"),
-        options=("master",),
+        options=("workspace", "master"),
+        reads="jobs.raw.profile_history:history_inputs",
     ),
     Stage(
         name="materialize",

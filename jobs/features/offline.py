@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ from feature_repo.contract import (
     VIEWS,
     View,
 )
+from jobs.features.item_profiles import UnknownPast, place_states, profile_changes, unknown_past
 from jobs.features.value_checks import ViewSummary, check_rows
 from jobs.rules.statistics import midnight_after
 from jobs.sequences.duckdb import item_statistics
@@ -36,13 +38,22 @@ BATCH_ROWS: Final = 10_000  # a row of history or embedding weighs about 1 kB
 
 
 def build(
-    *, sequences: Path, images: Path, embed: Path, cluster: Path, out: Path, master: str | None = None
+    *,
+    sequences: Path,
+    images: Path,
+    embed: Path,
+    cluster: Path,
+    out: Path,
+    workspace: Path | None = None,
+    master: str | None = None,
 ) -> Manifest:
     """The features artifact: `<view>/*.parquet` for every view of the contract.
 
     Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id, newest
     (per view, the last moment at which a row becomes valid, ISO; null without rows), null_shares (per view and feature,
-    in how many of its rows the value is not known).
+    in how many of its rows the value is not known), profiles_of_unknown_past (of how many items the profile is not
+    known since they are, and how many impressions fall into that time: there the first known one stands for it).
+    workspace: whose ingests' item profiles are taken, as `write_item_facts` does.
     master: where Spark counts the statistics; without one DuckDB does, here.
     Raises ArtifactMissing or ArtifactMismatch where an input is not what it should be, or embeddings and clusters are
     of different spaces, ValuesRefused where a value is not what the contract allows.
@@ -55,7 +66,9 @@ def build(
     with artifact.write(out, kind="features", inputs=inputs, config={}) as draft:
         _write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)
-        write_item_facts(sequences, images, embed, cluster, draft.path, space_id=space_id)
+        unknown = write_item_facts(
+            sequences, images, embed, cluster, draft.path, space_id=space_id, workspace=workspace
+        )
         views = {view.name: check_view(draft.path, view) for view in VIEWS}
         draft.facts = {
             "rows": {name: view.rows for name, view in views.items()},
@@ -64,8 +77,11 @@ def build(
             "space_id": space_id,
             "newest": {name: view.newest and view.newest.isoformat() for name, view in views.items()},
             "null_shares": {name: view.null_shares for name, view in views.items()},
+            "profiles_of_unknown_past": asdict(unknown),
         }
     log.info("features_written", as_of=as_of.isoformat(), **draft.facts["rows"])
+    if unknown.items:
+        log.info("profiles_of_unknown_past", **asdict(unknown), stands_for_it="the first profile that is known")
     return artifact.read(out, kind="features")
 
 
@@ -109,11 +125,21 @@ def write_histories(sequences: Path, out: Path) -> None:
     _write(USER_HISTORY, connect().sql(query).to_arrow_reader(BATCH_ROWS), out)
 
 
-def write_item_facts(sequences: Path, images: Path, embed: Path, cluster: Path, out: Path, *, space_id: str) -> None:
-    """Write the views item_profile, item_cluster and item_embedding: one row an item (and space).
+def write_item_facts(
+    sequences: Path,
+    images: Path,
+    embed: Path,
+    cluster: Path,
+    out: Path,
+    *,
+    space_id: str,
+    workspace: Path | None = None,
+) -> UnknownPast:
+    """Write the views item_cluster and item_embedding, one row an item and space, and item_profile, one a change.
 
     They say what the item and its picture are, so they hold since the item is known: since its stated creation, or its
-    first event where that comes earlier, within the period of the data.
+    first event where that comes earlier, within the period of the data. Later profiles: jobs.rules.profiles.
+    workspace: whose ingests' states of items are taken; of an item without any it is the profile of `images`.
     """
     connection = connect()
     start, as_of = period(sequences)
@@ -126,12 +152,8 @@ def write_item_facts(sequences: Path, images: Path, embed: Path, cluster: Path, 
         """,
         {"start": start, "as_of": as_of},
     )
-    profile = f"""
-        SELECT item_id, {EVENT_TIME}, coalesce(category, '') AS category, coalesce(price, 'NaN') AS price,
-            coalesce(epoch_us(created_at), -1) AS created_at
-        FROM known ORDER BY item_id
-    """
-    _write(ITEM_PROFILE, connection.sql(profile).to_arrow_reader(BATCH_ROWS), out)
+    place_states(connection, workspace)
+    _write(ITEM_PROFILE, connection.sql(profile_changes(as_of)).to_arrow_reader(BATCH_ROWS), out)
     clusters = f"""
         SELECT item_id, '{space_id}' AS space_id, {EVENT_TIME}, cluster_id
         FROM {read_parquet(cluster / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
@@ -143,6 +165,7 @@ def write_item_facts(sequences: Path, images: Path, embed: Path, cluster: Path, 
     """
     vectors = np.load(embed / "vectors.npy", mmap_mode="r")
     _write(ITEM_EMBEDDING, _with_vectors(connection.sql(rows).to_arrow_reader(BATCH_ROWS), vectors), out)
+    return unknown_past(connection, read_parquet(sequences / "impressions"))
 
 
 def _with_vectors(batches: pa.RecordBatchReader, vectors: np.ndarray) -> Iterator[pa.RecordBatch]:

@@ -155,7 +155,15 @@ def _clusters(features: Path, space_id: str) -> pa.Table:
 
 
 def _categories(features: Path) -> pa.Table:
-    return ds.dataset(features / ITEM_PROFILE.name, format="parquet").to_table(columns=[ITEM_KEY, "category"])
+    # A row for each category that an item has had, in order.
+    query = f"""
+        SELECT {ITEM_KEY}, category, {EVENT_TIME} FROM {read_parquet(features / ITEM_PROFILE.name)}
+        WINDOW item AS (PARTITION BY {ITEM_KEY} ORDER BY {EVENT_TIME})
+        QUALIFY row_number() OVER item = 1 OR category <> lag(category) OVER item
+        ORDER BY {ITEM_KEY}, {EVENT_TIME}
+    """
+    with closing(connect()) as connection:
+        return connection.sql(query).to_arrow_table()
 
 
 def _count_impressions(connection: "duckdb.DuckDBPyConnection") -> int:

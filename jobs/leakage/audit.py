@@ -17,6 +17,7 @@ from jobs.leakage.event_checks import conversion_checks, label_checks, period_ch
 from jobs.leakage.history_checks import gather_histories, history_checks
 from jobs.leakage.item_checks import codebook_check, item_checks, trained_until_check
 from jobs.leakage.statistics_checks import statistics_checks
+from jobs.raw.profile_history import remembered
 from model import artifact
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ ASIDE: Final = {
 }
 
 
-def audit(stages: Mapping[str, Path]) -> Iterator[CheckResult]:
+def audit(stages: Mapping[str, Path], workspace: Path | None = None) -> Iterator[CheckResult]:
     """Every check of the artifacts, one result each. stages: the folder of each stage in AUDITED.
 
+    workspace: whose ingests remember what they saw of items; without one nothing is known to have been seen.
     Raises ArtifactMissing or ArtifactMismatch where a folder does not hold its stage.
     """
     manifests = {name: artifact.read(stages[name], kind=name) for name in AUDITED}
@@ -41,6 +43,7 @@ def audit(stages: Mapping[str, Path]) -> Iterator[CheckResult]:
     splits = {name: str(at) for name, at in manifests["sequences"].facts["splits"].items()}
     with closing(connect()) as connection:
         open_tables(connection, stages)
+        connection.execute(f"CREATE VIEW item_states AS {remembered(workspace)}")
         gather_histories(connection, max(config.ctr_history, config.pretrain_history))
         checks = (
             *period_checks(splits),

@@ -28,11 +28,11 @@ class Leak(CourierError):
     """Something of the future is known too early, or a probe that must be seen is not; the message says which."""
 
 
-def check(stages: Mapping[str, Path], *, users: int) -> Iterator[CheckResult]:
+def check(stages: Mapping[str, Path], workspace: Path, *, users: int) -> Iterator[CheckResult]:
     """Every check of the audit and of the probes. stages: the folder of each stage in AUDITED; they are only read."""
     from jobs.leakage.probes import check_probes  # Feast costs seconds, and the audit does without it
 
-    yield from audit(stages)
+    yield from audit(stages, workspace)
     with tempfile.TemporaryDirectory(prefix="courier-leaks-") as scratch:
         yield from check_probes(stages, Path(scratch), users=users)
 
@@ -67,9 +67,10 @@ def check_leaks(
     ),
 ) -> None:
     """Hold every row against what was known at its moment, and run the stages over planted probes; exit 1 on a leak."""
-    stages = fresh_stages(open_workspace(workspace))
+    opened = open_workspace(workspace)
+    stages = fresh_stages(opened)
     results = []
-    for one in check(stages, users=sample_users):
+    for one in check(stages, opened.folder, users=sample_users):
         console.print(f"[{'dim' if one.passed else 'red'}]{one.name}: {one.violations:,} of {one.rows:,} rows[/]")
         results.append(one)
     versions = {name: folder.name for name, folder in stages.items()}

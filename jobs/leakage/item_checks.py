@@ -28,7 +28,43 @@ def item_checks(space_id: str, as_of: str) -> Iterator[Check]:
             """,
         )
     yield _as_of_check(ITEM_PROFILE, "TRUE")
+    yield _seen_check()
     yield _as_of_check(ITEM_CLUSTER, f"{SPACE_KEY} = '{space_id}'")
+
+
+def _seen_check() -> Check:
+    # The last of an item's states that was seen of its date, and none that a later ingest dates earlier.
+    seen = """
+        SELECT *, coalesce(updated_at, first_seen) AS known_from FROM item_states AS one
+        WHERE NOT EXISTS (
+            FROM item_states AS other WHERE other.item_id = one.item_id AND other.first_seen > one.first_seen AND (
+                other.updated_at = one.updated_at OR (one.updated_at IS NULL AND other.updated_at <= one.first_seen)
+            )
+        )
+        QUALIFY row_number() OVER (PARTITION BY item_id, known_from ORDER BY first_seen DESC) = 1
+    """
+    joined = f"""
+        rows AS stored ASOF JOIN ({seen}) AS seen
+        ON stored.{ITEM_KEY} = seen.{ITEM_KEY} AND stored.request_time >= seen.known_from
+    """
+    said = {
+        "category": "coalesce(seen.category, '')",
+        "price": "coalesce(seen.price, 'NaN')",
+        "created_at": "coalesce(epoch_us(seen.created_at), -1)",
+    }
+    differs = " OR ".join(f"stored.{name} IS DISTINCT FROM {value}" for name, value in said.items())
+    return Check(
+        name="rows.item_profile_seen",
+        claim="item_profile in a row is what an ingest had seen last, or the table had dated, where there was any",
+        rows="rows",
+        violations=f"SELECT {REQUEST} || ': ' || stored.item_id AS example FROM {joined} WHERE {differs}",
+        note=f"""
+            SELECT total - seen || ' of ' || total ||
+                ' rows lie before their item''s profile was first seen: not proven'
+            FROM (SELECT (SELECT count(*) FROM rows) AS total, (SELECT count(*) FROM {joined}) AS seen)
+            WHERE seen < total
+        """,
+    )
 
 
 def _as_of_check(view: View, which: str) -> Check:

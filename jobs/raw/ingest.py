@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 from typing import Annotated, Any, Final
@@ -29,6 +30,7 @@ from jobs.raw.folder import RawTableUnusable, TableFiles, file_version, source, 
 from jobs.raw.identity import WATCHED_FROM, KnownDigests, file_digests, hash_files, tables_inputs
 from jobs.raw.ingest_file import RawFile, ingest_file
 from jobs.raw.parquet_files import NOT_UTF8
+from jobs.raw.profile_history import record
 from jobs.raw.typed import LOST, REASON
 from model import artifact, strict_json
 from model.artifact import AnyPath, Manifest
@@ -49,12 +51,13 @@ def build(
     config: IngestConfig,
     workspace: Path | None = None,
 ) -> Manifest:
-    """As `read_tables`, and say what was read."""
+    """As `read_tables`, and say what was read; a workspace remembers what is new of items: jobs.raw.profile_history."""
     began = time.monotonic()
     manifest = read_tables(raw=raw, raw_digest=raw_digest, out=out, config=config, workspace=workspace)
     rows = {name: manifest.facts[name]["rows"] for name in COLUMNS if manifest.facts[name]}
+    new = {"new_profiles": record(workspace, out, raw, now=datetime.now(UTC))} if workspace else {}
     seconds = round(time.monotonic() - began, 1)
-    log.info("raw_tables_ingested", files_read=manifest.notes["files_read"], **rows, seconds=seconds)
+    log.info("raw_tables_ingested", files_read=manifest.notes["files_read"], **rows, **new, seconds=seconds)
     return manifest
 
 

@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.arrow_types import KIND_TYPES, TIME
-from feature_repo.contract import ITEM_KEY, SERVICES, UNSEEN_CTR, USER_KEY, WINDOWS_DAYS, Feature
+from feature_repo.contract import EVENT_TIME, ITEM_KEY, SERVICES, UNSEEN_CTR, USER_KEY, WINDOWS_DAYS, Feature
 from model.errors import CourierError
 
 KIND_DEFAULTS: Final[Mapping[str, object]] = {
@@ -97,14 +98,21 @@ def filled(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 def with_history_facts(table: pa.Table, clusters: pa.Table, categories: pa.Table) -> pa.Table:
     """`table` and, parallel to its history_item_ids, what kind of picture and what kind of item each click was.
 
-    clusters: item_id, cluster_id; categories: item_id, category; each item once. Unknown items get -1 and "".
+    clusters: item_id, cluster_id, each item once; categories: item_id, category. Unknown items get -1 and "".
+    Where categories have an `event_timestamp` too, an item may have several, sorted by item and time: each row of
+    `table` takes those of its request_time, the first where all come later.
     """
     history = filled(table.column(HISTORY), HISTORY).combine_chunks()
-    facts = ((HISTORY_CLUSTERS, clusters, "cluster_id"), (HISTORY_CATEGORIES, categories, "category"))
-    for name, known, fact in facts:
-        column = along_history(history, known.column(ITEM_KEY), known.column(fact), default=ROW_DEFAULTS[fact])
-        table = table.append_column(name, column.cast(ROW_COLUMNS[name]))
-    return table
+    item_ids, values = clusters.column(ITEM_KEY), clusters.column("cluster_id")
+    along = along_history(history, item_ids, values, default=ROW_DEFAULTS["cluster_id"])
+    table = table.append_column(HISTORY_CLUSTERS, along.cast(ROW_COLUMNS[HISTORY_CLUSTERS]))
+    item_ids, values = categories.column(ITEM_KEY), categories.column("category")
+    if EVENT_TIME in categories.column_names:
+        moments = table.column("request_time"), categories.column(EVENT_TIME)
+        along = _along_history_as_of(history, *moments, item_ids, values, default=ROW_DEFAULTS["category"])
+    else:
+        along = along_history(history, item_ids, values, default=ROW_DEFAULTS["category"])
+    return table.append_column(HISTORY_CATEGORIES, along.cast(ROW_COLUMNS[HISTORY_CATEGORIES]))
 
 
 def along_history(
@@ -116,6 +124,45 @@ def along_history(
     An item that is not among them, or whose value is null, gets `default`.
     """
     found = pc.index_in(history.flatten(), value_set=item_ids.combine_chunks())
+    return _lists_like(history, values, found, default)
+
+
+def _along_history_as_of(
+    history: pa.ListArray,
+    asked_at: pa.ChunkedArray,
+    valid_from: pa.ChunkedArray,
+    item_ids: pa.ChunkedArray,
+    values: pa.ChunkedArray,
+    *,
+    default: object,
+) -> pa.ListArray:
+    """As along_history, of items with several values, each valid from its moment on; sorted by item and moment.
+
+    asked_at: the moment of each history.
+    """
+    distinct = pc.unique(item_ids.combine_chunks())
+    item_of_value = pc.index_in(item_ids.combine_chunks(), value_set=distinct).to_numpy()
+    first = np.searchsorted(item_of_value, np.arange(len(distinct)))
+    found = pc.index_in(history.flatten(), value_set=distinct)
+    if len(distinct) == len(item_ids):
+        return _lists_like(history, values, found, default)
+    # An item and the rank of a moment among all moments make one number, which is searched for among those of values.
+    moments, ranks = np.unique(_micros(valid_from), return_inverse=True)
+    keys = item_of_value * np.int64(len(moments) + 1) + ranks + 1
+    rank_of_list = np.searchsorted(moments, _micros(asked_at), side="right")
+    item = found.fill_null(0).to_numpy()
+    asked = item * np.int64(len(moments) + 1) + np.repeat(rank_of_list, pc.list_value_length(history).to_numpy())
+    place = np.maximum(np.searchsorted(keys, asked, side="right") - 1, first[item])
+    return _lists_like(history, values, pa.array(place, mask=pc.is_null(found).to_numpy(zero_copy_only=False)), default)
+
+
+def _micros(moments: pa.ChunkedArray) -> np.ndarray:
+    """(N,) int64, microseconds since 1970."""
+    return np.asarray(moments.cast(TIME).cast(pa.int64()), dtype=np.int64)
+
+
+def _lists_like(history: pa.ListArray, values: pa.ChunkedArray, found: pa.Array, default: object) -> pa.ListArray:
+    """values[found], `default` where that is null, in lists as long as those of `history`."""
     taken = values.combine_chunks().take(found).fill_null(pa.scalar(default, values.type))
     offsets = pc.subtract(history.offsets, history.offsets[0])  # a slice keeps its parent's offsets
     return pa.ListArray.from_arrays(offsets, taken)

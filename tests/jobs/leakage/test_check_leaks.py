@@ -3,8 +3,9 @@
 import json
 import shutil
 from collections import defaultdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,10 +17,13 @@ from jobs.config import CodebookConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check import CheckResult, verdict
+from jobs.raw.profile_history import FOLDER
 from model import artifact
 from model.errors import CourierError
 
-TEXTS = pa.list_(pa.string())
+TEXT = pa.string()
+TEXTS = pa.list_(TEXT)
+START = datetime(2024, 3, 1, tzinfo=UTC)  # of the shop
 PAGE_VIEWS = pa.schema(
     [("request_id", pa.string()), ("user_id", pa.string()), ("request_time", TIME), ("period", pa.string())]
     + [("item_ids", TEXTS), ("labels", pa.list_(pa.int8())), ("history_item_ids", TEXTS)]
@@ -218,6 +222,37 @@ def test_what_is_fitted_on_later_pictures_is_found(stages, tmp_path, stage, fact
     assert found.startswith(f"{stage}.")
 
 
+def remember(workspace: Path, *states: tuple) -> Path:
+    """A workspace whose ingests have seen (item, price, day of the shop) of items without category."""
+    (workspace / FOLDER).mkdir(parents=True)
+    rows = [{"item_id": item, "price": price, "first_seen": START + timedelta(days=day)} for item, price, day in states]
+    table = pa.Table.from_pylist(rows, pa.schema([("item_id", TEXT), ("price", pa.float64()), ("first_seen", TIME)]))
+    for name, kind in (("category", TEXT), ("created_at", TIME), ("updated_at", TIME)):
+        table = table.append_column(name, pa.nulls(len(rows), kind))
+    pq.write_table(table, workspace / FOLDER / "000000.parquet")
+    return workspace
+
+
+def test_profiles_are_proven_since_they_were_first_seen_and_what_lies_before_is_counted(stages, shop, tmp_path) -> None:
+    # Of every 55th item neither category nor date is known: i0, whose price is not known either.
+    shown = [row["request_time"] for row in shop.impressions if row["item_id"] == "i0"]
+    before = sum(at < START + timedelta(days=4) for at in shown)
+    assert 0 < before < len(shown)
+    total = len(shop.impressions)
+    for workspace, unproven, violations in (
+        (None, total, 0),
+        (remember(tmp_path / "honest", ("i0", None, 4)), total - len(shown) + before, 0),
+        (remember(tmp_path / "edited", ("i0", 5.0, 4)), total - len(shown) + before, len(shown) - before),
+        (remember(tmp_path / "again", ("i0", 5.0, 1), ("i0", None, 4)), None, None),
+    ):
+        [found] = [one for one in audit(stages, workspace) if one.name == "rows.item_profile_seen"]
+        if unproven is not None:
+            said = f"{unproven} of {total} rows lie before their item's profile was first seen: not proven"
+            assert (found.violations, found.note) == (violations, said)
+    between = sum(START + timedelta(days=1) <= at < START + timedelta(days=4) for at in shown)
+    assert found.violations == between > 0  # the price of later stands in the rows of earlier
+
+
 def result(name: str, **facts: object) -> CheckResult:
     return CheckResult(**{"name": name, "claim": "no row knows its future", "rows": 3, "violations": 0, **facts})
 
@@ -242,9 +277,9 @@ def asked(monkeypatch):
     from jobs.leakage import check_leaks
 
     def ask(stages: dict[str, Path], *options: str):
-        monkeypatch.setattr(check_leaks, "open_workspace", lambda workspace: workspace)
+        monkeypatch.setattr(check_leaks, "open_workspace", lambda folder: SimpleNamespace(folder=folder))
         monkeypatch.setattr(check_leaks, "fresh_stages", lambda _road: stages)
-        monkeypatch.setattr(check_leaks, "check", lambda stages, users: audit(stages) if users == 7 else [])
+        monkeypatch.setattr(check_leaks, "check", lambda stages, _, users: audit(stages) if users == 7 else [])
         return CliRunner().invoke(check_leaks.app, ["ws", "--sample-users", "7", *options])
 
     return ask

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.ctr.inputs.rows import FEATURE_COLUMNS, ROW_COLUMNS, ROW_DEFAULTS, along_history, fill
+from model.ctr.inputs.rows import (
+    FEATURE_COLUMNS,
+    ROW_COLUMNS,
+    ROW_DEFAULTS,
+    TIME,
+    along_history,
+    fill,
+    with_history_facts,
+)
 from model.errors import CourierError
 
 ITEMS = st.sampled_from("abcdef")
@@ -59,3 +67,35 @@ def test_a_list_along_the_history_is_what_a_dictionary_would_give(histories, kno
     along = along_history(array, item_ids, pa.chunked_array([values]), default=-1)
     looked_up = {item: -1 if value is None else value for item, value in known.items()}
     assert along.to_pylist() == [[looked_up.get(item, -1) for item in row] for row in histories[start:]]
+
+
+CHANGES = st.dictionaries(st.tuples(ITEMS, st.integers(0, 5)), st.sampled_from("xyz"))
+
+
+@given(histories=st.lists(st.tuples(st.lists(ITEMS, max_size=4), st.integers(0, 6)), max_size=6), changes=CHANGES)
+def test_an_item_of_a_history_has_the_category_that_it_had_at_the_request(histories, changes):
+    ordered = sorted(changes)
+    table = pa.table(
+        {
+            "history_item_ids": pa.chunked_array([pa.array([items for items, _ in histories], pa.list_(pa.string()))]),
+            "request_time": pa.array([at for _, at in histories], TIME),
+        }
+    )
+    categories = pa.table(
+        {
+            "item_id": pa.array([item for item, _ in ordered], pa.string()),
+            "event_timestamp": pa.array([at for _, at in ordered], TIME),
+            "category": pa.array([changes[key] for key in ordered], pa.string()),
+        }
+    )
+    clusters = pa.table({"item_id": pa.array([], pa.string()), "cluster_id": pa.array([], pa.int32())})
+    found = with_history_facts(table, clusters, categories)
+
+    def category(item, at):
+        of_item = [(moment, changes[item, moment]) for one, moment in ordered if one == item]
+        before = [value for moment, value in of_item if moment <= at]
+        return before[-1] if before else of_item[0][1] if of_item else ""
+
+    assert found.column("history_categories").to_pylist() == [
+        [category(item, at) for item in items] for items, at in histories
+    ]

@@ -79,7 +79,7 @@ def _state(
     if stale:
         return State(folder=None, fresh=False, reasons=tuple(f"its input {name} is not up to date" for name in stale))
     identity = _identity(workspace, stage, before, release)
-    first = workspace.folder / stage.name / stage_key(identity)
+    first = _begun_at(workspace, stage, release, identity) or workspace.folder / stage.name / stage_key(identity)
     there = {folder: damage(folder, stage.name) for folder in generations(first) if folder.exists()}
     whole = next((folder for folder in reversed(there) if there[folder] is None), None)
     if whole is None:
@@ -100,7 +100,7 @@ def _identity(
         "stage": stage.name,
         "revision": stage.revision,
         "config": _config(workspace, stage),
-        "inputs": artifact.digests(named) | _digests_in(release, stage) | _read(workspace, stage),
+        "inputs": artifact.digests(named) | _digests_in(workspace, release, stage) | _read(workspace, stage),
     }
 
 
@@ -109,11 +109,32 @@ def _config(workspace: Workspace, stage: Stage) -> dict[str, Any]:
     return {**workspace.plain_config(stage.name), **others}
 
 
-def _digests_in(release: "Release | None", stage: Stage) -> dict[str, str]:
+def _digests_in(workspace: Workspace, release: "Release | None", stage: Stage) -> dict[str, str]:
     """The digests of what a stage reads of the current release, by a name for sentences."""
     if release is None or not release.artifacts.keys() >= {*stage.released}:
         return {}
+    if stage.released_if and not workspace.plain_config(stage.name)[stage.released_if]:
+        return {}
     return {_in_release(name): release.artifacts[name]["digest"] for name in stage.released}
+
+
+def _begun_at(
+    workspace: Workspace, stage: Stage, release: "Release | None", identity: Mapping[str, Any]
+) -> Path | None:
+    """The first version of what the release has of a stage that begins there, where all else it is made of stands."""
+    if release is None or not stage.released_if or not _digests_in(workspace, release, stage):
+        return None
+    folder = workspace.folder / release.artifacts[stage.name]["path"]
+    last = key_of(folder)
+    if last is None or _apart(stage, last) != _apart(stage, identity):
+        return None
+    return folder.with_name(folder.name.partition("-")[0])
+
+
+def _apart(stage: Stage, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a key is made of, apart from the current release."""
+    names = {*map(_in_release, stage.released)}
+    return {**identity, "inputs": {name: one for name, one in identity["inputs"].items() if name not in names}}
 
 
 def _in_release(name: str) -> str:
@@ -160,8 +181,7 @@ def _pinned_state(
         return State(folder=None, fresh=False, reasons=reasons)
     since: list[str] = []
     if last and len(ready) == len(stage.sources):
-        own = {name: digest for name, digest in last["inputs"].items() if name not in map(_in_release, stage.released)}
-        since = differences(stage.name, {**last, "inputs": own}, _identity(workspace, stage, before, None))
+        since = differences(stage.name, _apart(stage, last), _identity(workspace, stage, before, None))
     return State(folder=folder, fresh=True, reasons=tuple(since), pinned=release.release_id)
 
 
@@ -291,7 +311,7 @@ def run_stages(
                 console.print(f"[dim]{stage.name:<12} {_why_not_built(state)}[/dim]", soft_wrap=True)
             else:
                 remember(workspace)
-                _build(workspace, stage, state, states, options | _folders_in(release, stage, workspace.folder))
+                _build(workspace, stage, state, states, options | _folders_in(workspace, release, stage))
                 done[stage.name] = "built"
             states[stage.name] = replace(state, fresh=True)
         remember(workspace)
@@ -320,11 +340,11 @@ def _why_not_built(state: State) -> str:
     return f"pinned: as in {state.pinned}, {age_in_days(state, datetime.now(UTC))} days old{since}"
 
 
-def _folders_in(release: "Release | None", stage: Stage, workspace: Path) -> dict[str, Any]:
+def _folders_in(workspace: Workspace, release: "Release | None", stage: Stage) -> dict[str, Any]:
     """The option `released` of a stage that has it: where lies what it reads of the current release."""
-    if release is None or not _digests_in(release, stage):
+    if release is None or not _digests_in(workspace, release, stage):
         return {}
-    return {"released": {name: workspace / release.artifacts[name]["path"] for name in stage.released}}
+    return {"released": {name: workspace.folder / release.artifacts[name]["path"] for name in stage.released}}
 
 
 def _publish(folder: Path, names: Sequence[str], reports: Path) -> None:

@@ -15,6 +15,8 @@ class Stage:
     configs: stages whose configs it goes by, where it has none of its own.
     released: stages whose artifacts in the current release it reads too, by the option of this name; none where there
       is no release, or one of them is not in it.
+    released_if: the stage's own setting without which it reads nothing of the release; with it, its artifact in the
+      release stands while nothing else that it is made of has changed.
     options: what else `build` takes: "raw" (the raw folder), "raw_digest" (of `reads`), "workspace" (its folder),
       "store" (of examined images), "config", "configs", and where it runs: "engine", "master", "beam_args".
     reads: a function (folder, raw, hasher) -> {name: digest} of what the stage reads that no stage has made.
@@ -32,6 +34,7 @@ class Stage:
     inputs: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
     released: tuple[str, ...] = ()
+    released_if: str = ""
     options: tuple[str, ...] = ()
     reads: str | None = None
     stands: str | None = None
@@ -135,9 +138,11 @@ STAGES: Final = (
     Stage(
         name="ctr",
         build="model.ctr.train:build",
-        revision=2,  # rows by period
-        inputs=("rows", "embed"),
+        revision=3,  # until when it was trained, and what began with the current release's
+        inputs=("rows", "embed", "codebook"),
         options=("config",),
+        released=("codebook", "ctr"),
+        released_if="warm_start",
     ),
     Stage(
         name="evaluate",

@@ -39,6 +39,8 @@ class CtrConfig:
     images: tuple[str, ...] = IMAGES
     boosted: BoostedConfig = field(default_factory=BoostedConfig)
     neural: NeuralConfig = field(default_factory=NeuralConfig)
+    # The neural models begin with the current release's, where its codes and vectors still mean the same: docs/LOG.md
+    warm_start: bool = False
     vector_components: int = 32  # principal components of a vector that LightGBM sees
     seed: int = 0
     # One, so that a run is the same on every machine. On two cores busy with other work, two threads took 4 to 20 times

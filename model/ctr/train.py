@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 from rich.console import Console
@@ -26,6 +27,7 @@ from model.ctr.inputs.item_vectors import Floats, ItemVectors
 from model.ctr.inputs.state import InputsState
 from model.ctr.models.boosted import BoostedModel
 from model.ctr.models.neural import NeuralModel
+from model.ctr.released import released_networks
 from model.errors import CourierError
 
 log = structlog.get_logger()
@@ -99,9 +101,18 @@ def _require_both(period: str, clicked: Floats) -> None:
 
 
 def fit_encoded(
-    model: str, given: Mapping[str, ModelInput], splits: Splits, config: CtrConfig, progress: Progress | None = None
+    model: str,
+    given: Mapping[str, ModelInput],
+    splits: Splits,
+    config: CtrConfig,
+    progress: Progress | None = None,
+    start: NeuralModel | None = None,
 ) -> Fitted:
-    """One model on encoded rows; given: train, valid and test with the image input to use."""
+    """One model on encoded rows; given: train, valid and test with the image input to use.
+
+    start: what a neural model begins with. LightGBM begins anew: its trees know categories by their place in a
+    vocabulary, would grow in number with every day, and take seconds.
+    """
     clicked = splits.clicked["train"], splits.clicked["valid"]
     shared: dict[str, Any] = {"seed": config.seed, "threads": config.threads, "progress": progress}
     fitted: BoostedModel | NeuralModel
@@ -110,7 +121,9 @@ def fit_encoded(
             given["train"], given["valid"], clicked, splits.state, config=config.boosted, **shared
         )
     elif model == "neural":
-        fitted = NeuralModel.fit(given["train"], given["valid"], clicked, splits.state, config=config.neural, **shared)
+        fitted = NeuralModel.fit(
+            given["train"], given["valid"], clicked, splits.state, config=config.neural, start=start, **shared
+        )
     else:
         raise CourierError(f"no CTR model '{model}': there are lightgbm and neural")
     if progress:  # a model that stopped early is done: its bar is full and its clock stands
@@ -124,25 +137,41 @@ def fit_encoded(
     )
 
 
-def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
+def build(
+    *, rows: Path, embed: Path, codebook: Path, out: Path, config: CtrConfig, released: Mapping[str, Path] | None = None
+) -> Manifest:
     """The ctr artifact: a folder per variant, predictions.parquet of the test rows, history.jsonl.
 
-    rows, embed: finished artifacts. Raises ArtifactMismatch if they are of two spaces, NotEnoughRows.
+    rows, embed, codebook: finished artifacts.  released: `codebook` and `ctr` of the current release, with whose neural
+    models the new ones begin where they can (model.ctr.released).
+    Facts: trained_until is the moment of the last training row, warm_started the variants that began so.
+    Raises ArtifactMismatch if they are of two spaces, NotEnoughRows.
     """
     about_rows, about_embed = artifact.read(rows, kind="rows"), artifact.read(embed, kind="embed")
     if about_rows.facts["space_id"] != about_embed.facts["space_id"]:
         raise ArtifactMismatch(f"{rows} and {embed} are of two spaces: build the rows again")
     tables = {period: pq.read_table(rows / f"{period}.parquet") for period in PERIODS}
-    digests = artifact.digests({"rows": rows, "embed": embed})
+    digests = artifact.digests({"rows": rows, "embed": embed, "codebook": codebook})
+    space_id = str(about_embed.facts["space_id"])
+    trained_until, valid_from = pc.max(tables["train"]["request_time"]), pc.min(tables["valid"]["request_time"])
     with artifact.write(out, kind=KIND, inputs=digests, config=asdict(config)) as draft:
         draft.log_files = (HISTORY_FILE,)
-        fitted = _fit_all(tables, ItemVectors.load(embed), draft.path, config)
+        begun = time.monotonic()
+        splits = encode_splits(tables, ItemVectors.load(embed), config)
+        count = sum(map(len, splits.rows.values()))
+        log.info("ctr_rows_encoded", rows=count, seconds=round(time.monotonic() - begun, 1))
+        starts = {}
+        if released:
+            starts = released_networks(released, codebook, space_id=space_id, valid_from=valid_from.as_py())
+        fitted = _fit_all(splits, draft.path, config, starts)
         predictions = {name: pa.array(variant.test, pa.float32()) for name, variant in fitted.items()}
         predictions |= {name + AS_SHOWN: pa.array(v.test_as_shown, pa.float32()) for name, v in fitted.items()}
         keys = {name: tables["test"].column(name) for name in ROW_KEYS}
         pq.write_table(pa.table(keys | predictions), draft.path / "predictions.parquet")
         draft.facts |= {
-            "space_id": about_embed.facts["space_id"],
+            "space_id": space_id,
+            "trained_until": trained_until.as_py().isoformat(),
+            "warm_started": [name for name in fitted if name.startswith("neural/") and name[7:] in starts],
             "encoder": about_embed.facts["encoder"],
             "rows": {period: table.num_rows for period, table in tables.items()},
             "validation": {
@@ -153,20 +182,15 @@ def build(*, rows: Path, embed: Path, out: Path, config: CtrConfig) -> Manifest:
     return artifact.read(out, kind=KIND)
 
 
-def _fit_all(
-    tables: Mapping[str, pa.Table], vectors: ItemVectors, folder: Path, config: CtrConfig
-) -> dict[str, Fitted]:
-    """Every variant, saved under `folder`; name "<model>/<images>" -> what was fitted."""
-    begun = time.monotonic()
-    splits = encode_splits(tables, vectors, config)
-    log.info("ctr_rows_encoded", rows=sum(map(len, splits.rows.values())), seconds=round(time.monotonic() - begun, 1))
+def _fit_all(splits: Splits, folder: Path, config: CtrConfig, starts: Mapping[str, NeuralModel]) -> dict[str, Fitted]:
+    """Every variant, saved under `folder`; name "<model>/<images>" -> what was fitted. starts: by image input."""
     fitted: dict[str, Fitted] = {}
     with progress_bar() as progress, (folder / HISTORY_FILE).open("w", encoding="utf-8") as history:
         for images in config.images:
             given = splits.with_images(images)
             for model in config.models:
                 begun = time.monotonic()
-                variant = fit_encoded(model, given, splits, config, progress)
+                variant = fit_encoded(model, given, splits, config, progress, start=starts.get(images))
                 fitted[f"{model}/{images}"] = variant
                 _save(variant, folder / f"{model}-{images}")
                 for step in variant.model.history:

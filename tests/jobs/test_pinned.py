@@ -104,7 +104,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def release(workspace: Workspace, name: str, **built: Any) -> None:
     """Let what a run has made be the current release."""
-    states = {one.name: stage_states(workspace, only=one.name)[one.name] for one in TABLE} | built
+    states = stage_states(workspace) | built
     CURRENT.release = Named(
         name,
         {
@@ -250,6 +250,29 @@ def test_only_who_names_it_has_it_made_anew(workspace: Workspace, options: list[
     assert end.value.code == 0
     built = {one.partition(" ")[0] for one in BUILT}
     assert {"pretrain", "codebook"} - built - ({"codebook"} if "--only" in options else set()) == pinned
+
+
+def test_a_stage_that_begins_with_the_release_only_where_it_is_told_to_is_not_stale_by_the_release_it_makes(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, begins = ("sequences", "cluster"), {"released": ("codebook", "ctr"), "released_if": "warm_start"}
+    set_stages(monkeypatch, *TABLE, Stage(name="ctr", build=f"{HERE}build", inputs=inputs, **begins))
+    run_stages(workspace)
+    release(workspace, "r2")
+    assert set(run_stages(workspace).values()) == {"skipped", "pinned"}
+    warm = workspace.with_config(ctr=replace(workspace.config.ctr, warm_start=True))
+    assert [run_stages(warm)["ctr"] for _ in range(2)] == ["built", "skipped"]
+    release(warm, "r3")
+    assert run_stages(warm)["ctr"] == "skipped"
+    made = CURRENT.release.artifacts
+    (workspace.raw / "events.csv").write_text("wednesday\n", "utf-8")
+    BUILT.clear()
+    assert [run_stages(warm)["ctr"] for _ in range(2)] == ["built", "skipped"]
+    assert BUILT.pop() == f"ctr continuing {made['codebook']['path'].rpartition('/')[2]}"
+    assert BUILT == ["sequences"]
+    release(warm, "r4")
+    assert made["ctr"] != CURRENT.release.artifacts["ctr"]
+    assert set(run_stages(warm).values()) == {"skipped", "pinned"}
 
 
 def test_an_old_encoder_is_told_and_not_before(workspace: Workspace) -> None:

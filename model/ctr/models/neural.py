@@ -32,6 +32,7 @@ from model.ctr.inputs.inputs import model_input
 from model.ctr.inputs.item_vectors import Floats, ItemVectors
 from model.ctr.inputs.registry import image_input
 from model.ctr.inputs.state import InputsState
+from model.ctr.models.warm_start import continue_network
 from model.metrics import logloss
 
 KIND: Final = "neural"
@@ -164,10 +165,11 @@ class NeuralModel:
         seed: int,
         threads: int = 1,
         progress: Progress | None = None,
+        start: "NeuralModel | None" = None,
     ) -> "NeuralModel":
         """Train until the validation log loss stops falling, and keep the best weights.
 
-        clicked: labels (B,) of train and valid.
+        clicked: labels (B,) of train and valid.  start: a model to begin with, kept as it is if no check is better.
         Early stopping looks at the validation rows with their observed positions, as they were shown; only predictions
         put them at the top. Same seed and same number of threads, same weights.
         """
@@ -186,10 +188,14 @@ class NeuralModel:
             torch.manual_seed(seed)
             network = TargetAttention(widths)
             _standardise(network, train.dense)
-            start = float(np.clip(clicked[0].mean(), 1e-4, 1 - 1e-4))
-            nn.init.constant_(network.head[-1].bias, float(np.log(start / (1 - start))))  # type: ignore[arg-type]
+            share = float(np.clip(clicked[0].mean(), 1e-4, 1 - 1e-4))
+            nn.init.constant_(network.head[-1].bias, float(np.log(share / (1 - share))))  # type: ignore[arg-type]
+            if start is not None:
+                continue_network(network, state, start)
             model = cls(train.images, state, widths, network)
-            history = _train(model, train, valid, clicked, config=config, seed=seed, progress=progress)
+            history = _train(
+                model, train, valid, clicked, config=config, seed=seed, progress=progress, started=start is not None
+            )
         return cls(train.images, state, widths, network, tuple(history))
 
     def score(self, given: ModelInput) -> Floats:
@@ -285,8 +291,12 @@ def _train(
     config: NeuralConfig,
     seed: int,
     progress: Progress | None,
+    started: bool,
 ) -> list[Mapping[str, float]]:
-    """Fit the network in place and leave the weights of the best check in it; returns the checks."""
+    """Fit the network in place and leave the weights of the best check in it; returns the checks.
+
+    started: whether the weights as they are count as a check.
+    """
     rng = np.random.default_rng(seed)
     network, optimizer = (
         model.network,
@@ -295,7 +305,8 @@ def _train(
     parts = _schedule(len(train), config, rng)
     task = progress.add_task(f"{KIND}/{train.images}", total=sum(map(len, parts)), figures="") if progress else None
     history: list[Mapping[str, float]] = []
-    best, kept, begun, seen = float("inf"), copy.deepcopy(network.state_dict()), time.monotonic(), 0
+    best = logloss(clicked[1], model.score(valid)) if started and len(valid) else float("inf")
+    kept, begun, seen = copy.deepcopy(network.state_dict()), time.monotonic(), 0
     for part in parts:
         network.train()
         losses = []

@@ -225,7 +225,7 @@ def test_the_scores_are_those_of_the_road_with_this_encoders_cluster_ids(bench, 
     tables = {f"{period}.parquet": with_cluster_ids(table, clusters) for period, table in bench.tables.items()}
     assert set(tables["test.parquet"]["cluster_id"].to_pylist()) <= {0, 1, 2, 3}
     rows = write(tmp_path / "rows", "rows", tables, {"space_id": space})
-    train.build(rows=rows, embed=run / "embed", out=tmp_path / "ctr", config=CTR)
+    train.build(rows=rows, embed=run / "embed", codebook=run / "codebook", out=tmp_path / "ctr", config=CTR)
     road = pq.read_table(tmp_path / "ctr" / "predictions.parquet")
     ours = read_scores(run / "scores") | read_scores(bench.run_folder("none", 0) / "scores")
     assert set(ours) == {f"lightgbm/{images}" for images in ("none", "vector", "simscore", "cluster_id")}

@@ -36,7 +36,9 @@ def _rows_and_embed(shop, folder, spaces=("s1", "s1")):
         rows = pa.array(range(len(shop.vectors.item_ids)), pa.int32())
         pq.write_table(pa.table({"item_id": shop.vectors.item_ids, "row": rows}), draft.path / "items.parquet")
         draft.facts |= {"space_id": spaces[1], "encoder": "courier-test"}
-    return {"rows": folder / "rows", "embed": folder / "embed"}
+    with artifact.write(folder / "codebook", kind="codebook", inputs={}, config={}) as draft:
+        draft.facts |= {"codebook_id": "c1", "continues": None}
+    return {name: folder / name for name in ("rows", "embed", "codebook")}
 
 
 @pytest.fixture(scope="module")

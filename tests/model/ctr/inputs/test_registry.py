@@ -65,7 +65,9 @@ def test_an_input_named_in_the_registry_is_trained_saved_served_evaluated_and_re
         boosted=BoostedConfig(trees=20, leaves=7, min_rows_in_leaf=40),
         neural=NeuralConfig(batch_rows=128, epochs=1, id_width=8, hidden=(16,)),
     )
-    train.build(rows=stages["rows"], embed=stages["embed"], out=tmp_path / "ctr", config=config)
+    with artifact.write(tmp_path / "codebook", kind="codebook", inputs={}, config={}):
+        given = {name: tmp_path / name for name in ("rows", "embed", "codebook")}
+    train.build(**given, out=tmp_path / "ctr", config=config)
     predictions = pq.read_table(tmp_path / "ctr" / "predictions.parquet")
     for model in MODELS:
         loaded = load_model(tmp_path / "ctr" / f"{model}-toy")

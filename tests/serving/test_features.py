@@ -48,7 +48,7 @@ def offline_rows(store, user, items, space_id, moment):
     many = as_of_join(store, "ranking_item", {"item_id": items, "event_timestamp": at * len(items)})
     spaces = {"space_id": [space_id] * len(items), "event_timestamp": at * len(items)}
     clusters = as_of_join(store, "item_cluster_ids", {"item_id": items, **spaces})
-    one = with_history_facts(one, clusters, many)
+    one = with_history_facts(one, clusters, many.drop_columns(["event_timestamp"]))
     sides = {name: one.column(name).take(pa.array([0] * len(items))) for name in one.column_names}
     sides |= {name: many.column(name) for name in many.column_names}
     return fill(pa.table(sides | {"cluster_id": clusters.column("cluster_id")})).select(list(FEATURE_COLUMNS))

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from recorded_releases import let_answer
 
 from feature_repo.contract import ITEM_KEY
 from feature_repo.online_views import open_views
 from jobs.features import materialize, offline
 from jobs.releases import commands
-from jobs.releases.build import record_and_promote
-from model import artifact, releases
+from model import artifact
 from model.released_items import FOLDER, ReleasedItems, write_lookup
 from model.releases import Release
 from serving import ranker
@@ -86,12 +86,12 @@ def test_roll_back_restart_rank_answers(shop, tmp_path, monkeypatch, capsys):
         draft.facts = {**artifact.read(shop.features, kind="features").facts, "space_id": "snew"}
     load(shop, tmp_path, "r2", tmp_path / "features2")
     for name, space in spaces.items():
-        record_and_promote(releases.url_in(tmp_path), release(tmp_path, name, space))
+        let_answer(tmp_path, release(tmp_path, name, space))
     monkeypatch.setattr(ranker, "load_ctr_model", lambda _: Clusters())
     capsys.readouterr()
     assert ranked(tmp_path, capsys) == ("r2", None)
     with pytest.raises(SystemExit, match="0"):
-        commands.rollback_main(["--workspace", str(tmp_path)])
+        commands.release_main(["rollback", "--workspace", str(tmp_path)])
     capsys.readouterr()
     assert ranked(tmp_path, capsys) == ("r1", None)
     store = open_views(tmp_path)

@@ -93,7 +93,9 @@ def list_all(workspace: Folder = Path("workspace"), as_json: AsJson = False) -> 
         answer = {"current": now, "previous": before, "releases": [_document(one) for one in known]}
         print(strict_json.dumps(answer, indent=1))
         return
-    table = Table("release", "made at (UTC)", "space", "CTR model", "AUC", "", title=str(workspace))
+    table = Table(title=str(workspace))
+    for name in ("release", "made at (UTC)", "space", "CTR model", "AUC", ""):
+        table.add_column(name, no_wrap=name == "release")  # an id that is cut cannot be promoted
     for one in known:
         stands = {now: "answers", before: "answered before"}.get(one.release_id, "retired" if one.retired_at else "")
         auc = one.metrics.get("auc")

@@ -56,7 +56,7 @@ VERBS = {
     ),
     "release": (
         "jobs.releases.commands:release_main",
-        "create | list | show | diff | promote | rollback | verify | retire | migrate",
+        "create | list | show | diff | promote | rollback | verify | push | retire | migrate",
     ),
     "gc": ("jobs.releases.garbage:main", "retire old releases and remove what no kept one is made of; --dry-run"),
     "click-stream": (

@@ -219,6 +219,38 @@ def verify(path: AnyPath, *, kind: str) -> Manifest:
     return manifest
 
 
+def copy(source: AnyPath, out: AnyPath, *, kind: str) -> Manifest:
+    """Copy a finished artifact to another place, a folder or a store; it stands there whole or not at all.
+
+    What lies at `out` is replaced. Raises as `read` for the source, and ArtifactMismatch where what arrives at a folder
+    has other bytes than the manifest says.
+    """
+    manifest = read(source, kind=kind)
+    with _renamed(out) if isinstance(out, Path) else _in_place(out) as aside:
+        for name in (*manifest.files, MANIFEST):  # the manifest last: in a store the artifact exists once it does
+            _copy_file(source / name, aside / name)
+            if (
+                isinstance(aside, Path)
+                and name != MANIFEST
+                and sha256_file(aside / name) != manifest.files[name]["sha256"]
+            ):
+                raise ArtifactMismatch(
+                    f"{source / name} has other bytes than its manifest says: send the artifact again"
+                )
+    return manifest
+
+
+def _copy_file(source: AnyPath, out: AnyPath) -> None:
+    if isinstance(out, Path):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(source, Path):
+        shutil.copyfile(source, out) if isinstance(out, Path) else out.fs.put_file(str(source), out.path)
+    elif isinstance(out, Path):
+        source.fs.get_file(source.path, str(out))
+    else:
+        out.fs.pipe_file(out.path, source.read_bytes())
+
+
 def read_manifest(path: AnyPath, kind: str = "") -> Manifest:
     """The manifest of an artifact whose files are not looked at. Raises ArtifactMissing, ArtifactMismatch.
 

@@ -42,7 +42,7 @@ def load_world(settings: Settings, request_log: RequestLog | None = None) -> Wor
     Raises NoRelease, ArtifactMissing or ArtifactMismatch.
     """
     begun = time.monotonic()
-    opened = open_release(settings.workspace, settings.releases)
+    opened = open_release(settings.workspace, settings.releases, settings.artifacts)
     search = load_search(opened)
     if search.index.width != EMBEDDING_DIM:
         raise ArtifactMismatch(

@@ -142,7 +142,7 @@ def rank(
         raise BadRanking(f"--items is given {len(items)} times: give it 1 to {MAX_CANDIDATES} times")
     moment = _moment(as_of) if as_of is not None else datetime.now(UTC)
     settings = read_settings(workspace=workspace)
-    opened = open_release(settings.workspace, settings.releases)
+    opened = open_release(settings.workspace, settings.releases, settings.artifacts)
     ranking = load_ranker(opened, settings.workspace).rank(user, items, moment)
     if as_json:
         print(answer_of(ranking, opened.release_id).model_dump_json(indent=1, ensure_ascii=True))

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 from PIL.Image import Image
+from upath import UPath
 
 from model import artifact, releases
-from model.artifact import ArtifactMismatch
+from model.artifact import ArtifactMismatch, ArtifactMissing
 from model.courier.data.images import resize
 from model.release_database import NoRelease, url_in
 from model.releases import Release
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from model.courier.network.encoder import LoadedEncoder
     from model.ctr.export.saved import CtrModel
 
+
+log = structlog.get_logger()
 
 ANSWERING = ("pretrain", "index", "ctr")  # the stages whose artifacts answer requests
 
@@ -42,10 +46,11 @@ class OpenRelease:
         return self.release.space_id
 
 
-def open_release(workspace: Path, database: str | None = None) -> OpenRelease:
+def open_release(workspace: Path, database: str | None = None, artifacts: str | None = None) -> OpenRelease:
     """The release that answers, its artifacts found in the workspace.
 
-    database: the URL of the database of releases; None for SQLite in the workspace.
+    database: the URL of the database of releases; None for SQLite in the workspace.  artifacts: a folder or the URL of
+    an object store that holds them under the same paths; those that the workspace lacks are fetched from there.
     Raises NoRelease where nothing was released, ArtifactMissing or ArtifactMismatch where an artifact is gone, was
     damaged or rebuilt since, or is of another space; SchemaMismatch, CatalogueUnreadable.
     """
@@ -54,8 +59,26 @@ def open_release(workspace: Path, database: str | None = None) -> OpenRelease:
         raise NoRelease(f"{workspace} has no current release: `courier run RAW --workspace {workspace}` makes one")
     folders = {stage: workspace / where["path"] for stage, where in release.artifacts.items()}
     for stage, folder in folders.items():
+        if artifacts is not None and not (folder / artifact.MANIFEST).is_file():
+            _fetch(release, stage, artifacts, folder)
         _check(release, stage, folder)
     return OpenRelease(release, folders)
+
+
+def _fetch(release: Release, stage: str, artifacts: str, folder: Path) -> None:
+    where = release.artifacts[stage]
+    try:
+        source = (Path(artifacts) if "://" not in artifacts else UPath(artifacts)) / where["path"]
+        if artifact.digest(source) != where["digest"]:
+            raise ArtifactMismatch(
+                f"{source} is another artifact than {release.release_id} names: send the release again"
+            )
+        artifact.copy(source, folder, kind=stage)
+    except (ImportError, OSError) as error:
+        raise ArtifactMissing(
+            f"{stage} cannot be fetched from {artifacts} ({error}): look whether it can be read"
+        ) from None
+    log.info("artifact_fetched", release=release.release_id, stage=stage, source=str(source))
 
 
 def _check(release: Release, stage: str, folder: Path) -> None:

@@ -20,6 +20,7 @@ class Settings(BaseSettings):
 
     workspace: Path = Path("workspace")
     releases: str | None = None  # the database of releases, an SQLAlchemy URL; None: SQLite in the workspace
+    artifacts: str | None = None  # a folder or a URL from where artifacts are fetched that the workspace lacks
     max_upload_bytes: int = Field(default=10_000_000, ge=1)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)

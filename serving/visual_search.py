@@ -145,7 +145,7 @@ def search(
     if (item is None) == (image is None):
         raise BadQuestion("search by --item ID or by --image FILE, one of the two")
     settings = read_settings(workspace=workspace)
-    opened = open_release(settings.workspace, settings.releases)
+    opened = open_release(settings.workspace, settings.releases, settings.artifacts)
     found = load_search(opened)
     data = _read_image(image) if image else b""
     hits = found.by_item(item, k) if item is not None else found.by_image(data, k)

@@ -1,7 +1,7 @@
 """`courier release`: make, list, show, compare, promote, roll back, verify and retire releases; move their tables."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +16,14 @@ from sqlalchemy.orm import Session
 from infra.migrations.migrate import NEWEST, migrate
 from jobs.config import PromotionConfig
 from jobs.options import AsJson, By, ConfigFile, Folder, Given, LastRaw, Preset, Promote, Why
+from jobs.paths import any_path
 from jobs.releases.build import document
 from jobs.releases.compare import differences
 from jobs.releases.promotion import Decision, Reasons, decide
 from jobs.releases.verify import faults
 from jobs.workspace import open_workspace, releases_url
 from model import artifact, releases, strict_json
+from model.artifact import AnyPath
 from model.release_database import NoRelease, is_made, reading, writing
 from model.releases import Act, Release
 
@@ -188,6 +190,30 @@ def verify(release: Which = None, workspace: Folder = Path("workspace"), as_json
     _answer({"release": found.release_id, "faults": wrong}, "\n".join(wrong) or whole, as_json=as_json)
     if wrong:
         raise typer.Exit(1)
+
+
+@app.command()
+def push(
+    to: Annotated[str, typer.Option(metavar="URL", help="a folder or an object store, as s3://bucket/shop")],
+    release: Which = None,
+    workspace: Folder = Path("workspace"),
+    as_json: AsJson = False,
+) -> None:
+    """Send a release's artifacts to where servers fetch them (COURIER_ARTIFACTS); what is there already stays."""
+    with opened(workspace) as session:
+        found = _asked(session, release, workspace)
+    sent = [stage for stage in found.artifacts if _send(found, stage, workspace, any_path(to))]
+    _answer({"release": found.release_id, "sent": sent}, f"{found.release_id}: sent {len(sent)}", as_json=as_json)
+
+
+def _send(release: Release, stage: str, workspace: Path, to: AnyPath) -> bool:
+    where = release.artifacts[stage]
+    out = to / where["path"]
+    with suppress(artifact.ArtifactMissing, artifact.ArtifactMismatch):
+        if artifact.identity(artifact.read(out, kind=stage)) == where["digest"]:
+            return False
+    artifact.copy(workspace / where["path"], out, kind=stage)
+    return True
 
 
 @app.command()

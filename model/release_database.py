@@ -127,7 +127,7 @@ def connect(url: str, *, writes: bool = False) -> sa.Engine:
     Raises CatalogueUnreadable for what is no URL, or one whose driver is not installed.
     """
     try:
-        engine = sa.create_engine(url)
+        engine = sa.create_engine(url, pool_pre_ping=True)  # a database that was started again is spoken to anew
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise CatalogueUnreadable(
             f"the database of releases cannot be spoken to ({error}): give an SQLAlchemy URL with an installed driver, "

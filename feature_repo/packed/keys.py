@@ -16,12 +16,21 @@ def entity_keys(columns: Mapping[str, Sequence[str]]) -> list[bytes]:
     """The key of each entity: join key -> its value, which is text, for each entity."""
     names = sorted(columns)
     head = _COUNT.pack(len(names)) + b"".join(_sized(name.encode()) for name in names)
-    if len(names) == 1:
-        pack = _TYPE_AND_LENGTH.pack
-        encoded = [value.encode() for value in columns[names[0]]]
-        return [head + pack(_STRING, len(value)) + value for value in encoded]
-    parts = [[_sized(value.encode()) for value in columns[name]] for name in names]
-    return [head + b"".join(part) for part in zip(*parts, strict=True)]
+    first, *others = [_all_sized(columns[name]) for name in names]
+    if not others:
+        return [head + value for value in first]
+    if len(others) == 1:
+        return [head + value + other for value, other in zip(first, others[0], strict=True)]
+    return [head + b"".join(values) for values in zip(first, *others, strict=True)]
+
+
+def _all_sized(values: Sequence[str]) -> list[bytes]:
+    pack = _TYPE_AND_LENGTH.pack
+    if len(values) > 1 and values[0] == values[-1]:  # one space, most often
+        known = {value: _sized(value.encode()) for value in set(values)}
+        return [known[value] for value in values]
+    encoded = [value.encode() for value in values]
+    return [pack(_STRING, len(value)) + value for value in encoded]
 
 
 def _sized(value: bytes) -> bytes:

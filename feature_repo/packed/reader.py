@@ -58,7 +58,14 @@ def read_rows(database: Database, lookups: Sequence[Lookup], *, as_of: datetime)
 
     as_of: aware; what expires does so at this moment.  Raises RowUnreadable, and what the database's driver raises.
     """
-    asked = [Asked(view.table, entity_keys(keys)) for view, keys in lookups]
+    known: list[tuple[Mapping[str, Sequence[str]], list[bytes]]] = []  # views of one entity are asked by the same keys
+    asked = []
+    for view, keys in lookups:
+        encoded = next((held for same, held in known if same == keys), None)
+        if encoded is None:
+            encoded = entity_keys(keys)
+            known.append((keys, encoded))
+        asked.append(Asked(view.table, encoded))
     return [view.unpack(rows, as_of) for (view, _), rows in zip(lookups, database.read(asked), strict=True)]
 
 

@@ -1,6 +1,7 @@
 """Packed rows in Redis: a key a row, read by MGET, written by a script that looks at the row that is there."""
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import redis
@@ -70,8 +71,9 @@ class RedisRows:
     def read(self, asked: Sequence[Asked]) -> list[list[bytes | None]]:
         """See Database. One round trip, whatever the number of tables; what they hold is of one moment."""
         names = [name for table, keys in asked for name in row_names(table, keys)]
-        found = iter(self._redis.mget(names) if names else ())
-        return [[next(found) for _ in keys] for _, keys in asked]
+        found = self._redis.mget(names) if names else []
+        ends = list(accumulate((len(keys) for _, keys in asked), initial=0))
+        return [found[start:end] for start, end in pairwise(ends)]
 
     def write(self, table: str, batch: Batch, *, as_of: int | None = None) -> None:
         """See Database."""

@@ -101,7 +101,9 @@ class Layout:
     def unpack(self, rows: Sequence[bytes | None]) -> Rows:
         """Rows as arrays; None is a row that is not there. Raises RowUnreadable, and then gives no row at all."""
         present = [row for row in rows if row is not None]
-        found = np.fromiter((row is not None for row in rows), bool, len(rows))
+        found = np.ones(len(rows), bool)
+        if len(present) < len(rows):
+            found[:] = [row is not None for row in rows]
         joined = b"".join(present)
         lengths = np.fromiter(map(len, present), np.int64, len(present))
         fixed, starts = self._checked(joined, lengths)
@@ -226,8 +228,12 @@ class _Spread:
 
 
 def _objects(kind: str, joined: bytes, begin: np.ndarray, end: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    read = _readers(kind)
     column = np.empty(len(begin), object)
+    if kind == "str" and valid.all():
+        pairs = zip(begin.tolist(), end.tolist(), strict=True)
+        column[:] = [str(joined[start:stop], "utf-8") for start, stop in pairs]
+        return column
+    read = _readers(kind)
     places = zip(begin.tolist(), end.tolist(), valid.tolist(), strict=True)
     for place, (start, stop, there) in enumerate(places):
         if there:

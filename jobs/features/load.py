@@ -42,26 +42,26 @@ def load_features(features: Path, workspace: Path, *, as_of: datetime, scratch: 
     """
     views, histories = open_views(workspace), HistoryStore(workspace)
     with duckdb_session.connect(scratch) as db, _progress() as progress:
-        counts = {view.name: _find_newest(db, features, view, as_of) for view in VIEWS}
+        counts = {view.name: find_newest(db, features, view, as_of) for view in VIEWS}
         task, kept = progress.add_task("loading", total=sum(counts.values()), view=""), 0
         for view in VIEWS:
             progress.update(task, view=view.name)
-            for rows in _newest_rows(db, features, view):
+            for rows in newest_rows(db, features, view):
                 if view is USER_HISTORY:
                     kept += histories.load(rows, as_of=as_of)
                 else:
                     views.write(view, rows, as_of=as_of)
                 progress.advance(task, rows.num_rows)
         for view in VIEWS:
-            _check_count(views, view, counts[view.name])
-            for rows in _newest_rows(db, features, view, SAMPLE):
-                _check_rows(views, view, rows, as_of)
+            check_count(views, view, counts[view.name])
+            for rows in newest_rows(db, features, view, SAMPLE):
+                check_rows(views, view, rows, as_of)
     log.info("online_store_loaded", users_further_by_stream=kept, **counts)
     return counts
 
 
-def _find_newest(db: "duckdb.DuckDBPyConnection", features: Path, view: View, as_of: datetime) -> int:
-    # The table newest_VIEW: where each entity's newest row lies. Among rows of one moment, always the same.
+def find_newest(db: "duckdb.DuckDBPyConnection", features: Path, view: View, as_of: datetime) -> int:
+    """Make the table newest_VIEW: where each entity's newest row lies; of rows of a moment always the same."""
     keys = ", ".join(view.keys)
     db.execute(
         f"""
@@ -75,7 +75,7 @@ def _find_newest(db: "duckdb.DuckDBPyConnection", features: Path, view: View, as
     return int(count)
 
 
-def _newest_rows(
+def newest_rows(
     db: "duckdb.DuckDBPyConnection", features: Path, view: View, sample: int | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The newest rows, some thousands at a time; of a sample of entities only, always the same of the same."""
@@ -104,8 +104,11 @@ def _progress() -> Progress:
 # --- is it there? ---------------------------------------------------------------------------------------------------
 
 
-def _check_count(views: OnlineViews, view: View, offline: int) -> None:
-    # It may hold more: of other spaces, and of users whom only a stream knows.
+def check_count(views: OnlineViews, view: View, offline: int) -> None:
+    """Raise StoreDiffers where the store holds fewer rows of a view than were loaded.
+
+    It may hold more: of other spaces, and of users whom only a stream knows.
+    """
     online = views.count(view)
     if online is not None and online < offline:
         raise StoreDiffers(
@@ -113,7 +116,8 @@ def _check_count(views: OnlineViews, view: View, offline: int) -> None:
         )
 
 
-def _check_rows(views: OnlineViews, view: View, offline: pa.RecordBatch, as_of: datetime) -> None:
+def check_rows(views: OnlineViews, view: View, offline: pa.RecordBatch, as_of: datetime) -> None:
+    """Raise StoreDiffers where the store holds other features of these entities, unless somebody has written since."""
     keys = {key: offline.column(key).to_pylist() for key in view.keys}
     held = views.read_timed(view, keys, as_of=datetime.now(UTC))
     differ = _other_histories if view is USER_HISTORY else _other_features

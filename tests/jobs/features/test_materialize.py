@@ -1,5 +1,6 @@
 """Loading the online store: idempotent, safe to kill, compared before it counts, spaces side by side."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -55,7 +56,7 @@ from jobs.features import materialize
 materialize.build(features=Path(sys.argv[1]), workspace=Path(sys.argv[2]), out=Path(sys.argv[2]) / "materialize" / "k")
 """
 IN_A_WRITE = KILLED.format(module="load", deed="write(*given, **options)", patched="SqliteRows.write")
-BEFORE_THE_WATERMARK = KILLED.format(module="load", deed="None", patched="load._check_count")
+BEFORE_THE_WATERMARK = KILLED.format(module="load", deed="None", patched="load.check_count")
 
 
 @pytest.mark.parametrize(("program", "after"), [(IN_A_WRITE, 2), (IN_A_WRITE, 5), (BEFORE_THE_WATERMARK, 0)])
@@ -155,6 +156,25 @@ def test_an_entitys_newest_row_as_of_the_tables_moment_is_loaded(changed, shop, 
     assert done.facts["rows"]["item_profile"] == 1
     assert profile(tmp_path, "a") == ("newest", 2.0, 2)
     assert profile(tmp_path, "b") == (None, None, None)
+
+
+def test_feasts_own_increment_goes_on_from_our_watermark(changed, shop, tmp_path):
+    day = timedelta(days=1)
+    load(changed("features", ("a", shop.as_of - 9 * day, "loaded", 1.0, 1)), tmp_path, "k")
+    later = rows_of(
+        ITEM_PROFILE,
+        offline.source_schema(ITEM_PROFILE).names,
+        ("a", shop.as_of + day, "later", 2.0, 2),
+        ("b", shop.as_of - 9 * day, "before the watermark", 3.0, 3),
+    )
+    pq.write_table(later, tmp_path / "features" / ITEM_PROFILE.name / "part-9.parquet")
+    command = [Path(sys.executable).with_name("feast"), "materialize-incremental", (shop.as_of + 2 * day).isoformat()]
+    env = {**os.environ, "COURIER_WORKSPACE": str(tmp_path)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert profile(tmp_path, "a") == ("later", 2.0, 2)
+    assert profile(tmp_path, "b") == (None, None, None)
+    assert watermarks(tmp_path) == {view.name: shop.as_of + 2 * day for view in VIEWS}
 
 
 def test_what_the_tables_no_longer_say_is_replaced_even_by_an_earlier_row(changed, shop, tmp_path):

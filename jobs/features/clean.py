@@ -1,6 +1,7 @@
 """Delete the rows of the online store that have outlived their view's ttl: `courier clean`."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def expired_deleted(workspace: Path, *, as_of: datetime) -> dict[str, int | None
         )
     views = settings.packed_views()
     expiring = [view for view in views.values() if view.ttl]
-    deleted = delete_expired(settings.database(), expiring, as_of=as_of)
+    with closing(settings.database()) as database:
+        deleted = delete_expired(database, expiring, as_of=as_of)
     return {name: deleted.get(view.table) for name, view in views.items()}
 
 

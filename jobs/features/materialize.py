@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,7 +99,8 @@ def _holds_something(workspace: Path) -> bool:
     if not settings.is_packed:
         return True
     try:
-        return settings.database().some_row(settings.packed_views()[ITEM_PROFILE.name].table) is not None
+        with closing(settings.database()) as database:
+            return database.some_row(settings.packed_views()[ITEM_PROFILE.name].table) is not None
     except Exception as error:
         if is_transient(error):  # a server that is away: whoever loads it will say so
             return False

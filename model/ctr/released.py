@@ -1,11 +1,12 @@
 """The neural models of the current release, as far as new ones may begin with them."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
 from model import artifact
-from model.artifact import Manifest
+from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.registry import IMAGE_INPUTS
 from model.ctr.models.neural import NeuralModel
 
@@ -21,7 +22,8 @@ def released_networks(
     Raises ArtifactMissing, ArtifactMismatch.
     """
     before = artifact.read(released["ctr"], kind="ctr")
-    if datetime.fromisoformat(before.facts["trained_until"]) > valid_from:
+    until = before.facts.get("trained_until")  # a model of an earlier revision does not say it
+    if until is None or datetime.fromisoformat(until) > valid_from:
         return {}
     old, new = (artifact.read(folder, kind="codebook") for folder in (released["codebook"], codebook))
     found = {}
@@ -30,7 +32,8 @@ def released_networks(
         same_vectors = not images.needs_vectors or before.facts["space_id"] == space_id
         same_codes = images.codes is None or _continues(new, old)
         if folder.is_dir() and same_vectors and same_codes:
-            found[name] = NeuralModel.load(folder)
+            with suppress(ArtifactMismatch):  # saved in an earlier format: begins anew
+                found[name] = NeuralModel.load(folder)
     return found
 
 

@@ -1,5 +1,6 @@
 """A neural model that begins with a released one keeps what means the same, and begins with nothing else."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -125,6 +126,19 @@ def test_a_release_that_was_trained_on_validation_rows_is_no_start(stages, shop)
     asked = {"codebook": stages["codebook"], "space_id": "s1"}
     assert released_networks(released, **asked, valid_from=last)
     assert not released_networks(released, **asked, valid_from=last.replace(year=last.year - 1))
+
+
+def test_a_model_of_an_earlier_revision_or_format_is_no_start(stages, tmp_path) -> None:
+    older = {"codebook": stages["codebook"], "ctr": tmp_path / "ctr"}
+    asked = {"codebook": stages["codebook"], "space_id": "s1", "valid_from": LATER}
+    facts = artifact.read(stages["ctr"], kind="ctr").facts
+    for changed in ({"trained_until": None}, {}):
+        with artifact.write(older["ctr"], kind="ctr", inputs={}, config={}) as draft:
+            shutil.copytree(stages["ctr"] / "neural-none", draft.path / "neural-none")
+            inputs_file = draft.path / "neural-none" / "inputs.json"
+            inputs_file.write_text(inputs_file.read_text("utf-8").replace('"format": 4', '"format": 3'), "utf-8")
+            draft.facts = {**facts, **changed}
+        assert released_networks(older, **asked) == {}
 
 
 def test_the_manifest_says_which_variants_began_with_the_release(stages, shop, tmp_path) -> None:

@@ -376,6 +376,7 @@ def pretrain(
 ) -> None:
     """Bring the stage `pretrain` up to date; the stages it needs must be.
 
+    Where a release answers, its encoder is up to date: `courier run --encoder train` makes another.
     With another method or other settings the encoder lies beside the pipeline's own, which stays what it was: no later
     stage takes it up.
     """

@@ -18,6 +18,10 @@ VERBS = {
         "jobs.leakage.check_leaks:main",
         "[WORKSPACE]  prove that nothing of the future reaches a training row, online or offline",
     ),
+    "parity": (
+        "jobs.features.parity.program:main",
+        "[WORKSPACE]  compare the features that serving used with the offline ones of the same moment",
+    ),
     "check": ("jobs.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
     "run": ("jobs.cli:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
     "status": (

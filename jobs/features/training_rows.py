@@ -70,8 +70,8 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
     with artifact.write(out, kind="rows", inputs=inputs, config={}) as draft, closing(connect()) as connection:
         connection.execute(f"CREATE VIEW impressions AS SELECT * FROM {read_parquet(sequences / 'impressions')}")
         facts = _Facts(
-            clusters=_clusters(features, space_id),
-            categories=_categories(features),
+            clusters=clusters_in(features, space_id),
+            categories=categories_in(features),
             clicked=_clicked_before(connection, sequences, datetime.fromisoformat(splits["test_start"])),
         )
         read = _count_impressions(connection)
@@ -148,13 +148,13 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _clusters(features: Path, space_id: str) -> pa.Table:
+def clusters_in(features: Path, space_id: str) -> pa.Table:
     # One row an item and space, and valid since the item is known: no as-of join is needed to look a click up.
     source = ds.dataset(features / ITEM_CLUSTER.name, format="parquet")
     return source.to_table(columns=[ITEM_KEY, "cluster_id"], filter=pc.field(SPACE_KEY) == space_id)
 
 
-def _categories(features: Path) -> pa.Table:
+def categories_in(features: Path) -> pa.Table:
     # A row for each category that an item has had, in order.
     query = f"""
         SELECT {ITEM_KEY}, category, {EVENT_TIME} FROM {read_parquet(features / ITEM_PROFILE.name)}

@@ -139,6 +139,12 @@ def test_a_road_killed_in_each_stage_that_leaves_traces_completes(shop: Path) ->
     assert is_complete(shop)
 
 
+def test_what_the_server_ranks_by_is_what_training_rows_have(shop: Path) -> None:
+    told = answer("parity", "ws", "--replay", "1000", cwd=shop)
+    assert (told["passed"], told["requests"], told["differences"]) == (True, 1_000, 0)
+    assert {one["values"] for one in told["features"]} == {1_000, told["candidates"]}
+
+
 @pytest.mark.slow
 def test_a_road_killed_in_every_stage_completes(tmp_path: Path) -> None:
     assert is_complete(road(tmp_path, NAMES))

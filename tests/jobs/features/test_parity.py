@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import courier
 from feature_repo.contract import EVENT_TIME, ITEM_PROFILE, ITEM_STATISTICS, USER_HISTORY
@@ -20,7 +22,7 @@ from feature_repo.definitions import open_store
 from jobs.features import materialize
 from jobs.features.history_store import HistoryStore
 from jobs.features.parity.causes import CAUSES
-from jobs.features.parity.compare import ParityReport, compare
+from jobs.features.parity.compare import ParityReport, _differing, compare
 from jobs.features.parity.logged import LogUnusable, RequestLogFiles
 from jobs.features.parity.program import document, verdict
 from model import artifact
@@ -254,6 +256,38 @@ def test_a_row_that_was_loaded_and_then_lost_from_the_store_is_no_late_data(serv
     pq.write_table(table.set_column(table.schema.get_field_index("price"), "price", empty), path)
     later_tables(served, lambda rows: rows[1:], ITEM_STATISTICS.name)
     assert causes(compare(served.workspace, log))["price"] == {"unknown": 1}
+
+
+VALUES = {
+    pa.string(): st.sampled_from(["", "a", "A", "\0", "\u00e9", "e\u0301"]),
+    pa.float64(): st.sampled_from([0.0, -0.0, 0.1, 0.1 + 2**-55, float("nan"), float("inf"), 5e-324]),
+    pa.int64(): st.sampled_from([-(2**63), -1, 0, 2**53, 2**53 + 1, 2**63 - 1]),
+}
+VALUES |= {pa.list_(kind): st.lists(values, max_size=2) for kind, values in VALUES.items()}
+
+
+@given(
+    st.sampled_from(list(VALUES)).flatmap(
+        lambda kind: st.tuples(st.just(kind), st.lists(st.tuples(VALUES[kind], VALUES[kind]), max_size=6))
+    )
+)
+def test_values_differ_where_plain_python_says_so(drawn: tuple[pa.DataType, list[tuple[Any, Any]]]) -> None:
+    kind, pairs = drawn
+    one, other = (pa.table({"v": pa.array([pair[side] for pair in pairs], kind)}) for side in (0, 1))
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(member) for member in value]
+        return "NaN" if value != value else value
+
+    expected = [place for place, (left, right) in enumerate(pairs) if plain(left) != plain(right)]
+    assert list(_differing(one, other)) == [("v", expected)]
+
+
+@pytest.mark.parametrize("odd", ["", "x" * 5_000, "a,b", " i3", "\0", "e\u0301", "NaN", "null", "\U0001f457", "a'b"])
+def test_an_odd_id_that_nobody_knows_is_compared_like_any_other(served: Served, tmp_path: Path, odd: str) -> None:
+    report = served.compare(tmp_path, (odd, ["i3", odd], served.shop.as_of))
+    assert (causes(report), report.candidates) == ({}, 2)
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------

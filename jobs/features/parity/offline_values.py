@@ -32,6 +32,7 @@ class OfflineValues:
         """REQUEST_FEATURES of each request, in their order. requests: user_id, request_time."""
         asked = pa.table({USER_KEY: requests.column(USER_KEY), EVENT_TIME: requests.column("request_time")})
         joined = features_as_of(self.store, asked.to_pandas(), ("ranking_user",)).to_arrow()
+        joined = joined.append_column("request_time", joined.column(EVENT_TIME))
         return _filled(with_history_facts(joined, self.clusters, self.categories), REQUEST_FEATURES)
 
     def of_candidates(self, requests: pa.Table, candidates: pa.Table) -> pa.Table:

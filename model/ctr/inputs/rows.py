@@ -76,17 +76,18 @@ def fill(table: pa.Table) -> pa.Table:
     Columns a row does not have are dropped; a price that is unknown is NaN, never null.
     Raises CourierError, with the names, if a feature's column is missing.
     """
-    missing = [name for name in FEATURE_COLUMNS if name not in table.column_names]
+    given = set(table.column_names)  # which makes them anew each time that it is asked
+    missing = [name for name in FEATURE_COLUMNS if name not in given]
     if missing:
         raise CourierError(f"a CTR row needs the columns {', '.join(missing)}: look up every service of the contract")
-    names = [name for name in ROW_COLUMNS if name in table.column_names]
+    names = [name for name in ROW_COLUMNS if name in given]
     columns = [filled(table.column(name), name) for name in names]
     return pa.table(columns, schema=pa.schema([(name, ROW_COLUMNS[name]) for name in names]))
 
 
 def filled(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """One column of a row in its type, its nulls replaced by the column's default (keys and labels have none)."""
-    column = column.cast(ROW_COLUMNS[name])
+    column = column if column.type == ROW_COLUMNS[name] else column.cast(ROW_COLUMNS[name])
     if column.null_count == 0 or name not in ROW_DEFAULTS:
         return column
     default = pa.scalar(ROW_DEFAULTS[name], ROW_COLUMNS[name])

@@ -32,6 +32,7 @@ from jobs.raw.folder import (
     table_files,
     tables_of,
 )
+from jobs.raw.forgotten import FORGOTTEN_FILE
 from model import strict_json
 from model.artifact import AnyPath
 
@@ -101,12 +102,14 @@ def file_digests(files: Iterable[AnyPath], hasher: Hasher = hash_files) -> dict[
     return {file: near[file] if isinstance(file, Path) else file_version(file) for file in listed}
 
 
-def tables_inputs(_: Path, raw: AnyPath, hasher: Hasher = hash_files) -> dict[str, str]:
-    """What ingesting reads: the files of the tables that there are, and whether negatives were sampled.
+def tables_inputs(workspace: Path, raw: AnyPath, hasher: Hasher = hash_files) -> dict[str, str]:
+    """What ingesting reads: the files of the tables that there are, whether negatives were sampled, who is forgotten.
 
     Raises RawTableMissing where there is none, RawTableUnusable.
     """
     found = {name: table_digest(raw, name, hasher) for name in tables_of(raw)}
+    forgotten = workspace / FORGOTTEN_FILE
+    found |= {"forgotten": hash_files([forgotten])[forgotten]} if forgotten.is_file() else {}
     return found | {"sampled_negatives": str(bool(source(raw).get("sampled_negatives", False)))}
 
 

@@ -27,6 +27,7 @@ from jobs.paths import path_option
 from jobs.raw.canonical import KIND, CanonicalTable, in_place
 from jobs.raw.columns import COLUMNS, Names, parse_names, told_columns
 from jobs.raw.folder import RawTableUnusable, TableFiles, file_version, source, tables_of
+from jobs.raw.forgotten import Forgotten, drop_forgotten, read_forgotten
 from jobs.raw.identity import WATCHED_FROM, KnownDigests, file_digests, hash_files, tables_inputs
 from jobs.raw.ingest_file import RawFile, ingest_file
 from jobs.raw.parquet_files import NOT_UTF8
@@ -73,12 +74,13 @@ def read_tables(
 ) -> Manifest:
     """The ingest artifact: for each raw table a folder of canonical parquet, a file for each that has rows.
 
-    A table that is canonical already is used in its place, and its files are only named.
+    A table that is canonical already is used in its place, and its files are only named; but not once rows of it were
+    forgotten, which are dropped from what is read.
     workspace: where earlier artifacts lie, whose files are taken over where a raw file is the same.
     memory, threads: as jobs.engines.duckdb_session.connect has them.
     Raises RawTableMissing where there is neither, RawTableUnusable.
     """
-    names_of, tables = parse_names(config.columns), tables_of(raw)
+    names_of, tables, forgotten = parse_names(config.columns), tables_of(raw), read_forgotten(workspace)
     digest_of = KnownDigests(workspace / "raw_digests.db") if workspace else None
     with artifact.write(out, kind=KIND, inputs={"raw": raw_digest}, config=asdict(config)) as draft:
         draft.facts["sampled_negatives"] = bool(source(raw).get("sampled_negatives", False))
@@ -92,13 +94,13 @@ def read_tables(
                 table, names = tables[name], names_of[name]
                 versions = {file: file_version(file) for file in table.files}
                 digests = file_digests(table.files, digest_of or hash_files)
-                found = _usable_in_place(db, table, names)
+                found = None if forgotten.digest_of(name) else _usable_in_place(db, table, names)
                 if isinstance(found, CanonicalTable):
                     draft.facts[name] = _named(raw, found)
                     said = [digests[file] for file in table.files]
                 else:
-                    pieces = _pieces(raw, table, names, digests)
-                    read += _ingest(db, pieces, names, draft.path / name, _earlier(workspace, name))
+                    pieces = _pieces(raw, table, names, digests, forgotten)
+                    read += _ingest(db, pieces, names, draft.path / name, _earlier(workspace, name), forgotten)
                     draft.facts[name] = _counted(db, table, draft.path / name)
                     said = sorted(pieces)
                 _refuse_changed(versions)
@@ -161,13 +163,16 @@ def _counted(db: duckdb.DuckDBPyConnection, table: TableFiles, folder: Path) -> 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _pieces(raw: AnyPath, table: TableFiles, names: Names, digests: Mapping[AnyPath, str]) -> dict[str, RawFile]:
+def _pieces(
+    raw: AnyPath, table: TableFiles, names: Names, digests: Mapping[AnyPath, str], forgotten: Forgotten
+) -> dict[str, RawFile]:
     """The table's files by what names the file that is made of each: all that it depends on."""
     found = {}
+    dropped = [digest] if (digest := forgotten.digest_of(table.name)) else []
     for file in table.files:
         told = told_columns(table, file, names)
         one = RawFile(file=file, called=_called(raw, file), table=table.name, told=told)
-        found[_digest([REVISION, table.name, digests[file], one.called, told, names])] = one
+        found[_digest([REVISION, table.name, digests[file], one.called, told, names, *dropped])] = one
     return found
 
 
@@ -185,6 +190,7 @@ def _ingest(
     names: Names,
     folder: Path,
     earlier: Mapping[str, Path],
+    forgotten: Forgotten,
 ) -> int:
     """Make a table's files in `folder`; returns how many raw files were read."""
     folder.mkdir(parents=True)
@@ -196,7 +202,8 @@ def _ingest(
             scratch = folder.parent / ".read"
             scratch.mkdir()
             try:
-                ingest_file(db, one, names, folder / f"{name}.parquet", scratch)
+                if ingest_file(db, one, names, folder / f"{name}.parquet", scratch):
+                    drop_forgotten(db, folder / f"{name}.parquet", one.table, forgotten)
             finally:
                 shutil.rmtree(scratch)
             advance(one)

@@ -60,6 +60,12 @@ class Database(Protocol):
     def delete_before(self, table: str, event_time: int) -> int:
         """Delete the rows of an event time before this one; how many there were."""
 
+    def find(self, table: str, *, in_key: bytes = b"", in_row: bytes = b"") -> list[bytes]:
+        """The keys of all rows whose key and whose bytes hold these: every row is looked at. None without the table."""
+
+    def delete(self, table: str, keys: Sequence[bytes]) -> int:
+        """Delete the rows of these keys; how many there were."""
+
     def close(self) -> None:
         """Give back what connections this thread holds."""
 

@@ -33,5 +33,22 @@ def _all_sized(values: Sequence[str]) -> list[bytes]:
     return [pack(_STRING, len(value)) + value for value in encoded]
 
 
+def key_part(value: str) -> bytes:
+    """What the key of every entity holds one of whose join keys has this value; `entity_of` tells which."""
+    return _sized(value.encode())
+
+
+def entity_of(key: bytes) -> dict[str, str]:
+    """Join key -> its value, of a key of `entity_keys`."""
+    [count] = _COUNT.unpack_from(key)
+    texts, place = [], _COUNT.size
+    for _ in range(2 * count):
+        _, length = _TYPE_AND_LENGTH.unpack_from(key, place)
+        place += _TYPE_AND_LENGTH.size
+        texts.append(key[place : place + length].decode())
+        place += length
+    return dict(zip(texts[:count], texts[count:], strict=True))
+
+
 def _sized(value: bytes) -> bytes:
     return _TYPE_AND_LENGTH.pack(_STRING, len(value)) + value

@@ -26,6 +26,8 @@ INSERT INTO {table} AS held SELECT * FROM packed_incoming ORDER BY entity_key ON
 SET event_time = excluded.event_time, created_time = excluded.created_time, packed = excluded.packed
 WHERE (excluded.event_time, excluded.created_time) >= (held.event_time, held.created_time) OR held.event_time <= %s
 """
+_FIND: Final = "SELECT entity_key FROM {table} WHERE position(%s in entity_key) > 0 AND position(%s in packed) > 0"
+_DELETE: Final = "DELETE FROM {table} WHERE entity_key = ANY(%s)"
 _READ: Final = "SELECT entity_key, packed FROM {table} WHERE entity_key = ANY(%s)"
 
 
@@ -89,6 +91,19 @@ class PostgresqlRows:
         """See Database."""
         done = self._connection().execute(_on("DELETE FROM {table} WHERE event_time < %s", table), (event_time,))
         return done.rowcount
+
+    def find(self, table: str, *, in_key: bytes = b"", in_row: bytes = b"") -> list[bytes]:
+        """See Database."""
+        if self.some_row(table) is None:
+            return []
+        cursor = self._connection().cursor(binary=True)
+        return [key for (key,) in cursor.execute(_on(_FIND, table), (in_key, in_row)).fetchall()]
+
+    def delete(self, table: str, keys: Sequence[bytes]) -> int:
+        """See Database."""
+        if self.some_row(table) is None:
+            return 0
+        return self._connection().execute(_on(_DELETE, table), (list(keys),)).rowcount
 
     def close(self) -> None:
         """See Database."""

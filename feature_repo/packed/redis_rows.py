@@ -102,6 +102,21 @@ class RedisRows:
         """See Database."""
         return sum(self._delete(keys, [_time(event_time)]) for keys in self._keys(table))
 
+    def find(self, table: str, *, in_key: bytes = b"", in_row: bytes = b"") -> list[bytes]:
+        """See Database."""
+        start, found = len(_prefix(table)), set()
+        for names in self._keys(table):
+            theirs = [name for name in names if in_key in name[start:]]
+            rows = self._redis.mget(theirs) if in_row and theirs else [in_row] * len(theirs)
+            found.update(
+                name[start:] for name, row in zip(theirs, rows, strict=True) if row is not None and in_row in row
+            )
+        return sorted(found)  # a scan may show a key twice
+
+    def delete(self, table: str, keys: Sequence[bytes]) -> int:
+        """See Database."""
+        return int(self._redis.delete(*row_names(table, keys))) if keys else 0
+
     def close(self) -> None:
         """See Database: of all threads."""
         self._redis.close()

@@ -79,6 +79,24 @@ class SqliteRows:
             done = connection.execute(f"DELETE FROM {_quoted(table)} WHERE event_time < ?", (event_time,))
             return done.rowcount
 
+    def find(self, table: str, *, in_key: bytes = b"", in_row: bytes = b"") -> list[bytes]:
+        """See Database."""
+        if self.some_row(table) is None:
+            return []
+        query = f"SELECT entity_key FROM {_quoted(table)} WHERE instr(entity_key, ?) > 0 AND instr(packed, ?) > 0"
+        return [key for (key,) in self._connection().execute(query, (in_key, in_row))]
+
+    def delete(self, table: str, keys: Sequence[bytes]) -> int:
+        """See Database. What was deleted is overwritten in the file, too."""
+        if self.some_row(table) is None:
+            return 0
+        self._connection().execute("PRAGMA secure_delete = on")
+        with self._writing() as connection:
+            query = f"DELETE FROM {_quoted(table)} WHERE entity_key = ?"
+            done = connection.executemany(query, [(key,) for key in keys]).rowcount
+        self._connection().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still has the pages as they were
+        return max(done, 0)
+
     def close(self) -> None:
         """See Database."""
         connection = getattr(self._local, "connection", None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from feature_repo.contract import Feature, View
 from feature_repo.packed.database import Asked, Batch, ConnectionUnknown, newest, open_database, table_name
-from feature_repo.packed.keys import entity_keys
+from feature_repo.packed.keys import entity_keys, entity_of, key_part
 from feature_repo.packed.reader import Lookup, PackedView, delete_expired, read_rows
 from feature_repo.packed.rows import NO_TIME, Layout, cells_of
 
@@ -141,6 +141,32 @@ def test_rows_before_a_moment_are_deleted_and_counted(database, limit):
     assert database.delete_before("t", limit) == sum(moment < limit for moment in MOMENTS)
     kept = [place if moment >= limit else None for place, moment in enumerate(MOMENTS)]
     assert numbers(database, "t", [key for key, *_ in rows]) == kept
+
+
+def test_rows_are_found_by_what_their_key_and_their_bytes_hold_and_deleted(database):
+    columns = {"item_id": ["a", "ab", "s", "item_id"], "space_id": ["s", "s", "a", "\0\xe9%"]}
+    keys = entity_keys(columns)
+    database.write("t", batch([(key, 5, NO_TIME, 256 * 7 + place) for place, key in enumerate(keys)]))
+    assert [entity_of(key) for key in keys] == [
+        dict(zip(columns, pair, strict=True)) for pair in zip(*columns.values(), strict=False)
+    ]
+    assert set(database.find("t", in_key=key_part("a"))) == {keys[0], keys[2]}  # of any join key; entity_of tells which
+    assert database.find("t", in_key=key_part("a"), in_row=b"\x02\x07\0") == [keys[2]]
+    assert set(database.find("t", in_row=b"\x07\0")) == set(database.find("t")) == set(keys)
+    assert database.find("t", in_row=b"none") == database.find("t_u", in_key=b"") == []
+    assert database.delete("t", [keys[2], keys[0], b"none"]) == 2
+    assert database.delete("t", [keys[2]]) == database.delete("t", []) == database.delete("t_u", [keys[2]]) == 0
+    assert set(database.find("t")) == {keys[1], keys[3]}
+
+
+def test_what_was_deleted_from_sqlite_is_not_in_its_files(tmp_path):
+    database = open_database("sqlite:///rows.db", tmp_path)
+    database.create("t")
+    database.write("t", batch([(b"somebody", 1, 1, 1), (b"another", 1, 1, 1)]))
+    assert database.delete("t", [b"somebody"]) == 1
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"somebody" not in kept
+    assert b"another" in kept
 
 
 def test_a_row_older_than_its_views_ttl_is_not_there_and_can_be_deleted(database):

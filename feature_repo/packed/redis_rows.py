@@ -104,7 +104,8 @@ class RedisRows:
 
     def find(self, table: str, *, in_key: bytes = b"", in_row: bytes = b"") -> list[bytes]:
         """See Database."""
-        start, found = len(_prefix(table)), set()
+        start = len(_prefix(table))
+        found: set[bytes] = set()
         for names in self._keys(table):
             theirs = [name for name in names if in_key in name[start:]]
             rows = self._redis.mget(theirs) if in_row and theirs else [in_row] * len(theirs)

@@ -15,7 +15,7 @@ from serving import app
 from serving.release import open_release
 from serving.settings import read_settings
 
-STAGES = ("images", "pretrain", "embed", "cluster", "index", "materialize", "ctr", "evaluate")
+STAGES = ("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_what_was_sent_already_is_not_sent_again(
     push(made, str(tmp_path / "shared"))
     (tmp_path / "shared" / "ctr" / "k" / artifact.MANIFEST).unlink()
     push(made, str(tmp_path / "shared"))
-    assert capsys.readouterr().out.split("\n")[:2] == [f"{open_release(made).release_id}: sent {n}" for n in (8, 1)]
+    assert capsys.readouterr().out.split("\n")[:2] == [f"{open_release(made).release_id}: sent {n}" for n in (9, 1)]
 
 
 def test_bytes_that_were_changed_on_the_way_are_refused_and_leave_nothing(made: Path, bare: Path, place: str) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import courier
 from feature_repo.contract import EVENT_TIME, ITEM_PROFILE, ITEM_STATISTICS, USER_HISTORY
 from feature_repo.definitions import open_store
+from feature_repo.online_views import open_views
 from jobs.features import materialize
 from jobs.features.history_store import HistoryStore
 from jobs.features.parity.causes import CAUSES
@@ -27,7 +28,7 @@ from jobs.features.parity.logged import LogUnusable, RequestLogFiles
 from jobs.features.parity.program import document, verdict
 from model import artifact
 from model.ctr.inputs.request_log import log_key
-from serving.features import FeastFeatures
+from serving.features import RankingFeatures
 from serving.request_log import LoggedFeatures, RequestLog
 
 DAY = timedelta(days=1)
@@ -54,7 +55,7 @@ class Served:
     ) -> RequestLogFiles:
         """The log of these requests: user, items, moment."""
         log = RequestLog(folder, rate=1, total_bytes=10**9, key=key)
-        logged = LoggedFeatures(FeastFeatures(self.workspace), log, "r1")
+        logged = LoggedFeatures(RankingFeatures(open_views(self.workspace)), log, "r1")
         for user, items, moment in asked:
             logged.ranking_rows(user, items, space_id, as_of=moment, vectors=False)
         log.close()
@@ -102,8 +103,7 @@ def restored(served: Served, tmp_path: Path) -> Iterator[None]:
 
 
 def write_online(served: Served, view: str, row: dict[str, Any]) -> None:
-    with materialize.quiet():
-        open_store(served.workspace).write_to_online_store(view, pd.DataFrame([row]))
+    open_store(served.workspace).write_to_online_store(view, pd.DataFrame([row]))
 
 
 def profile(served: Served, item: str) -> dict[str, Any]:
@@ -188,10 +188,9 @@ def test_a_request_that_was_answered_in_another_space_is_named(served: Served, t
 @pytest.mark.usefixtures("restored")
 def test_a_view_whose_ttl_only_one_side_keeps_is_named(served: Served, tmp_path: Path) -> None:
     store = open_store(served.workspace)
-    with materialize.quiet():
-        view = store.get_feature_view(ITEM_PROFILE.name)
-        view.ttl = timedelta(days=400)
-        store.apply([view])
+    view = store.get_feature_view(ITEM_PROFILE.name)
+    view.ttl = timedelta(days=400)
+    store.apply([view])
     report = served.compare(tmp_path, ("u1", ["i1", "i2"], served.shop.as_of + timedelta(days=800)))
     assert set(causes(report)) == {"category", "price", "created_at"}
     assert {cause for one in causes(report).values() for cause in one} == {"ttl"}

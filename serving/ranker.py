@@ -1,8 +1,10 @@
 """Order a user's candidates by predicted click probability: `courier rank` and the answer to POST /rank."""
 
 import math
+import os
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -57,6 +59,8 @@ class Ranker:
     features: FeatureSource
     model: "CtrModel"
     space_id: str
+    # More threads than cores would take Python's lock from each other in the middle of an answer.
+    turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(os.cpu_count() or 1), repr=False)
 
     def rank(self, user_id: str, item_ids: Sequence[str], as_of: datetime) -> Ranking:
         """The distinct candidates by predicted click probability; equal ones keep the order given.
@@ -64,7 +68,10 @@ class Ranker:
         as_of: the moment that the items' and clicks' ages are counted to.  An unknown user is ranked without a history,
         an unknown item on default values. Where the feature store fails, the order given is kept, and the answer tells.
         """
-        candidates = list(dict.fromkeys(item_ids))
+        with self.turns:
+            return self._rank(user_id, list(dict.fromkeys(item_ids)), as_of)
+
+    def _rank(self, user_id: str, candidates: Sequence[str], as_of: datetime) -> Ranking:
         try:
             rows = self._rows(user_id, candidates, as_of)
         except Exception as error:  # whatever its driver raises: a page without an order helps nobody

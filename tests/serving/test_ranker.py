@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +109,24 @@ def test_a_store_that_fails_leaves_the_order_given_and_says_so() -> None:
     assert order(ranking) == ["c", "a", "b"]
     assert {(one.score, one.known) for one in ranking.results} == {(None, None)}
     assert ranking.degraded == STORE_FAILED
+
+
+def test_no_more_rankings_run_at_once_than_there_are_cores() -> None:
+    ranker_, inside, most = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1"), threading.Semaphore(2), []
+
+    class Counting(FakeFeatures):
+        def ranking_rows(self, *asked: Any, **options: Any) -> Rows:
+            most.append(inside.acquire(blocking=False))  # a third at once finds no place
+            rows = super().ranking_rows(*asked, **options)
+            inside.release()
+            return rows
+
+    two = replace(ranker_, features=Counting(PRICES), turns=threading.Semaphore(2))
+    with ThreadPoolExecutor(16) as pool:
+        rankings = list(pool.map(lambda _: order(two.rank("u1", ["a", "b"], NOW)), range(400)))
+    assert rankings == [["b", "a"]] * 400
+    assert all(most)
+    assert ranker_.turns._value == os.cpu_count()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Prove that nothing of the future reaches a training row: an audit of the artifacts, and planted probes."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final, cast
@@ -10,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from feature_repo.store_settings import FILE_VARIABLE
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check import CheckResult, verdict
 from jobs.paths import local_folder
 from jobs.pipeline import stage_states
-from jobs.workspace import StageError, Workspace, open_workspace
+from jobs.workspace import DATABASE, StageError, Workspace, open_workspace
 from model import strict_json
 from model.errors import CourierError
 
@@ -33,8 +36,18 @@ def check(stages: Mapping[str, Path], workspace: Path, *, users: int) -> Iterato
     from jobs.leakage.probes import check_probes  # Feast costs seconds, and the audit does without it
 
     yield from audit(stages, workspace)
-    with tempfile.TemporaryDirectory(prefix="courier-leaks-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="courier-leaks-") as scratch, own_stores():
         yield from check_probes(stages, Path(scratch), users=users)
+
+
+@contextmanager
+def own_stores() -> Iterator[None]:
+    """Let every workspace have stores of its own: nothing that is planted may reach those that servers read."""
+    named = {name: os.environ.pop(name) for name in (FILE_VARIABLE, DATABASE) if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(named)
 
 
 def fresh_stages(workspace: Workspace) -> dict[str, Path]:

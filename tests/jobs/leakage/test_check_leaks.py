@@ -13,13 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 from feature_repo.arrow_types import TIME
+from feature_repo.store_settings import REPOSITORY, read_settings
 from jobs.config import CodebookConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.leakage.audit import AUDITED, audit
 from jobs.leakage.check import CheckResult, verdict
+from jobs.leakage.check_leaks import own_stores
 from jobs.raw.profile_history import FOLDER
+from jobs.workspace import releases_url
 from model import artifact
 from model.errors import CourierError
+from model.release_database import url_in
 
 TEXT = pa.string()
 TEXTS = pa.list_(TEXT)
@@ -301,3 +305,17 @@ def test_a_leak_is_exit_status_1_and_one_sentence(stages, asked, tmp_path) -> No
     assert isinstance(result.exception, CourierError)
     assert str(result.exception).startswith("check pretrain.trained_until failed: ")
     assert "\n" not in str(result.exception)
+
+
+def test_planted_rows_reach_no_store_that_others_read(tmp_path, monkeypatch) -> None:
+    theirs = tmp_path / "theirs.yaml"
+    ours = (REPOSITORY / "feature_store.yaml").read_text("utf-8")
+    theirs.write_text(ours.replace("${COURIER_WORKSPACE}", str(tmp_path / "theirs")), "utf-8")
+    monkeypatch.setenv("FEAST_FS_YAML_FILE_PATH", str(theirs))
+    monkeypatch.setenv("COURIER_RELEASES", f"sqlite:///{tmp_path}/theirs.db")
+    before = read_settings(tmp_path).section, releases_url(tmp_path)
+    with own_stores():
+        mine = f"sqlite:///{tmp_path}/feast/packed.db"
+        assert read_settings(tmp_path).section["connection_string"] == mine != before[0]["connection_string"]
+        assert releases_url(tmp_path) == url_in(tmp_path) != before[1]
+    assert (read_settings(tmp_path).section, releases_url(tmp_path)) == before

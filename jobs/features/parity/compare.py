@@ -175,14 +175,12 @@ def _compare(report: ParityReport, finder: CauseFinder, side: _Side) -> None:
 def _differing(online: pa.Table, offline: pa.Table) -> Iterator[tuple[str, list[int]]]:
     # Feature -> the rows at which it differs; the histories themselves before what follows from them.
     with closing(connect()) as connection:
-        connection.register("online", online)
+        connection.register("online", online.append_column("place", pa.array(range(online.num_rows), pa.int64())))
         connection.register("offline", offline)
         for name in offline.column_names:
             query = f"""
-                SELECT place FROM (
-                    SELECT row_number() OVER () - 1 AS place, a.{name} AS one, b.{name} AS other
-                    FROM online AS a POSITIONAL JOIN offline AS b
-                ) WHERE one IS DISTINCT FROM other ORDER BY place
+                SELECT place FROM online POSITIONAL JOIN offline
+                WHERE online.{name} IS DISTINCT FROM offline.{name} ORDER BY place
             """
             yield name, [place for (place,) in connection.execute(query).fetchall()]
 

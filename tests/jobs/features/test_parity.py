@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import courier
@@ -265,6 +265,7 @@ VALUES = {
 VALUES |= {pa.list_(kind): st.lists(values, max_size=2) for kind, values in VALUES.items()}
 
 
+@settings(max_examples=40)  # each opens a database
 @given(
     st.sampled_from(list(VALUES)).flatmap(
         lambda kind: st.tuples(st.just(kind), st.lists(st.tuples(VALUES[kind], VALUES[kind]), max_size=6))

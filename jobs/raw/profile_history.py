@@ -6,14 +6,11 @@ was first seen is written down with it, once; from then on it is content like an
 
 import hashlib
 from collections.abc import Mapping
-from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
-import duckdb
-
-from jobs.engines.duckdb_session import literal
+from jobs.engines.duckdb_session import connect, literal
 from jobs.raw.canonical import KIND, CanonicalTable, canonical_table
 from jobs.raw.cells import timestamptz
 from jobs.raw.duckdb_tables import read_items
@@ -50,18 +47,17 @@ def record(workspace: Path, ingest: Path, raw: AnyPath, *, now: datetime) -> int
 
 
 def _append(workspace: Path, items: CanonicalTable, now: datetime) -> int:
-    with closing(duckdb.connect()) as db:
-        db.execute("SET TimeZone = 'UTC'")
+    artifact.sweep(workspace / FOLDER)
+    with artifact.scratch(workspace / FOLDER) as aside, connect(cast(Path, aside) / "spill") as db:
         [(last,)] = db.execute(f"SELECT max(first_seen) FROM ({remembered(workspace)})").fetchall()
         seen = now if last is None else max(now, last + timedelta(microseconds=1))  # a clock may be set back
         db.execute(f"CREATE TEMP TABLE news AS {_news(read_items(db, items), remembered(workspace), seen)}")
         [(count,)] = db.execute("SELECT count(*) FROM news").fetchall()
         if count:
             file = workspace / FOLDER / f"{len(_files(workspace)):06d}.parquet"
-            aside = file.with_name(f".{file.name}{artifact.PARTIAL}")
-            order = "item_id, updated_at NULLS FIRST"
-            db.execute(f"COPY (FROM news ORDER BY {order}) TO {literal(aside)} (FORMAT parquet)")
-            aside.replace(file)
+            written = cast(Path, aside) / file.name
+            db.execute(f"COPY (FROM news ORDER BY item_id, updated_at) TO {literal(written)} (FORMAT parquet)")
+            written.replace(file)
     return int(count)
 
 

@@ -20,7 +20,7 @@ from feature_repo.arrow_types import KIND_TYPES, TIME
 from feature_repo.contract import CTR_HISTORY, EVENT_TIME, USER_HISTORY, USER_KEY
 from feature_repo.online_views import Asked, OnlineViews, open_views
 from jobs.features.offline_sources import SOURCES
-from jobs.features.value_checks import check_table
+from jobs.features.value_checks import TableChecker
 from jobs.rules.online_histories import Click, History, merge, reconcile, valid_from
 from model.errors import CourierError
 
@@ -59,6 +59,7 @@ class HistoryStore:
             raise StoreNotReady(f"{workspace} has no feature store that takes clicks: run courier materialize first")
         self._views: OnlineViews = open_views(workspace)
         self._length, self._lock = length, FileLock(workspace / LOCK)
+        self._checker = TableChecker()
 
     def read(self, user_ids: Sequence[str]) -> dict[str, History]:
         """Each user's history in the store; empty where it holds none."""
@@ -84,7 +85,7 @@ class HistoryStore:
             if changed:
                 rows = as_rows(changed)
                 cure = "mend the clicks that were sent, and send them again"
-                check_table(USER_HISTORY, pa.Table.from_batches([rows]), cure=cure)
+                self._checker.check(USER_HISTORY, pa.Table.from_batches([rows]), cure=cure)
                 self._write(rows, None)
         return Written(len(changed), len(merged) - len(changed))
 

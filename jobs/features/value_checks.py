@@ -33,12 +33,18 @@ class ViewSummary:
     null_shares: dict[str, float]
 
 
-def check_table(view: View, rows: pa.Table, *, cure: str) -> ViewSummary:
-    """As `check_rows`, of rows in memory. rows: the view's keys, `event_timestamp` and features."""
-    with closing(duckdb.connect()) as connection:
-        connection.execute("SET TimeZone = 'UTC'")  # in which the message tells a row's moment
-        connection.register("given", rows)
-        return check_rows(connection, view, "given", cure=cure)
+class TableChecker:
+    """Checks rows in memory. Opening DuckDB costs more than a few rows, so it is kept open; threads may share it."""
+
+    def __init__(self) -> None:
+        self._database = duckdb.connect()
+        self._database.execute("SET GLOBAL TimeZone = 'UTC'")  # in which the message tells a row's moment
+
+    def check(self, view: View, rows: pa.Table, *, cure: str) -> ViewSummary:
+        """As `check_rows`. rows: the view's keys, `event_timestamp` and features."""
+        with closing(self._database.cursor()) as connection:
+            connection.register("given", rows)
+            return check_rows(connection, view, "given", cure=cure)
 
 
 def check_rows(connection: duckdb.DuckDBPyConnection, view: View, rows: str, *, cure: str | None = None) -> ViewSummary:

@@ -27,13 +27,14 @@ from feature_repo.contract import (
 )
 from jobs.features.history_store import as_rows
 from jobs.features.offline import source_schema
-from jobs.features.value_checks import ValuesRefused, check_rows, check_table
+from jobs.features.value_checks import TableChecker, ValuesRefused, check_rows
 from jobs.rules.events import micros
 from jobs.stages import STAGES
 from model.ctr.inputs.rows import ROW_DEFAULTS
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 CURE = "mend it"
+CHECKER = TableChecker()
 
 
 def table(view, *rows):
@@ -51,20 +52,20 @@ def profile(**changes):
 
 def refusal(view, *rows):
     with pytest.raises(ValuesRefused) as refused:
-        check_table(view, table(view, *rows), cure=CURE)
+        CHECKER.check(view, table(view, *rows), cure=CURE)
     return str(refused.value)
 
 
 def test_what_is_allowed_is_counted():
     rows = [profile(), profile(price=math.nan), profile(price=None, created_at=-1), profile(category="")]
-    found = check_table(ITEM_PROFILE, table(ITEM_PROFILE, *rows), cure=CURE)
+    found = CHECKER.check(ITEM_PROFILE, table(ITEM_PROFILE, *rows), cure=CURE)
     assert found.rows == 4
     assert found.newest == NOON + timedelta(hours=3)
     assert found.null_shares == {"category": 0.25, "price": 0.5, "created_at": 0.25}
 
 
 def test_a_view_without_rows_has_no_newest_one():
-    found = check_table(ITEM_PROFILE, table(ITEM_PROFILE), cure=CURE)
+    found = CHECKER.check(ITEM_PROFILE, table(ITEM_PROFILE), cure=CURE)
     assert (found.rows, found.newest, set(found.null_shares.values())) == (0, None, {0.0})
 
 
@@ -94,7 +95,7 @@ def test_a_value_that_must_be_known_is_refused_where_it_is_null():
 
 def test_a_vector_of_another_width_is_refused():
     whole = np.zeros(EMBEDDING_DIM, "<f4").tobytes()
-    assert check_table(ITEM_EMBEDDING, table(ITEM_EMBEDDING, {"image_embedding": whole}), cure=CURE).rows == 1
+    assert CHECKER.check(ITEM_EMBEDDING, table(ITEM_EMBEDDING, {"image_embedding": whole}), cure=CURE).rows == 1
     said = refusal(ITEM_EMBEDDING, {"image_embedding": whole[:-1]})
     assert "is not 256 numbers of 4 bytes in 1 of 1 rows, as in item_id k0 space_id k0" in said
     assert "1023 bytes" in said
@@ -116,7 +117,7 @@ def test_a_history_that_is_too_long_of_no_moment_or_with_a_hole_is_refused(items
 def test_a_history_that_is_pushed_is_checked_like_one_that_is_loaded():
     rows = as_rows({"u": tuple(("a", n) for n in range(51, 0, -1))})
     with pytest.raises(ValuesRefused, match=r"history_item_ids is not a list of at most 50 in 1 of 1 rows"):
-        check_table(USER_HISTORY, pa.Table.from_batches([rows]), cure=CURE)
+        CHECKER.check(USER_HISTORY, pa.Table.from_batches([rows]), cure=CURE)
 
 
 # --- the plain twin -------------------------------------------------------------------------------------------------
@@ -171,10 +172,10 @@ def test_rows_are_refused_and_counted_as_one_by_one(rows):
             bad.add(feature.name)
     if bad:
         with pytest.raises(ValuesRefused) as refused:
-            check_table(ANY, table(ANY, *rows), cure=CURE)
+            CHECKER.check(ANY, table(ANY, *rows), cure=CURE)
         assert str(refused.value).partition(" ")[0].removeprefix("any.") in bad
     else:
-        assert check_table(ANY, table(ANY, *rows), cure=CURE).null_shares == shares
+        assert CHECKER.check(ANY, table(ANY, *rows), cure=CURE).null_shares == shares
 
 
 # --- what the contract says of itself -------------------------------------------------------------------------------

@@ -111,7 +111,9 @@ class PromotionConfig:
 class PipelineConfig:
     """Every stage's config by its name; and where it is done and what is called old, no part of what is built."""
 
-    engine: Literal["duckdb", "spark", "beam"] | None = None  # of the sequences; None: duckdb, or spark with a master
+    engine: Literal["duckdb", "spark", "beam"] | None = (
+        None  # of sequences and training rows; None: duckdb, or spark with a master
+    )
     master: str | None = None  # where Spark runs, as for spark-submit
     encoder_days: int = 30  # an encoder that a release pins is called old when it is older; it stays all the same
     ingest: IngestConfig = field(default_factory=IngestConfig)

@@ -43,7 +43,9 @@ Master = Annotated[
 ]
 Engine = Annotated[
     Literal["duckdb", "spark", "beam"] | None,
-    typer.Option(help="what makes the sequences: duckdb (default), spark (where a master is named), beam"),
+    typer.Option(
+        help="what makes sequences and training rows: duckdb (default), spark (where a master is named), beam"
+    ),
 ]
 Promote = Annotated[
     Literal["never", "gated", "force"] | None,

@@ -133,7 +133,7 @@ STAGES: Final = (
         build="jobs.features.training_rows:build",
         revision=2,  # how many impressions were read
         inputs=("sequences", "features", "materialize"),
-        options=("workspace",),
+        options=("workspace", "engine", "master"),
     ),
     Stage(
         name="ctr",

@@ -1,5 +1,6 @@
 """Join every impression with the features as of its request, through Feast, into the CTR models' rows."""
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +29,7 @@ from feature_repo.contract import (
 )
 from jobs.features.offline import connect, read_parquet
 from jobs.features.offline_sources import check_sources
+from jobs.sequences.build import SPARK, choose
 from model import artifact
 from model.artifact import ArtifactMismatch, Manifest
 from model.ctr.inputs.rows import REQUEST_COLUMNS, ROW_COLUMNS, fill, with_history_facts
@@ -48,22 +50,39 @@ ROWS_A_CALL: Final = 500_000  # whose features DuckDB holds and sorts: with hist
 ROWS_A_BATCH: Final = 50_000
 ROWS_A_GROUP: Final = 20_000  # of the files: what a reader of them holds
 END_OF_TIME: Final = 253_402_300_800_000_000  # the year 10000, in microseconds since 1970
+SCRATCH: Final = "joined"  # in the draft: what Spark has joined, until it is written in order
 ASKED: Final = ("ranking_user", "ranking_item", "item_cluster_ids")
 
 
-def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path, out: Path) -> Manifest:
+# (period, start, end) -> its impressions whose request times lie in [start, end), in order, with their features.
+Joined: TypeAlias = Callable[[str, int, int], Iterator[pa.RecordBatch]]
+
+
+def build(
+    *,
+    sequences: Path,
+    features: Path,
+    materialize: Path,
+    workspace: Path,
+    out: Path,
+    engine: str | None = None,
+    master: str | None = None,
+) -> Manifest:
     """The rows artifact: train.parquet, valid.parquet, test.parquet in the form of
     model.ctr.inputs.rows, in time order.
 
     The features are asked of Feast for one part of the impressions after another, in time order, and written as they
     come, so that memory depends neither on the length of the log nor on that of a user's history.
     Facts: rows and positives (per period), impressions_read, cold_test_rows, space_id.
+    engine, master: as of jobs.sequences.build.choose. Spark joins all of them at once, for any length of the log, and
+    the files are the same; what Beam is asked for DuckDB does.
     Raises ArtifactMismatch where the workspace's feature store holds other features than these, RowsLost where an
-    impression has no row.
+    impression has no row, EngineRefused, JavaMissing.
     """
     loaded = artifact.read(materialize, kind="materialize")
     splits = artifact.read(sequences, kind="sequences").facts["splits"]
     space_id = str(loaded.facts["space_id"])
+    chosen, _ = choose(engine, master)
     store = _opened(workspace, features, loaded)
     paths = {"sequences": sequences, "features": features, "materialize": materialize}
     inputs = artifact.digests(paths)
@@ -75,13 +94,19 @@ def build(*, sequences: Path, features: Path, materialize: Path, workspace: Path
             clicked=_clicked_before(connection, sequences, datetime.fromisoformat(splits["test_start"])),
         )
         read = _count_impressions(connection)
+        joined: Joined = partial(_joined_here, store, sequences, space_id)
+        if chosen == SPARK:
+            _join_on_spark(store, sequences, space_id, out=draft.path / SCRATCH, master=master)
+            joined = partial(_read_joined, store, draft.path / SCRATCH)
         counts = {}
         with _progress() as progress:
             told = partial(progress.advance, progress.add_task("joining impressions", total=read))
             for period in PERIODS:
-                batches = _batches(store, sequences, space_id, period, _spans(connection, period))
+                batches = _batches(joined, period, _spans(connection, period))
                 counts[period] = _write(draft.path / f"{period}.parquet", batches, facts, told)
         _check_all(read, sum(count.rows for count in counts.values()))
+        if chosen == SPARK:
+            shutil.rmtree(draft.path / SCRATCH)
         draft.facts = {
             "space_id": space_id,
             "impressions_read": read,
@@ -118,18 +143,52 @@ def _spans(connection: "duckdb.DuckDBPyConnection", period: str) -> list[tuple[i
     return list(pairwise([*starts, END_OF_TIME]))
 
 
-def _batches(
-    store: "FeatureStore", sequences: Path, space_id: str, period: str, spans: Sequence[tuple[int, int]]
-) -> Iterator[pa.RecordBatch]:
+def _batches(joined: Joined, period: str, spans: Sequence[tuple[int, int]]) -> Iterator[pa.RecordBatch]:
     for start, end in spans:
-        shown = f"""
-            SELECT {", ".join(REQUEST_COLUMNS)}, request_time AS {EVENT_TIME}, '{space_id}' AS {SPACE_KEY}
-            FROM {read_parquet(sequences / "impressions")}
-            WHERE period = '{period}' AND request_time >= make_timestamptz({start})
-                AND request_time < make_timestamptz({end})
-            ORDER BY request_time, request_id, position, {ITEM_KEY}
-        """
-        yield from features_as_of(store, shown, ASKED).to_arrow_batches(ROWS_A_BATCH)
+        yield from joined(period, start, end)
+
+
+def _shown_between(rows: Path, period: str, start: int, end: int) -> str:
+    return f"""
+        FROM {read_parquet(rows)}
+        WHERE period = '{period}' AND request_time >= make_timestamptz({start})
+            AND request_time < make_timestamptz({end})
+        ORDER BY request_time, request_id, position, {ITEM_KEY}
+    """
+
+
+def _joined_here(
+    store: "FeatureStore", sequences: Path, space_id: str, period: str, start: int, end: int
+) -> Iterator[pa.RecordBatch]:
+    shown = f"""
+        SELECT {", ".join(REQUEST_COLUMNS)}, request_time AS {EVENT_TIME}, '{space_id}' AS {SPACE_KEY}
+        {_shown_between(sequences / "impressions", period, start, end)}
+    """
+    yield from features_as_of(store, shown, ASKED).to_arrow_batches(ROWS_A_BATCH)
+
+
+def _join_on_spark(store: "FeatureStore", sequences: Path, space_id: str, *, out: Path, master: str | None) -> None:
+    # What joins is left to Spark, what orders a span to DuckDB, whose batches, and so the files, are then the same.
+    from pyspark.sql import functions as F
+
+    from jobs.engines.spark_session import spark_place, spark_session
+    from jobs.features.spark_asof_join import as_of, history
+
+    spark = spark_session("courier rows", master)
+    shown = spark.read.parquet(spark_place(spark, sequences / "impressions"))
+    asked = shown.select(*REQUEST_COLUMNS, "period", F.lit(space_id).alias(SPACE_KEY))
+    views = [store.get_feature_view(view.name) for service in ASKED for view in SERVICES[service]]
+    rows = as_of(asked, [history(spark, view) for view in views], moment="request_time")
+    # Row groups of few hours, so that a span is read from few. By hash: a range would be sampled, and joined again.
+    by_hour = rows.repartition(F.date_trunc("hour", "request_time")).sortWithinPartitions("request_time")
+    by_hour.write.parquet(spark_place(spark, out))
+
+
+def _read_joined(store: "FeatureStore", joined: Path, period: str, start: int, end: int) -> Iterator[pa.RecordBatch]:
+    from feature_repo.asof_join import connected  # Feast's import costs seconds
+
+    with connected(store.config) as db:
+        yield from db.sql(f"SELECT * {_shown_between(joined, period, start, end)}").to_arrow_reader(ROWS_A_BATCH)
 
 
 def features_as_of(store: "FeatureStore", asked: "pd.DataFrame | str", services: Sequence[str]) -> "AsofRetrievalJob":

@@ -63,6 +63,10 @@ VERBS = {
         "create | list | show | diff | promote | rollback | verify | push | retire | migrate",
     ),
     "gc": ("jobs.releases.garbage:main", "retire old releases and remove what no kept one is made of; --dry-run"),
+    "forget": (
+        "jobs.forget.command:forget_main",
+        "--user ID | --item ID  remove what a workspace holds of somebody, and prove it",
+    ),
     "click-stream": (
         "jobs.features.click_stream.program:main",
         "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",

@@ -64,7 +64,7 @@ class Base(DeclarativeBase):
 
 
 class ReleaseRow(Base):
-    """A release, as it was recorded; nothing of it changes but whether it is retired."""
+    """A release as it was recorded, but for whether it is retired, and the artifacts that rows were deleted from."""
 
     __tablename__ = "release"
 

@@ -22,6 +22,7 @@ Ints = npt.NDArray[np.int64]
 
 FOLDER: Final = "lookup"  # in the cluster artifact
 NAMES: Final = ("hashes", "ends", "ids", "cluster_ids", "rows")
+IDS: Final = "ids.npy"
 
 
 def write_lookup(folder: Path, item_ids: pa.Array, cluster_ids: npt.NDArray[np.int32], rows: Ints) -> None:
@@ -42,6 +43,28 @@ def write_lookup(folder: Path, item_ids: pa.Array, cluster_ids: npt.NDArray[np.i
         np.save(folder / f"{name}.npy", arrays[name])
 
 
+def holds(folder: Path, item_id: str) -> bool:
+    """Whether a folder of `write_lookup` has this item."""
+    return bool(pc.any(pc.equal(_item_ids(folder), item_id)).as_py())
+
+
+def write_without(folder: Path, out: Path, item_id: str) -> None:
+    """Write the arrays of `folder` to `out` without an item, and without the vector that nobody else has.
+
+    The rows that stay count on without a gap, in their order.
+    """
+    item_ids = _item_ids(folder)
+    kept = pc.not_equal(item_ids, item_id)
+    mask = kept.to_numpy(zero_copy_only=False)
+    cluster_ids, rows = (np.load(folder / f"{name}.npy")[mask] for name in ("cluster_ids", "rows"))
+    write_lookup(out, item_ids.filter(kept), cluster_ids, np.unique(rows, return_inverse=True)[1])
+
+
+def _item_ids(folder: Path) -> pa.LargeStringArray:
+    ends, ids = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ends", "ids"))
+    return pa.LargeStringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(ids))
+
+
 def hashes_of(item_ids: pa.Array) -> Hashes:
     """A 64-bit hash of each id (SipHash with a fixed key): (N,), the same on every machine."""
     return np.asarray(pd.util.hash_array(item_ids.to_numpy(zero_copy_only=False), categorize=False), np.uint64)
@@ -53,7 +76,7 @@ class ReleasedItems:
     def __init__(self, space_id: str, folder: Path, vectors: Path) -> None:
         """folder: of `write_lookup`.  vectors: an .npy of (M, 256) float32. Raises ArtifactMismatch, OSError."""
         self.space_id = space_id
-        hashes, ends, ids, self._cluster_ids, self._rows = (
+        hashes, ends, _, self._cluster_ids, self._rows = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES
         )
         self._vectors = np.load(vectors, mmap_mode="r")
@@ -62,7 +85,7 @@ class ReleasedItems:
         if len(counts) != 1 or self._vectors.shape[1:] != (EMBEDDING_DIM,) or largest >= len(self._vectors):
             raise ArtifactMismatch(f"{folder} does not fit {vectors}: build the cluster artifact again")
         self._hashes: Hashes = hashes
-        self._ids = pa.LargeStringArray.from_buffers(len(hashes), pa.py_buffer(ends), pa.py_buffer(ids))
+        self._ids = _item_ids(folder)
 
     def __len__(self) -> int:
         """How many items there are."""

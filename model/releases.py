@@ -22,6 +22,7 @@ ONLY_ROW: Final = 1
 CREATED: Final = "created"
 PROMOTED: Final = "promoted"
 ROLLED_BACK: Final = "rolled_back"
+ROWS_DELETED: Final = "rows_deleted"  # from its artifacts, on somebody's request
 HELD_BACK: Final = "held_back"  # a gate of `courier run` failed
 RETIRED: Final = "retired"
 
@@ -52,7 +53,8 @@ class Release:
 class Act:
     """What was done to a release, when, by whom and why.
 
-    act: one of CREATED, PROMOTED, ROLLED_BACK, HELD_BACK, RETIRED.  release_id: of a switch, what answers after it.
+    act: one of CREATED, PROMOTED, ROLLED_BACK, HELD_BACK, RETIRED, ROWS_DELETED.
+    release_id: of a switch, what answers after it.
     previous_id: of a switch, what answered before it.  gates: name -> null or the sentence of its failure, where
     `courier run` decided; None where a person did.
     """
@@ -161,6 +163,22 @@ def retire(session: Session, release_id: str, *, now: datetime, by: str, why: st
         _note(session, RETIRED, release_id, now=now, by=by, why=why)
         session.flush()
     return _release(row)
+
+
+def replace_artifacts(session: Session, moved: Mapping[str, Mapping[str, Any]], *, now: datetime, by: str) -> int:
+    """Let the releases that name an artifact name its successor, from which rows were deleted; how many releases did.
+
+    moved: path of an artifact -> its successor's {"path", "digest"}. Ids of releases stay what they were.
+    """
+    changed = 0
+    for row in session.scalars(sa.select(ReleaseRow)):
+        artifacts = {stage: dict(moved.get(where["path"], where)) for stage, where in row.artifacts.items()}
+        if artifacts != row.artifacts:
+            row.artifacts = artifacts
+            _note(session, ROWS_DELETED, row.release_id, now=now, by=by, why="courier forget")
+            changed += 1
+    session.flush()
+    return changed
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

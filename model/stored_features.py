@@ -1,8 +1,10 @@
 """Which features an online store holds: begun, loaded whole, asked for; one row a store in the database of releases."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from model.errors import CourierError
@@ -57,6 +59,13 @@ def mark_loaded(session: Session, store: str, *, features: str, now: datetime) -
             f"another load of the online store {store} began before this one ended: run `courier materialize` again"
         )
     row.loaded_at = now
+    session.flush()
+
+
+def rename_features(session: Session, digests: Mapping[str, str]) -> None:
+    """Say that features of these digests are now known by others: rows were deleted, from the stores as well."""
+    for row in session.scalars(sa.select(StoredFeaturesRow)):
+        row.features = digests.get(row.features, row.features)
     session.flush()
 
 

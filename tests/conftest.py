@@ -31,6 +31,8 @@ from feature_repo.contract import CTR_HISTORY, ITEM_STATISTICS, USER_STATISTICS,
 from jobs.features import offline
 from jobs.rules.events import Event
 from model import artifact
+from model.released_items import FOLDER as LOOKUP
+from model.released_items import write_lookup
 
 # `ci` draws the same examples each time, `all` (make test-all: --hypothesis-profile=all) others and more of them.
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)  # a busy machine is slow, not wrong
@@ -206,6 +208,8 @@ def write_space(embed: Path, cluster: Path, vectors: dict[str, np.ndarray], clus
     with artifact.write(cluster, kind="cluster", inputs={}, config={}) as draft:
         rows = [{"item_id": item, "cluster_id": cluster_ids[item]} for item in sorted(cluster_ids)]
         save(rows, pa.schema([("item_id", pa.string()), ("cluster_id", pa.int32())]), draft.path / "items.parquet")
+        names, codes = [row["item_id"] for row in rows], np.array([row["cluster_id"] for row in rows], np.int32)
+        write_lookup(draft.path / LOOKUP, pa.array(names), codes, np.array([ids.index(name) for name in names]))
         draft.facts = {"space_id": SPACE, "clusters": 8}
 
 

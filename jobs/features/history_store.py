@@ -77,6 +77,24 @@ class HistoryStore:
         """
         return _again(self._load)(rows, as_of)
 
+    def take_out(self, user_ids: Sequence[str], item_id: str) -> list[str]:
+        """Take an item out of these users' histories; returns those of whom nothing is left, who stay as they were.
+
+        Tries again as `add`.
+        """
+        return _again(self._take_out)(user_ids, item_id)
+
+    def _take_out(self, user_ids: Sequence[str], item_id: str) -> list[str]:
+        with self._lock:
+            without = {
+                user: tuple(click for click in history if click[0] != item_id)
+                for user, history in self.read(user_ids).items()
+            }
+            left = {user: history for user, history in without.items() if history}
+            if left:
+                self._write(as_rows(left), datetime.now(UTC))  # it may end with an earlier click than what is held
+        return [user for user, history in without.items() if not history]
+
     def _add(self, clicks: Mapping[str, Iterable[Click]]) -> Written:
         with self._lock:
             held = self.read(list(clicks))

@@ -28,6 +28,7 @@ from jobs.versions import next_generation
 from jobs.workspace import releases_url
 from model import artifact, releases, strict_json
 from model.artifact import Manifest
+from model.ctr.inputs.request_log import LOG_FOLDER
 from model.release_database import is_made, reading, writing
 from model.released_items import FOLDER as LOOKUP
 from model.released_items import IDS, holds
@@ -38,6 +39,7 @@ from model.vector_index import ITEMS_FILE, VectorIndex
 BEFORE: Final = (
     "digests_before"  # among a manifest's notes: part, or "" for the whole -> digest before rows were deleted
 )
+WITHOUT: Final = ".without"  # ends the name of a file that will replace another
 NOT_ARTIFACTS: Final = ("image_store", "feast", "reports")
 
 
@@ -61,8 +63,11 @@ def artifact_folders(workspace: Path, raw: Path | None) -> list[Path]:
 
 def sweep(workspace: Path) -> None:
     """Remove what killed writers left. Only for the holder of the workspace's lock."""
-    for folder in (*workspace.glob("*/"), *workspace.glob("days/states/")):
+    for folder in (workspace, *workspace.glob("*/"), *workspace.glob("days/states/")):
         artifact.sweep(folder)
+    for folder in (workspace / "feast", workspace / "reports", workspace / LOG_FOLDER):
+        for path in folder.rglob(f".*{WITHOUT}"):
+            path.unlink()
 
 
 def holding(folders: Collection[Path], entity: Entity) -> list[Found]:

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import pyarrow.parquet as pq
 import structlog
@@ -28,7 +27,7 @@ from jobs.raw.forgotten import KEYS_OF, add_forgotten
 from jobs.raw.ingest import read_tables
 from jobs.raw.typed import FILE
 from jobs.workspace import Workspace, locked, open_workspace
-from model import releases, strict_json
+from model import artifact, releases, strict_json
 from model.ctr.inputs.request_log import LOG_FOLDER, hashed_user, log_key
 from model.errors import CourierError
 
@@ -202,7 +201,7 @@ def _loose(folder: Path, raw: Path | None, entity: Entity) -> list[Place]:
             path.unlink()
             places.append(Place(_called(folder, path), rows, "removed", 0))
         else:
-            aside = path.with_name(f".{path.name}.without")
+            aside = path.with_name(f".{path.name}{artifacts.WITHOUT}")
             (write_without if path.suffix == ".parquet" else write_text_without)(path, aside, entity)
             shutil.copymode(path, aside)
             aside.replace(path)
@@ -235,10 +234,11 @@ def _raw_rows(workspace: Workspace, entity: Entity) -> tuple[dict[str, int], str
     found: dict[str, int] = {}
     try:
         tables = [name for name in tables_of(workspace.raw) if entity.key in KEYS_OF[name]]
-        with tempfile.TemporaryDirectory(dir=workspace.folder, prefix=".forget-") as scratch:
-            read = Path(scratch) / "ingest"
+        with artifact.scratch(workspace.folder) as aside:  # which is swept after a kill
+            scratch = cast(Path, aside)
+            read = scratch / "ingest"
             read_tables(raw=workspace.raw, raw_digest="", out=read, config=workspace.config.ingest)
-            with duckdb_session.connect(Path(scratch) / "spill") as db:
+            with duckdb_session.connect(scratch / "spill") as db:
                 for name in tables:
                     table = canonical_table(read, name, workspace.raw)
                     rows = read_events(db, table, datetime.now(UTC)) if name == "events" else items_alone(db, table)

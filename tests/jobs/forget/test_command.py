@@ -188,7 +188,7 @@ command.forget(open_workspace(Path(sys.argv[1])), sys.argv[2], sys.argv[3], by="
 """
 
 
-@pytest.mark.parametrize("calls", [10, 40])
+@pytest.mark.parametrize("calls", [2, 10, 40])
 def test_killed_anywhere_and_run_again_it_ends_the_same(shop, calls):
     folder = shop.workspace
     argv = [sys.executable, "-c", KILLER, str(folder), ITEM_KEY, "i5", str(calls)]

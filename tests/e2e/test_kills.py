@@ -107,13 +107,15 @@ def killed_often(shop: Shop, tmp_path: Path, argv: Sequence[str], ended: Callabl
     lasts = seconds_of(argv, measured)
     ended(measured)
     drawn, killed = random.Random(SEED), 0
-    for number in range(KILLS):
+    for number in range(4 * KILLS):  # on a machine with other work a command may end before its time
         folder = fresh(str(number))
         killed += kill_at(argv, drawn.uniform(0.2, 1.0) * lasts, folder)
         courier(*argv, cwd=folder)
         ended(folder)
         shutil.rmtree(folder)
-    assert killed > KILLS // 2, "most of them ended before they were killed"
+        if killed == KILLS:
+            return
+    raise AssertionError(f"of {4 * KILLS} commands {killed} were killed before they ended")
 
 
 def test_materialize_killed_at_any_moment_leaves_a_store_that_the_next_one_makes_whole(

@@ -25,7 +25,7 @@ VERBS = {
     "check": ("jobs.check:main", "RAW  count what the raw tables hold: read, accepted, rejected by reason"),
     "run": ("jobs.cli:run_main", "RAW  the whole road, from raw tables to a release; fresh stages are skipped"),
     "status": (
-        "jobs.cli:status_main",
+        "jobs.status:status_main",
         "a workspace's stages: fresh, stale or missing; the current release",
     ),
     "config": ("jobs.cli:config_main", "every setting that holds, as a courier.toml, and where its value came from"),

@@ -48,6 +48,12 @@ class State:
     pinned: str | None = None
 
 
+def require_stage(name: str) -> None:
+    """Raises StageError for a name that no stage has."""
+    if name not in NAMES:
+        raise StageError(f"no stage '{name}': the stages are {', '.join(NAMES)}")
+
+
 def stage_states(workspace: Workspace, only: str | None = None) -> dict[str, State]:
     """How every stage stands, in their order.  only: this stage and those it is made of; nothing else is read."""
     release = _call(RELEASED, workspace.folder)

@@ -56,6 +56,12 @@ def test_every_module_says_first_what_it_is_for() -> None:
     assert silent == []
 
 
+def test_no_file_is_too_long_to_be_read_at_once() -> None:
+    of_tests = dict.fromkeys((ROOT / "tests").rglob("*.py"), 500)
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in (*sources(), *of_tests)}
+    assert {str(path): lines for path, lines in lengths.items() if lines > of_tests.get(path, 400)} == {}
+
+
 def test_the_tests_hold_no_packages_that_would_shadow_ours() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
 

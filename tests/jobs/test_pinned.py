@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs import cli, pipeline
+from jobs import cli, pipeline, status
 from jobs.pipeline import explain, old_encoder, run_stages, stage_states
 from jobs.releases.pinned import trained_too_late
 from jobs.settings import Layer, resolve
@@ -294,10 +294,10 @@ def test_status_says_what_is_pinned_and_how_old_it_is(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_stages(workspace)
-    monkeypatch.setattr(cli, "current_release", lambda _: "r1")
+    monkeypatch.setattr(status, "current_release", lambda _: "r1")
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        cli.status_main(["--workspace", str(workspace.folder), "--json"])
+        status.status_main(["--workspace", str(workspace.folder), "--json"])
     told = json.loads(capsys.readouterr().out)
     assert {row["stage"]: (row["state"], row["days"]) for row in told["stages"]} == {
         "sequences": ("fresh", 0),

@@ -344,9 +344,10 @@ def test_duckdb_and_spark_write_the_same_index(spark, tmp_path, form) -> None:
 def test_late_events_are_told_by_the_log_and_by_the_status_and_taken_in_by_the_command_they_name(
     tmp_path, capsys
 ) -> None:
-    from jobs.cli import stage_main, status_main
+    from jobs.cli import stage_main
     from jobs.config import SequencesConfig
     from jobs.sequences.build import build
+    from jobs.status import status_main
 
     raw, workspace = raw_folder(tmp_path / "raw", "us"), tmp_path / "ws"
     (raw / "items.csv").write_text("item_id,image_uri,category,title,price,created_at\ni0,0.png,,,,\n")

@@ -36,9 +36,8 @@ from model.released_items import write_without as write_lookup_without
 from model.stored_features import rename_features
 from model.vector_index import ITEMS_FILE, VectorIndex
 
-BEFORE: Final = (
-    "digests_before"  # among a manifest's notes: part, or "" for the whole -> digest before rows were deleted
-)
+# Among a manifest's notes: part, or "" for the whole -> digest before rows were deleted.
+BEFORE: Final = "digests_before"
 WITHOUT: Final = ".without"  # ends the name of a file that will replace another
 NOT_ARTIFACTS: Final = ("image_store", "feast", "reports")
 

@@ -21,9 +21,8 @@ from model import artifact, releases, strict_json
 from model.artifact import Manifest
 from model.release_database import reading, writing
 
-VERSION: Final = re.compile(
-    r"([0-9a-f]{12})(-\d+)?"
-)  # KEY, KEY-1: what jobs.pipeline names, and nothing else is touched
+# KEY, KEY-1: what jobs.pipeline names, and nothing else is touched
+VERSION: Final = re.compile(r"([0-9a-f]{12})(-\d+)?")
 TRAINED: Final = "pretrain"  # its baselines lie beside the encoders of releases, and are no garbage
 
 

@@ -20,9 +20,8 @@ from model.release_database import reading, url_in, writing
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 KEYS = [f"{number:012x}" for number in range(1, 4)]
 KILLS = 25
-FORKING = multiprocessing.get_context(
-    "fork"
-)  # a process that has imported everything already, so that a kill hits work
+# A process that has imported everything already, so that a kill hits work.
+FORKING = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")

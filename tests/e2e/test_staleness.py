@@ -18,7 +18,8 @@ from jobs.leakage.check_leaks import fresh_stages
 from jobs.pipeline import NAMES, explain, run_stages, stage_states
 from jobs.workspace import Workspace, open_workspace
 from model import artifact, releases
-from model.release_database import url_in
+from model.release_database import reading, url_in
+from model.releases import Release
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PINNED = ["pretrain", "codebook"]
@@ -108,17 +109,26 @@ def folder_of(workspace: Workspace, stage: str) -> Path:
     return folder
 
 
+def promoted(workspace: Workspace) -> Release:
+    """The newest release, which answers from now on."""
+    with reading(url_in(workspace.folder)) as session:
+        newest = releases.list_releases(session)[0]
+    courier.main(["release", "promote", newest.release_id, "--workspace", str(workspace.folder)])
+    assert releases.current(url_in(workspace.folder)).release_id == newest.release_id
+    return newest
+
+
 def codes(workspace: Workspace) -> dict[str, int]:
     table = pq.read_table(folder_of(workspace, "cluster") / "items.parquet")
     return dict(zip(table["item_id"].to_pylist(), table["cluster_id"].to_pylist(), strict=True))
 
 
 def test_a_new_day_and_fifty_new_items_keep_space_and_codes_and_embed_only_what_is_new(workspace: Workspace) -> None:
-    before, known = releases.current(url_in(workspace.folder)), codes(workspace)
+    before, known = promoted(workspace), codes(workspace)
     new = add_items(workspace)
     add_day(workspace, dict(zip(sorted(known), new, strict=False)))
     assert built(workspace) == [name for name in NAMES if name not in PINNED]
-    after = releases.current(url_in(workspace.folder))
+    after = promoted(workspace)
     embed = artifact.read(folder_of(workspace, "embed"), kind="embed")
     assert embed.notes["embedded"] == NEW_ITEMS
     assert (after.release_id != before.release_id, after.space_id) == (True, before.space_id)
@@ -132,7 +142,7 @@ def test_a_new_day_and_fifty_new_items_keep_space_and_codes_and_embed_only_what_
 
     done = run_stages(workspace, anew=frozenset({"pretrain"}))  # as --encoder train asks for it
     assert [name for name, what in done.items() if what == "skipped"] == ["ingest", "check", "sequences", "images"]
-    trained = releases.current(url_in(workspace.folder))
+    trained = promoted(workspace)
     assert trained.space_id != after.space_id
     codebook = artifact.read(folder_of(workspace, "codebook"), kind="codebook").facts
     assert (codebook["overlap"], codebook["space_id"]) == (len(known) + NEW_ITEMS, trained.space_id)

@@ -441,7 +441,7 @@ def test_memory_is_bounded_by_the_setting_and_nothing_is_left_of_a_query_that_ne
     stores, _ = few
     rows = 100_000
     tags = "[repeat(md5(n::VARCHAR), 4) || k FOR k IN range(5)]"
-    key, moment = "'a' || n % 5000 AS user_id", "TIMESTAMPTZ '2024-03-01' + to_microseconds(n)"
+    key, moment = "'a' || n % 5000 AS user_id", "TIMESTAMPTZ '2024-03-01 00:00+00' + to_microseconds(n)"
     query = f'SELECT {key}, {moment} AS "at", "at" AS made'
     for part in (0, 1):
         path = stores.folder / "counts" / f"part-{part}.parquet"

@@ -68,12 +68,13 @@ def step_inputs(model: Objective, rows: np.ndarray, seed: int = 0) -> tuple[Tens
     return normalise(chosen, PLAIN), BatchTensors.of(batch, torch.device("cpu"))
 
 
-def trained(method: str, steps: int = 3, seed: int = 0) -> tuple[Objective, list[float]]:
+def trained(method: str, steps: int = 3, seed: int = 0, *, anew: bool = True) -> tuple[Objective, list[float]]:
+    """The model after some steps, and the loss at each. anew: whether crops are drawn at each step."""
     model = objective(method, seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     curve = []
     for step in range(steps):
-        loss = model(*step_inputs(model, np.arange(ROWS), step)).sum()
+        loss = model(*step_inputs(model, np.arange(ROWS), step * anew)).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,8 +84,8 @@ def trained(method: str, steps: int = 3, seed: int = 0) -> tuple[Objective, list
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_method_learns_and_its_vectors_have_unit_length(method: str) -> None:
-    model, curve = trained(method, 20)
-    assert min(curve[-3:]) < curve[0]
+    model, curve = trained(method, 20, anew=False)  # what other crops cost hides what is learned
+    assert curve[-1] < curve[0]
     vectors = model.encoder(normalise(pixels(), PLAIN))
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(IMAGES))
 

@@ -65,6 +65,11 @@ def is_blank(text: str) -> str:
     return f"({text} IS NULL OR ({text} < '!' AND ltrim({text}, {WHITE_SPACE}) = ''))"
 
 
+def is_surely_not_blank(text: str) -> str:
+    """Whether a text is none that is_blank may find: with one look."""
+    return f"{text} >= '!'"
+
+
 def has_nul(text: str) -> str:
     """Whether a text has a NUL."""
     return f"contains({text}, chr(0))"

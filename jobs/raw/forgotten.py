@@ -18,7 +18,7 @@ import duckdb
 from feature_repo.contract import ITEM_KEY, USER_KEY
 from jobs.engines.duckdb_session import literal
 from jobs.raw.columns import COLUMNS
-from jobs.raw.typed import CORRUPT, FILE, LOST, NUMBER, REASON, ROW
+from jobs.raw.typed import CORRUPT, FILE, LOST, NUMBER, REASON, ROW, WRITTEN
 from model import artifact, strict_json
 
 FORGOTTEN_FILE: Final = "forgotten.json"  # in the workspace
@@ -90,7 +90,7 @@ def drop_forgotten(db: duckdb.DuckDBPyConnection, piece: Path, table: str, forgo
         f"FROM (SELECT *, coalesce({theirs}, FALSE) AS _theirs FROM read_parquet({literal(piece)}))"
     )
     aside = piece.with_suffix(".without")
-    db.execute(f"COPY ({query}) TO {literal(aside)} (FORMAT parquet)")
+    db.execute(f"COPY ({query}) TO {literal(aside)} ({WRITTEN})")
     aside.replace(piece)
 
 

@@ -49,9 +49,11 @@ from jobs.raw.typed import (
     NUMBER,
     REASON,
     UNREADABLE,
+    WRITTEN,
     Part,
     broken_rows,
     decimal_commas,
+    file_name,
     typed_events,
     typed_items,
     union,
@@ -146,11 +148,11 @@ def _parquet(db: duckdb.DuckDBPyConnection, raw: RawFile, names: Names, path: Pa
         return False  # its types need not be those of the others
     layout = parquet_layout(path, raw.file, raw.table, names, raw.told)
     try:
-        _copy(db, _typed(db, raw, _told(raw, parquet_part(path, layout, literal(raw.called)))), out)
+        _copy(db, _typed(db, raw, _told(raw, parquet_part(path, layout, file_name(raw.called)))), out)
     except duckdb.Error as error:
         if NOT_UTF8 not in str(error):
             raise _damaged_parquet(path, raw.file, error) from None
-        _copy(db, _typed(db, raw, _told(raw, careful_part(db, path, layout, literal(raw.called)))), out)
+        _copy(db, _typed(db, raw, _told(raw, careful_part(db, path, layout, file_name(raw.called)))), out)
     _in_days(db, raw, out)
     return True
 
@@ -258,7 +260,7 @@ def _text_cells(raw: RawFile, cells: Mapping[str, str], odd: Container[str], cor
     told = {name: literal(value) if value is not None else "NULL" for name, value in raw.told.items()}
     read = {**told, **cells}
     listed = [f"{_cell(read.get(one.name), one.nullable, odd)} AS {one.name}" for one in columns]
-    others = {CORRUPT: corrupt, UNREADABLE: "FALSE", FILE: literal(raw.called), NUMBER: AS_IT_STANDS}
+    others = {CORRUPT: corrupt, UNREADABLE: "FALSE", FILE: file_name(raw.called), NUMBER: AS_IT_STANDS}
     return ", ".join([*listed, *(f"{sql} AS {name}" for name, sql in others.items())])
 
 
@@ -335,7 +337,7 @@ def _told(raw: RawFile, part: Part) -> Part:
 
 
 def _copy(db: duckdb.DuckDBPyConnection, query: str, out: Path) -> None:
-    db.execute(f"COPY ({query}) TO {literal(out)} (FORMAT parquet)")
+    db.execute(f"COPY ({query}) TO {literal(out)} ({WRITTEN})")
 
 
 def _in_days(db: duckdb.DuckDBPyConnection, raw: RawFile, out: Path, broken: Sequence[Broken] = ()) -> None:

@@ -21,6 +21,8 @@ NUMBER: Final = "number"  # of the row in its file; 1 is the first
 # In ingested files it is null where it is that of the row in this one, which readers of parquet know: DuckDB counts the
 # rows of text one by one, in one thread.
 AS_IT_STANDS: Final = "NULL::BIGINT"
+# How ingested rows are written: deltas halve the file, and nobody looks for a single value.
+WRITTEN: Final = "FORMAT parquet, PARQUET_VERSION V2, WRITE_BLOOM_FILTER false"
 MOMENTS: Final = ("created_at", "updated_at")  # of an item
 COMMA: Final = r"\d+,\d{1,2}|\d{1,3}(?:\.\d{3})+,\d{1,2}"  # of a price: the comma can part no thousands
 # The point can part no thousands: too few or too many digits stand on one side of it.
@@ -53,6 +55,12 @@ def typed_events(part: Part) -> str:
     )
     is_shown = f"_type = {literal(events.IMPRESSION)}"
     known = _in_our_time("_micros")
+    ids = [_text(part, name) for name in ("user_id", "item_id", "request_id")]
+    usable = [
+        f"NOT ({_is_bad_row(part)}) AND NOT {UNREADABLE} AND {known}",
+        *map(cells.is_surely_not_blank, ids),
+        f"_type IS NOT NULL AND (_type <> {literal(events.IMPRESSION)} OR _position IS NOT NULL)",
+    ]
     reason = first_reason(
         {
             events.BAD_ROW: _is_bad_row(part),
@@ -78,7 +86,8 @@ def typed_events(part: Part) -> str:
         },
         part,
         contract.EVENTS,
-        f"SELECT *, {reason} AS {REASON} "
+        # One look at nearly every row, and why only where it is needed.
+        f"SELECT *, CASE WHEN {' AND '.join(usable)} THEN NULL ELSE {reason} END AS {REASON} "
         f"FROM (SELECT *, {time.micros} AS _micros, {_event_type(part)} AS _type, {position.number} AS _position "
         f"FROM ({part.query}))",
     )
@@ -192,6 +201,11 @@ def json_object(values: Mapping[str, str]) -> str:
     """A JSON object of values that are JSON already."""
     members = ", ',', ".join(f"{literal(strict_json.dumps(name) + ':')}, {value}" for name, value in values.items())
     return f"concat('{{', {members}, '}}')"
+
+
+def file_name(name: str) -> str:
+    """The name of a raw file, as the value of each of its rows: an ENUM is written without a look at each."""
+    return f"{literal(name)}::ENUM({literal(name)})"
 
 
 def union(queries: Iterable[str]) -> str:

@@ -36,7 +36,11 @@ def test_feasts_spark_engine_loads_what_courier_materialize_loads(shop_maker, tm
     by_spark = tmp_path / "feature_store.yaml"
     by_spark.write_text(yaml.safe_dump(settings), "utf-8")
     ours = open_store(shop.workspace)
-    environment = {"FEAST_FS_YAML_FILE_PATH": str(by_spark), "COURIER_WORKSPACE": str(shop.workspace)}
+    environment = {
+        "FEAST_FS_YAML_FILE_PATH": str(by_spark),
+        "COURIER_WORKSPACE": str(shop.workspace),
+        "PYSPARK_PYTHON": sys.executable,  # its workers import feast
+    }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     theirs = open_store(shop.workspace)

@@ -10,6 +10,7 @@ from typing import Final
 USER_KEY: Final = "user_id"
 ITEM_KEY: Final = "item_id"
 SPACE_KEY: Final = "space_id"
+CODEBOOK_KEY: Final = "codebook_id"
 EVENT_TIME: Final = "event_timestamp"  # Feast's valid-from column: aware UTC, microseconds
 
 WORKSPACE: Final = "COURIER_WORKSPACE"  # the variable by which feature_store.yaml finds the workspace
@@ -116,6 +117,7 @@ KEYS: Final = {
     USER_KEY: "Who is shown items, and clicks: as the raw events call them.",
     ITEM_KEY: "What is shown: as the raw items call it.",
     SPACE_KEY: "The space of embeddings: which encoder, and which preprocessing of pictures.",
+    CODEBOOK_KEY: "The codebooks that cluster IDs are of: their space, and which centres in it.",
 }
 
 _FIRST_MICROS: Final = (EARLIEST - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
@@ -194,7 +196,7 @@ ITEM_STATISTICS: Final = View(
 # IDs and vectors lie in separate views: an online read fetches a whole view, and a vector costs 30 times an ID.
 ITEM_CLUSTER: Final = View(
     "item_cluster",
-    (ITEM_KEY, SPACE_KEY),
+    (ITEM_KEY, CODEBOOK_KEY),
     (
         Feature(
             "cluster_id",
@@ -204,7 +206,7 @@ ITEM_CLUSTER: Final = View(
             most=2 ** (CODE_BITS * MAX_CODEBOOKS) - 1,
         ),
     ),
-    description="Which visual clusters an item's picture belongs to, in a space.",
+    description="Which visual clusters an item's picture belongs to, by one fit of the codebooks.",
     owner="jobs/embeddings",
     stage="cluster",
     fixed=True,
@@ -238,6 +240,6 @@ SERVICES: Final = {
 SERVICE_DESCRIPTIONS: Final = {
     "ranking_user": "What ranking knows of the user.",
     "ranking_item": "What ranking knows of each candidate, whatever the release.",
-    "item_cluster_ids": "The cluster IDs of candidates and of clicked items, in the release's space.",
+    "item_cluster_ids": "The cluster IDs of candidates and of clicked items, by the release's codebooks.",
     "item_embeddings": "The embeddings of candidates and of clicked items, in the release's space.",
 }

@@ -114,7 +114,7 @@ STAGES: Final = (
     Stage(
         name="features",
         build="jobs.features.offline:build",
-        revision=3,  # a row for each profile of an item, and how much of the past nobody saw
+        revision=4,  # cluster IDs under their codebook
         inputs=("sequences", "images", "embed", "cluster"),
         options=("workspace", "master"),
         reads="jobs.raw.profile_history:history_inputs",
@@ -122,7 +122,7 @@ STAGES: Final = (
     Stage(
         name="materialize",
         build="jobs.features.materialize:build",
-        revision=2,  # packed rows; of each view how many entities
+        revision=3,  # cluster IDs under their codebook, which it names
         inputs=("features",),
         options=("workspace",),
         stands="jobs.features.materialize:stands",
@@ -131,7 +131,7 @@ STAGES: Final = (
     Stage(
         name="rows",
         build="jobs.features.training_rows:build",
-        revision=2,  # how many impressions were read
+        revision=3,  # names the codebook
         inputs=("sequences", "features", "materialize"),
         options=("workspace", "engine", "master"),
     ),
@@ -156,7 +156,7 @@ STAGES: Final = (
     Stage(
         name="release",
         build="jobs.releases.build:build",
-        revision=2,  # names the codebook
+        revision=3,  # names the codebook itself, not its artifact alone
         inputs=("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate"),
         options=("workspace",),
         stands="jobs.releases.current:stands",  # made current again by whoever runs its stages again

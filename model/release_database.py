@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from model.errors import CourierError
 
 CATALOGUE_FILE: Final = "catalogue.db"
-SCHEMA: Final = "0002"  # the newest of infra/migrations, which a process that only reads need not have
+SCHEMA: Final = "0003"  # the newest of infra/migrations, which a process that only reads need not have
 LONGEST_NAME: Final = 200  # of who did something, and of an online store
 WRITERS: Final = 0x636F7572  # the advisory lock that PostgreSQL's writers hold one after the other
 
@@ -71,6 +71,7 @@ class ReleaseRow(Base):
     release_id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     created_at: Mapped[datetime] = mapped_column(Instant())
     space_id: Mapped[str] = mapped_column(sa.String(64))
+    codebook_id: Mapped[str | None] = mapped_column(sa.String(64))
     ctr_model: Mapped[str] = mapped_column(sa.String(64))
     artifacts: Mapped[dict[str, Any]] = mapped_column(sa.JSON())
     metrics: Mapped[dict[str, Any]] = mapped_column(sa.JSON())

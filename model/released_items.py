@@ -73,9 +73,12 @@ def hashes_of(item_ids: pa.Array) -> Hashes:
 class ReleasedItems:
     """The items of one space and codebook. Any thread may ask; processes of one machine share the memory."""
 
-    def __init__(self, space_id: str, folder: Path, vectors: Path) -> None:
-        """folder: of `write_lookup`.  vectors: an .npy of (M, 256) float32. Raises ArtifactMismatch, OSError."""
-        self.space_id = space_id
+    def __init__(self, space_id: str, codebook_id: str, folder: Path, vectors: Path) -> None:
+        """folder: of `write_lookup`, of this codebook's cluster IDs.  vectors: an .npy of (M, 256) float32.
+
+        Raises ArtifactMismatch, OSError.
+        """
+        self.space_id, self.codebook_id = space_id, codebook_id
         hashes, ends, _, self._cluster_ids, self._rows = (
             np.load(folder / f"{name}.npy", mmap_mode="r") for name in NAMES
         )

@@ -37,6 +37,7 @@ class Release:
 
     artifacts: stage -> {"path": relative to the workspace, "digest": of the manifest there}.
     ctr_model: "<model>/<images>", the variant of the ctr artifact that ranks.
+    codebook_id: None of a release that was recorded before they named it.
     metrics: what was measured of it offline.  retired_at: since when it may not answer any more; None while it may.
     """
 
@@ -46,6 +47,7 @@ class Release:
     ctr_model: str
     artifacts: Mapping[str, Mapping[str, str]]
     metrics: Mapping[str, Any]
+    codebook_id: str | None = None
     retired_at: datetime | None = None
 
 
@@ -91,7 +93,8 @@ def record(session: Session, release: Release, *, by: str, why: str = "") -> Rel
         session.flush()
         _note(session, CREATED, row.release_id, now=release.created_at, by=by, why=why)
     elif row.retired_at is not None:
-        row.retired_at, row.artifacts = None, _columns(release)["artifacts"]
+        again = _columns(release)
+        row.retired_at, row.artifacts, row.codebook_id = None, again["artifacts"], again["codebook_id"]
         _note(session, CREATED, row.release_id, now=release.created_at, by=by, why=why or "made again")
     return _release(row)
 
@@ -260,6 +263,7 @@ def _columns(release: Release) -> dict[str, Any]:
         "release_id": release.release_id,
         "created_at": release.created_at,
         "space_id": release.space_id,
+        "codebook_id": release.codebook_id,
         "ctr_model": release.ctr_model,
         "artifacts": {stage: dict(where) for stage, where in release.artifacts.items()},
         "metrics": dict(release.metrics),
@@ -271,6 +275,7 @@ def _release(row: ReleaseRow) -> Release:
         release_id=row.release_id,
         created_at=row.created_at,
         space_id=row.space_id,
+        codebook_id=row.codebook_id,
         ctr_model=row.ctr_model,
         artifacts=row.artifacts,
         metrics=row.metrics,

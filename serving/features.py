@@ -1,6 +1,6 @@
 """Read what ranking needs from the online store, as rows of the same form as the training rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.contract import (
+    CODEBOOK_KEY,
     EMBEDDING_DIM,
     ITEM_EMBEDDING,
     ITEM_KEY,
@@ -63,16 +64,17 @@ class RankingFeatures:
     released: ReleasedItems | None = None
 
     def ranking_rows(
-        self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
+        self, user_id: str, item_ids: Sequence[str], space_id: str, codebook_id: str, *, as_of: datetime, vectors: bool
     ) -> RankingRows:
         """The rows of these candidates for this user, from the newest features in the store.
 
         Two lookups: the user's and the candidates' features; and, where the user has clicked on other items, theirs.
-        as_of: aware; the rows' request_time.  space_id: the space of clusters and vectors.
+        as_of: aware; the rows' request_time.  space_id: of the vectors.  codebook_id: of the cluster IDs.
         """
         candidates = list(dict.fromkeys(item_ids))
-        released = self.released if self.released and self.released.space_id == space_id else None
-        of_candidates = _SpaceLookup(candidates, space_id, released, vectors=vectors)
+        of_these = self.released and (self.released.space_id, self.released.codebook_id) == (space_id, codebook_id)
+        released = self.released if of_these else None
+        of_candidates = _SpaceLookup(candidates, space_id, codebook_id, released, vectors=vectors)
         user, items, *found = self._read(
             Asked(SERVICES["ranking_user"], {USER_KEY: [user_id]}),
             Asked(SERVICES["ranking_item"], {ITEM_KEY: candidates}),
@@ -83,7 +85,7 @@ class RankingFeatures:
         clicked, among = user.column(HISTORY)[0].as_py() or [], set(candidates)
         others = [item for item in dict.fromkeys(clicked) if item not in among]
         if others:
-            of_others = _SpaceLookup(others, space_id, released, vectors=vectors)
+            of_others = _SpaceLookup(others, space_id, codebook_id, released, vectors=vectors)
             more, *found = self._read(Asked((ITEM_PROFILE,), {ITEM_KEY: others}), *of_others.asked())
             facts.append(of_others.facts(found))
             profiles = pa.concat_tables([profiles, more.select([ITEM_KEY, "category"])])
@@ -104,7 +106,10 @@ class RankingFeatures:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What holds of items in a space. clusters: item_id, cluster_id, in their order.  with_vector: ids of `matrix`."""
+    """What holds of items in a space and a codebook. clusters: item_id, cluster_id, in their order.
+
+    with_vector: ids of `matrix`.
+    """
 
     clusters: pa.Table
     with_vector: list[pa.Array]
@@ -114,17 +119,23 @@ class _Facts:
 class _SpaceLookup:
     """Clusters and vectors of items: the release's own, and of what it does not hold the store's."""
 
-    def __init__(self, item_ids: list[str], space_id: str, released: ReleasedItems | None, *, vectors: bool) -> None:
+    def __init__(
+        self, item_ids: list[str], space_id: str, codebook_id: str, released: ReleasedItems | None, *, vectors: bool
+    ) -> None:
         self._ids, self._space_id, self._vectors = pa.array(item_ids, pa.string()), space_id, vectors
+        self._codebook_id = codebook_id
         self._released = released
         self._places = released.find(item_ids) if released else np.full(len(item_ids), -1, np.int64)
 
     def asked(self) -> list[Asked]:
         """What is asked of the store."""
         item_ids = self._ids.filter(pa.array(self._places < 0)).to_pylist()
-        keys: Mapping[str, Sequence[str]] = {ITEM_KEY: item_ids, SPACE_KEY: [self._space_id] * len(item_ids)}
-        names = ("item_cluster_ids", "item_embeddings")[: 1 + self._vectors]
-        return [Asked(SERVICES[name], keys) for name in names] if item_ids else []
+        of = {"item_cluster_ids": (CODEBOOK_KEY, self._codebook_id), "item_embeddings": (SPACE_KEY, self._space_id)}
+        asked = [
+            Asked(SERVICES[name], {ITEM_KEY: item_ids, key: [version] * len(item_ids)})
+            for name, (key, version) in of.items()
+        ]
+        return asked[: 1 + self._vectors] if item_ids else []
 
     def facts(self, found: Sequence[pa.Table]) -> _Facts:
         """The facts of all the items.  found: what the store answered."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from model.artifact import ArtifactMismatch
 from model.errors import CourierError
 from serving.release import OpenRelease, load_ctr_model, open_release
 from serving.schemas import MAX_CANDIDATES, RankAnswer, Ranked
@@ -39,7 +40,7 @@ class FeatureSource(Protocol):
     """Where the rows of a user and some items come from."""
 
     def ranking_rows(
-        self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
+        self, user_id: str, item_ids: Sequence[str], space_id: str, codebook_id: str, *, as_of: datetime, vectors: bool
     ) -> "RankingRows":
         """One row per item, in the order given; whether user and items are known; image vectors if asked for."""
 
@@ -54,11 +55,12 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Ranker:
-    """Ranks with one release's CTR model over one space's features."""
+    """Ranks with one release's CTR model over the features of one space and one codebook."""
 
     features: FeatureSource
     model: "CtrModel"
     space_id: str
+    codebook_id: str
     # More threads than cores would take Python's lock from each other in the middle of an answer.
     turns: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(os.cpu_count() or 1), repr=False)
 
@@ -86,7 +88,12 @@ class Ranker:
         from model.ctr.inputs.inputs import needs_vectors
 
         return self.features.ranking_rows(
-            user_id, candidates, self.space_id, as_of=as_of, vectors=needs_vectors(self.model.images)
+            user_id,
+            candidates,
+            self.space_id,
+            self.codebook_id,
+            as_of=as_of,
+            vectors=needs_vectors(self.model.images),
         )
 
 
@@ -107,23 +114,34 @@ def load_ranker(opened: OpenRelease, workspace: Path) -> Ranker:
 
     The store need not have been loaded for this release: what moves daily is of no release, and clusters and vectors
     are the release's own artifacts'; the store is asked for those of items that were added since.
-    Raises StoreNotLoaded, RowUnreadable where the store's layout is stale, ArtifactMismatch.
+    Of a release that was recorded before releases named their codebook, items that its artifacts do not hold have no
+    cluster ID: no code in the store can be told to be its own.
+    Raises StoreNotLoaded, RowUnreadable where the store's layout is stale, ArtifactMismatch where a release holds
+    neither a codebook's name nor cluster IDs of its own.
     """
     from feature_repo.online_views import open_views
     from serving.features import RankingFeatures  # what a search needs none of
 
     views = open_views(workspace)
     views.check()
-    return Ranker(RankingFeatures(views, _released_items(opened)), load_ctr_model(opened), opened.space_id)
+    features = RankingFeatures(views, _released_items(opened))
+    return Ranker(features, load_ctr_model(opened), opened.space_id, opened.codebook_id)
 
 
 def _released_items(opened: OpenRelease) -> "ReleasedItems | None":
     from model.released_items import FOLDER, ReleasedItems
 
     lookup = opened.folders["cluster"] / FOLDER
-    if not lookup.is_dir():  # of a release that was made before there were any: the store still holds its space
+    if not lookup.is_dir():  # of a release that was made before there were any: the store may hold its codebook
+        if not opened.codebook_id:
+            raise ArtifactMismatch(
+                f"{opened.release_id} neither names its codebook nor holds cluster IDs of its own: "
+                "`courier run` makes one that does"
+            )
         return None
-    return ReleasedItems(opened.space_id, lookup, opened.folders["embed"] / "vectors.npy")
+    if not opened.codebook_id:
+        log.warning("codebook_not_named", release=opened.release_id, lost="cluster IDs of items added since")
+    return ReleasedItems(opened.space_id, opened.codebook_id, lookup, opened.folders["embed"] / "vectors.npy")
 
 
 def answer_of(ranking: Ranking, release_id: str) -> RankAnswer:

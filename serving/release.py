@@ -45,6 +45,11 @@ class OpenRelease:
         """The space that its encoder, index and features share."""
         return self.release.space_id
 
+    @property
+    def codebook_id(self) -> str:
+        """The codebook of its codes; empty, under which no code is stored, where it was recorded without."""
+        return self.release.codebook_id or ""
+
 
 def open_release(workspace: Path, database: str | None = None, artifacts: str | None = None) -> OpenRelease:
     """The release that answers, its artifacts found in the workspace.
@@ -86,9 +91,11 @@ def _check(release: Release, stage: str, folder: Path) -> None:
     manifest = (artifact.verify if stage in ANSWERING else artifact.read)(folder, kind=stage)
     if artifact.identity(manifest) != release.artifacts[stage]["digest"]:
         raise ArtifactMismatch(f"{folder} was rebuilt after {release.release_id} named it: `courier run` releases it")
-    space = manifest.facts.get("space_id", release.space_id)
-    if space != release.space_id:
-        raise ArtifactMismatch(f"{folder} is of space {space}, {release.release_id} of {release.space_id}: rebuild it")
+    for key, named in (("space_id", release.space_id), ("codebook_id", release.codebook_id)):
+        found = manifest.facts.get(key, named)
+        if named is not None and found != named:
+            what = key.removesuffix("_id")
+            raise ArtifactMismatch(f"{folder} is of {what} {found}, {release.release_id} of {named}: rebuild it")
 
 
 @dataclass(slots=True)

@@ -68,7 +68,15 @@ class RequestLog:
         self._writer.start()
 
     def offer(
-        self, rows: pa.Table, user_id: str, item_ids: Sequence[str], as_of: datetime, *, release_id: str, space_id: str
+        self,
+        rows: pa.Table,
+        user_id: str,
+        item_ids: Sequence[str],
+        as_of: datetime,
+        *,
+        release_id: str,
+        space_id: str,
+        codebook_id: str,
     ) -> None:
         """Log a request's rows, if it is of the sample and there is room. Never raises, never waits for the disk."""
         try:
@@ -81,6 +89,7 @@ class RequestLog:
                 logged_at=datetime.now(UTC),
                 release_id=release_id,
                 space_id=space_id,
+                codebook_id=codebook_id,
                 hashed=hashed_user(user_id, self._key) if self._key else None,
             )
         except Exception as error:  # a ranking is worth more than its record
@@ -199,9 +208,10 @@ class LoggedFeatures:
     release_id: str
 
     def ranking_rows(
-        self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
+        self, user_id: str, item_ids: Sequence[str], space_id: str, codebook_id: str, *, as_of: datetime, vectors: bool
     ) -> "RankingRows":
         """The other's answer, as it is. Raises what the other one raises."""
-        rows = self.features.ranking_rows(user_id, item_ids, space_id, as_of=as_of, vectors=vectors)
-        self.request_log.offer(rows.table, user_id, item_ids, as_of, release_id=self.release_id, space_id=space_id)
+        rows = self.features.ranking_rows(user_id, item_ids, space_id, codebook_id, as_of=as_of, vectors=vectors)
+        of = {"release_id": self.release_id, "space_id": space_id, "codebook_id": codebook_id}
+        self.request_log.offer(rows.table, user_id, item_ids, as_of, **of)
         return rows

@@ -42,6 +42,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the front door does, b
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 SPACE = "s0123456789ab"
+CODEBOOK = "c0123456789ab"
 MICROSECOND = timedelta(microseconds=1)
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -210,7 +211,7 @@ def write_space(embed: Path, cluster: Path, vectors: dict[str, np.ndarray], clus
         save(rows, pa.schema([("item_id", pa.string()), ("cluster_id", pa.int32())]), draft.path / "items.parquet")
         names, codes = [row["item_id"] for row in rows], np.array([row["cluster_id"] for row in rows], np.int32)
         write_lookup(draft.path / LOOKUP, pa.array(names), codes, np.array([ids.index(name) for name in names]))
-        draft.facts = {"space_id": SPACE, "clusters": 8}
+        draft.facts = {"space_id": SPACE, "codebook_id": CODEBOOK, "clusters": 8}
 
 
 def write_features(shop_paths: dict[str, Path], out: Path, stats: dict[View, list[dict[str, Any]]]) -> None:
@@ -220,13 +221,14 @@ def write_features(shop_paths: dict[str, Path], out: Path, stats: dict[View, lis
         for view, rows in stats.items():
             save(rows, offline.source_schema(view), draft.path / view.name / "part-0.parquet")
         offline.write_histories(shop_paths["sequences"], draft.path)
-        offline.write_item_facts(**shop_paths, out=draft.path, space_id=SPACE)
+        offline.write_item_facts(**shop_paths, out=draft.path, space_id=SPACE, codebook_id=CODEBOOK)
         rows_of = {view.name: offline.checked_rows(draft.path, view) for view in offline.VIEWS}
         draft.facts = {
             "rows": rows_of,
             "start": start.isoformat(),
             "as_of": as_of.isoformat(),
             "space_id": SPACE,
+            "codebook_id": CODEBOOK,
         }
 
 

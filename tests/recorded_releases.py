@@ -50,10 +50,10 @@ def write_stages(
 ) -> dict[str, Path]:
     """The artifacts of a release as the stages write them, at WORKSPACE/<stage>/<version>, each made of the others.
 
-    seed: of the vectors, and the name of their space.  facts: stage -> facts of it that shall be others.
+    seed: of the vectors, and the names of their space and codebook.  facts: stage -> facts of it that shall be others.
     """
     folders = {stage: workspace / stage / version for stage in STAGES}
-    vectors, space = drawn_vectors(seed, len(items), width), f"s{seed}"
+    vectors, space, codebook = drawn_vectors(seed, len(items), width), f"s{seed}", f"c{seed}"
     ids = pa.array(items, pa.string())
 
     def finish(draft: artifact.Draft[Path], stage: str, **found: Any) -> None:
@@ -77,20 +77,22 @@ def write_stages(
         finish(draft, "embed", space_id=space)
     with artifact.write(folders["codebook"], kind="codebook", inputs=of("embed"), config={}) as draft:
         np.save(draft.path / "centroids.npy", vectors[:1])
-        finish(draft, "codebook", space_id=space)
+        finish(draft, "codebook", space_id=space, codebook_id=codebook)
     with artifact.write(folders["cluster"], kind="cluster", inputs=of("embed", "codebook"), config={}) as draft:
         pq.write_table(pa.table({"item_id": ids, "cluster_id": [seed] * len(ids)}), draft.path / "items.parquet")
-        finish(draft, "cluster", space_id=space)
+        finish(draft, "cluster", space_id=space, codebook_id=codebook)
     with artifact.write(folders["features"], kind="features", inputs=of("embed", "cluster"), config={}) as draft:
         for view in ("item_embedding", "item_cluster"):
             (draft.path / view).mkdir()
-            pq.write_table(pa.table({"item_id": ids}), draft.path / view / "part-0.parquet")
-        finish(draft, "features", space_id=space)
+            pq.write_table(
+                pa.table({"item_id": ids, "codebook_id": [codebook] * len(ids)}), draft.path / view / "part-0.parquet"
+            )
+        finish(draft, "features", space_id=space, codebook_id=codebook)
     with artifact.write(folders["index"], kind="index", inputs=of("embed"), config={}) as draft:
         VectorIndex.build(vectors, list(items)).save(draft.path)
         finish(draft, "index", space_id=space, recall_at_10=1.0)
     with artifact.write(folders["materialize"], kind="materialize", inputs=of("features"), config={}) as draft:
-        finish(draft, "materialize", space_id=space)
+        finish(draft, "materialize", space_id=space, codebook_id=codebook)
     with artifact.write(folders["ctr"], kind="ctr", inputs=of("embed"), config={}) as draft:
         (draft.path / "weights").write_text(f"{seed} {auc}", "utf-8")
         finish(draft, "ctr", space_id=space, best="lightgbm/none")

@@ -33,7 +33,7 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
     Killed at any moment and run again it ends in the same state: each step only sets what the last run would have set.
     Feast's watermark (up to when `feast materialize-incremental` takes all for loaded) and ours move last, after what
     the store holds was compared with what was loaded.
-    Facts: features (their digest), as_of, space_id, rows (loaded, per view: one an entity).
+    Facts: features (their digest), as_of, space_id, codebook_id, rows (loaded, per view: one an entity).
     Notes: registry and online (as feature_store.yaml resolves them), seconds.
     Which features the store holds stands in the database of releases, so that hosts that share it agree.
     Raises StoreDiffers, LoadOvertaken where another load began meanwhile, CatalogueUnreadable, what the store raises.
@@ -54,7 +54,11 @@ def build(*, features: Path, workspace: Path, out: Path) -> Manifest:
         with writing(releases_url(workspace)) as session:
             mark_loaded(session, online, features=inputs["features"], now=datetime.now(UTC))
         # No file is left here: what was loaded is the artifact's identity.
-        draft.facts = {**inputs, **{name: source.facts[name] for name in ("as_of", "space_id")}, "rows": rows}
+        draft.facts = {
+            **inputs,
+            **{name: source.facts[name] for name in ("as_of", "space_id", "codebook_id")},
+            "rows": rows,
+        }
         draft.notes = {
             "registry": str(store.config.registry.path),
             "online": str(store.config.online_store.type),

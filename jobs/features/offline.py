@@ -16,11 +16,13 @@ import structlog
 
 from feature_repo.arrow_types import KIND_TYPES, TIME
 from feature_repo.contract import (
+    CODEBOOK_KEY,
     EMBEDDING_DIM,
     EVENT_TIME,
     ITEM_CLUSTER,
     ITEM_EMBEDDING,
     ITEM_PROFILE,
+    SPACE_KEY,
     USER_HISTORY,
     VIEWS,
     View,
@@ -49,16 +51,16 @@ def build(
 ) -> Manifest:
     """The features artifact: `<view>/*.parquet` for every view of the contract.
 
-    Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id, newest
-    (per view, the last moment at which a row becomes valid, ISO; null without rows), null_shares (per view and feature,
-    in how many of its rows the value is not known), profiles_of_unknown_past (of how many items the profile is not
-    known since they are, and how many impressions fall into that time: there the first known one stands for it).
+    Facts: rows (per view), start and as_of (ISO; every row is valid from a moment between them), space_id, codebook_id,
+    newest (per view, the last moment at which a row becomes valid, ISO; null without rows), null_shares (per view and
+    feature, in how many of its rows the value is not known), profiles_of_unknown_past (of how many items the profile is
+    not known since they are, and how many impressions fall into that time: there the first known one stands for it).
     workspace: whose ingests' item profiles are taken, as `write_item_facts` does.
     master: where Spark counts the statistics; without one DuckDB does, here.
     Raises ArtifactMissing or ArtifactMismatch where an input is not what it should be, or embeddings and clusters are
     of different spaces, ValuesRefused where a value is not what the contract allows.
     """
-    space_id = shared_space(embed, cluster)
+    space_id, codebook_id = shared_space(embed, cluster)
     artifact.read(images, kind="images")
     start, as_of = period(sequences)
     paths = {"sequences": sequences, "images": images, "embed": embed, "cluster": cluster}
@@ -67,7 +69,14 @@ def build(
         _write_statistics(sequences, draft.path, master)
         write_histories(sequences, draft.path)
         unknown = write_item_facts(
-            sequences, images, embed, cluster, draft.path, space_id=space_id, workspace=workspace
+            sequences,
+            images,
+            embed,
+            cluster,
+            draft.path,
+            space_id=space_id,
+            codebook_id=codebook_id,
+            workspace=workspace,
         )
         views = {view.name: check_view(draft.path, view) for view in VIEWS}
         draft.facts = {
@@ -75,6 +84,7 @@ def build(
             "start": start.isoformat(),
             "as_of": as_of.isoformat(),
             "space_id": space_id,
+            "codebook_id": codebook_id,
             "newest": {name: view.newest and view.newest.isoformat() for name, view in views.items()},
             "null_shares": {name: view.null_shares for name, view in views.items()},
             "profiles_of_unknown_past": asdict(unknown),
@@ -94,13 +104,13 @@ def _write_statistics(sequences: Path, out: Path, master: str | None) -> None:
         item_statistics.write_statistics(sequences, out)
 
 
-def shared_space(embed: Path, cluster: Path) -> str:
-    """The space that embeddings and clusters are of. Raises ArtifactMismatch where they differ."""
+def shared_space(embed: Path, cluster: Path) -> tuple[str, str]:
+    """The space of embeddings and clusters, and the clusters' codebook. Raises ArtifactMismatch where spaces differ."""
     space_id = str(artifact.read(embed, kind="embed").facts["space_id"])
-    clustered = artifact.read(cluster, kind="cluster").facts["space_id"]
-    if clustered != space_id:
-        raise ArtifactMismatch(f"{cluster} is of space {clustered}, {embed} of {space_id}: cluster again")
-    return space_id
+    clustered = artifact.read(cluster, kind="cluster").facts
+    if clustered["space_id"] != space_id:
+        raise ArtifactMismatch(f"{cluster} is of space {clustered['space_id']}, {embed} of {space_id}: cluster again")
+    return space_id, str(clustered["codebook_id"])
 
 
 def period(sequences: Path) -> tuple[datetime, datetime]:
@@ -133,9 +143,10 @@ def write_item_facts(
     out: Path,
     *,
     space_id: str,
+    codebook_id: str,
     workspace: Path | None = None,
 ) -> UnknownPast:
-    """Write the views item_cluster and item_embedding, one row an item and space, and item_profile, one a change.
+    """Write the views item_cluster (of the codebook), item_embedding (of the space), a row an item, and item_profile.
 
     They say what the item and its picture are, so they hold since the item is known: since its stated creation, or its
     first event where that comes earlier, within the period of the data. Later profiles: jobs.rules.profiles.
@@ -155,12 +166,12 @@ def write_item_facts(
     place_states(connection, workspace)
     _write(ITEM_PROFILE, connection.sql(profile_changes(as_of)).to_arrow_reader(BATCH_ROWS), out)
     clusters = f"""
-        SELECT item_id, '{space_id}' AS space_id, {EVENT_TIME}, cluster_id
+        SELECT item_id, '{codebook_id}' AS {CODEBOOK_KEY}, {EVENT_TIME}, cluster_id
         FROM {read_parquet(cluster / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
     """
     _write(ITEM_CLUSTER, connection.sql(clusters).to_arrow_reader(BATCH_ROWS), out)
     rows = f"""
-        SELECT item_id, '{space_id}' AS space_id, {EVENT_TIME}, "row"
+        SELECT item_id, '{space_id}' AS {SPACE_KEY}, {EVENT_TIME}, "row"
         FROM {read_parquet(embed / "items.parquet")} JOIN known USING (item_id) ORDER BY item_id
     """
     vectors = np.load(embed / "vectors.npy", mmap_mode="r")

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from feature_repo.contract import (
+    CODEBOOK_KEY,
     EVENT_TIME,
     ITEM_CLUSTER,
     ITEM_KEY,
     ITEM_PROFILE,
     PERIODS,
     SERVICES,
-    SPACE_KEY,
 )
 from jobs.features.offline import connect, read_parquet
 from jobs.features.offline_sources import check_sources
@@ -73,7 +73,7 @@ def build(
 
     The features are asked of Feast for one part of the impressions after another, in time order, and written as they
     come, so that memory depends neither on the length of the log nor on that of a user's history.
-    Facts: rows and positives (per period), impressions_read, cold_test_rows, space_id.
+    Facts: rows and positives (per period), impressions_read, cold_test_rows, space_id, codebook_id.
     engine, master: as of jobs.sequences.build.choose. Spark joins all of them at once, for any length of the log, and
     the files are the same; what Beam is asked for DuckDB does.
     Raises ArtifactMismatch where the workspace's feature store holds other features than these, RowsLost where an
@@ -81,7 +81,7 @@ def build(
     """
     loaded = artifact.read(materialize, kind="materialize")
     splits = artifact.read(sequences, kind="sequences").facts["splits"]
-    space_id = str(loaded.facts["space_id"])
+    codebook_id = str(loaded.facts["codebook_id"])
     chosen, _ = choose(engine, master)
     store = _opened(workspace, features, loaded)
     paths = {"sequences": sequences, "features": features, "materialize": materialize}
@@ -89,14 +89,14 @@ def build(
     with artifact.write(out, kind="rows", inputs=inputs, config={}) as draft, closing(connect()) as connection:
         connection.execute(f"CREATE VIEW impressions AS SELECT * FROM {read_parquet(sequences / 'impressions')}")
         facts = _Facts(
-            clusters=clusters_in(features, space_id),
+            clusters=clusters_in(features, codebook_id),
             categories=categories_in(features),
             clicked=_clicked_before(connection, sequences, datetime.fromisoformat(splits["test_start"])),
         )
         read = _count_impressions(connection)
-        joined: Joined = partial(_joined_here, store, sequences, space_id)
+        joined: Joined = partial(_joined_here, store, sequences, codebook_id)
         if chosen == SPARK:
-            _join_on_spark(store, sequences, space_id, out=draft.path / SCRATCH, master=master)
+            _join_on_spark(store, sequences, codebook_id, out=draft.path / SCRATCH, master=master)
             joined = partial(_read_joined, store, draft.path / SCRATCH)
         counts = {}
         with _progress() as progress:
@@ -108,7 +108,8 @@ def build(
         if chosen == SPARK:
             shutil.rmtree(draft.path / SCRATCH)
         draft.facts = {
-            "space_id": space_id,
+            "space_id": loaded.facts["space_id"],
+            "codebook_id": codebook_id,
             "impressions_read": read,
             "rows": {period: count.rows for period, count in counts.items()},
             "positives": {period: count.positives for period, count in counts.items()},
@@ -158,16 +159,16 @@ def _shown_between(rows: Path, period: str, start: int, end: int) -> str:
 
 
 def _joined_here(
-    store: "FeatureStore", sequences: Path, space_id: str, period: str, start: int, end: int
+    store: "FeatureStore", sequences: Path, codebook_id: str, period: str, start: int, end: int
 ) -> Iterator[pa.RecordBatch]:
     shown = f"""
-        SELECT {", ".join(REQUEST_COLUMNS)}, request_time AS {EVENT_TIME}, '{space_id}' AS {SPACE_KEY}
+        SELECT {", ".join(REQUEST_COLUMNS)}, request_time AS {EVENT_TIME}, '{codebook_id}' AS {CODEBOOK_KEY}
         {_shown_between(sequences / "impressions", period, start, end)}
     """
     yield from features_as_of(store, shown, ASKED).to_arrow_batches(ROWS_A_BATCH)
 
 
-def _join_on_spark(store: "FeatureStore", sequences: Path, space_id: str, *, out: Path, master: str | None) -> None:
+def _join_on_spark(store: "FeatureStore", sequences: Path, codebook_id: str, *, out: Path, master: str | None) -> None:
     # What joins is left to Spark, what orders a span to DuckDB, whose batches, and so the files, are then the same.
     from pyspark.sql import functions as F
 
@@ -176,7 +177,7 @@ def _join_on_spark(store: "FeatureStore", sequences: Path, space_id: str, *, out
 
     spark = spark_session("courier rows", master)
     shown = spark.read.parquet(spark_place(spark, sequences / "impressions"))
-    asked = shown.select(*REQUEST_COLUMNS, "period", F.lit(space_id).alias(SPACE_KEY))
+    asked = shown.select(*REQUEST_COLUMNS, "period", F.lit(codebook_id).alias(CODEBOOK_KEY))
     views = [store.get_feature_view(view.name) for service in ASKED for view in SERVICES[service]]
     rows = as_of(asked, [history(spark, view) for view in views], moment="request_time")
     # Row groups of few hours, so that a span is read from few. By hash: a range would be sampled, and joined again.
@@ -207,10 +208,10 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def clusters_in(features: Path, space_id: str) -> pa.Table:
-    # One row an item and space, and valid since the item is known: no as-of join is needed to look a click up.
+def clusters_in(features: Path, codebook_id: str) -> pa.Table:
+    # One row an item and codebook, and valid since the item is known: no as-of join is needed to look a click up.
     source = ds.dataset(features / ITEM_CLUSTER.name, format="parquet")
-    return source.to_table(columns=[ITEM_KEY, "cluster_id"], filter=pc.field(SPACE_KEY) == space_id)
+    return source.to_table(columns=[ITEM_KEY, "cluster_id"], filter=pc.field(CODEBOOK_KEY) == codebook_id)
 
 
 def categories_in(features: Path) -> pa.Table:

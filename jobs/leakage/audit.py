@@ -52,7 +52,7 @@ def audit(stages: Mapping[str, Path], workspace: Path | None = None) -> Iterator
             *rejected_checks(manifests["sequences"].facts.get("events_rejected", {})),
             *history_checks(config),
             *statistics_checks(),
-            *item_checks(str(manifests["features"].facts["space_id"]), str(manifests["features"].facts["as_of"])),
+            *item_checks(str(manifests["features"].facts["codebook_id"]), str(manifests["features"].facts["as_of"])),
             *(trained_until_check(name, str(manifests[name].facts["trained_until"]), splits) for name in TRAINED),
             *_of_these_vectors(manifests["codebook"], artifact.identity(manifests["embed"])),
         )

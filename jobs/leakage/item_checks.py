@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
-from feature_repo.contract import EVENT_TIME, ITEM_CLUSTER, ITEM_EMBEDDING, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, View
+from feature_repo.contract import CODEBOOK_KEY, EVENT_TIME, ITEM_CLUSTER, ITEM_EMBEDDING, ITEM_KEY, ITEM_PROFILE, View
 from jobs.leakage.check import REQUEST, Check
 from model.ctr.inputs.rows import DEFAULTS, KIND_DEFAULTS
 
 
-def item_checks(space_id: str, as_of: str) -> Iterator[Check]:
+def item_checks(codebook_id: str, as_of: str) -> Iterator[Check]:
     """When items are known, and what the rows say of them. as_of: of the features."""
     for view in (ITEM_PROFILE, ITEM_CLUSTER, ITEM_EMBEDDING):
         yield Check(
@@ -29,7 +29,7 @@ def item_checks(space_id: str, as_of: str) -> Iterator[Check]:
         )
     yield _as_of_check(ITEM_PROFILE, "TRUE")
     yield _seen_check()
-    yield _as_of_check(ITEM_CLUSTER, f"{SPACE_KEY} = '{space_id}'")
+    yield _as_of_check(ITEM_CLUSTER, f"{CODEBOOK_KEY} = '{codebook_id}'")
 
 
 def _seen_check() -> Check:

@@ -149,18 +149,18 @@ def backfill(connection: "duckdb.DuckDBPyConnection", features: Path, out: Path)
     with artifact.write(out, kind="features", inputs=built.inputs, config=built.config) as draft:
         shutil.copytree(features, draft.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(artifact.MANIFEST))
         for view in (ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER, USER_HISTORY, USER_STATISTICS):
-            space = str(built.facts["space_id"])
-            rows = [_backfilled(view, item if ITEM_KEY in view.keys else user, space, f"moment + {MICRO}", LATE)]
+            codebook = str(built.facts["codebook_id"])
+            rows = [_backfilled(view, item if ITEM_KEY in view.keys else user, codebook, f"moment + {MICRO}", LATE)]
             if ITEM_KEY in view.keys:
-                rows.append(_backfilled(view, item, space, f"moment - {MICRO}", EARLY))
+                rows.append(_backfilled(view, item, codebook, f"moment - {MICRO}", EARLY))
             # The newest knowledge lies first, in a file that sorts before the others: order must not matter.
             copy(connection, " UNION ALL ".join(rows), draft.path / view.name / "part-00000-backfill.parquet")
         draft.facts = {**built.facts, "rows": {view.name: checked_rows(draft.path, view) for view in VIEWS}}
     return out
 
 
-def _backfilled(view: View, entity: str, space_id: str, valid_from: str, mark: int) -> str:
-    keys = [f"{entity if place == 0 else repr(space_id)} AS {key}" for place, key in enumerate(view.keys)]
+def _backfilled(view: View, entity: str, codebook_id: str, valid_from: str, mark: int) -> str:
+    keys = [f"{entity if place == 0 else repr(codebook_id)} AS {key}" for place, key in enumerate(view.keys)]
     values = [f"{marked(feature, mark)} AS {feature.name}" for feature in view.features]
     return f"SELECT {', '.join((*keys, f'{valid_from} AS {EVENT_TIME}', *values))} FROM probes"
 

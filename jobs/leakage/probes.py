@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from feature_repo.arrow_types import KIND_TYPES
-from feature_repo.contract import EVENT_TIME, ITEM_KEY, SPACE_KEY, USER_KEY
+from feature_repo.contract import CODEBOOK_KEY, EVENT_TIME, ITEM_KEY, USER_KEY
 from jobs.config import SequencesConfig
 from jobs.features.offline import connect, read_parquet
 from jobs.features.training_rows import features_as_of
@@ -112,13 +112,13 @@ def _look_up_at_cutoff(connection: "duckdb.DuckDBPyConnection", run: ProbeRun) -
     """The tables `online_users` and `online_items`: what the store loaded at the cutoff answers."""
     asked = connection.sql(f"SELECT DISTINCT user_id, item_id FROM rows WHERE {AT_CUTOFF}").to_arrow_table()
     users, items = (sorted(set(asked.column(key).to_pylist())) for key in (USER_KEY, ITEM_KEY))
-    space_id = str(artifact.read(run.rows, kind="rows").facts["space_id"])
+    codebook_id = str(artifact.read(run.rows, kind="rows").facts["codebook_id"])
     store = _store(run)
     user = _answers(store, "ranking_user", {USER_KEY: users})
     clicked = {item for history in user.column(HISTORY).to_pylist() for item in history or []}
     met = sorted(clicked | set(items))
     profiles = _answers(store, "ranking_item", {ITEM_KEY: met})
-    clusters = _answers(store, "item_cluster_ids", {ITEM_KEY: met, SPACE_KEY: [space_id] * len(met)})
+    clusters = _answers(store, "item_cluster_ids", {ITEM_KEY: met, CODEBOOK_KEY: [codebook_id] * len(met)})
     user = with_history_facts(user, clusters, profiles.select([ITEM_KEY, "category"]))
     item = profiles.append_column("cluster_id", clusters.column("cluster_id"))
     for name, table in (("online_users", user), ("online_items", item)):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 KIND: Final = "release"
 RELEASE_FILE: Final = "release.json"
 IN_A_SPACE: Final = ("pretrain", "embed", "codebook", "cluster", "index", "ctr")  # these always name their space
+OF_A_CODEBOOK: Final = ("codebook", "cluster", "materialize")  # ... and these their codebook
 PINNED: Final = {stage.name for stage in STAGES if stage.pinned}  # an earlier release's, of earlier pictures
 MEASURES: Final = ("auc", "gauc", "ndcg", "logloss", "auc_gain", "ci_low", "ci_high", "p_value", "n")
 
@@ -64,6 +65,7 @@ def build(
         release_id=name_release(digests),
         created_at=datetime.now(UTC),
         space_id=the_one_space(manifests),
+        codebook_id=the_one_codebook(manifests),
         ctr_model=manifests["ctr"].facts["best"],
         artifacts={
             stage: {"path": path.resolve().relative_to(workspace.resolve()).as_posix(), "digest": digests[stage]}
@@ -80,6 +82,7 @@ def build(
         draft.facts |= {
             "release_id": recorded.release_id,
             "space_id": recorded.space_id,
+            "codebook_id": recorded.codebook_id,
             "ctr_model": recorded.ctr_model,
         }
     log.info("release_recorded", **draft.facts)
@@ -97,6 +100,7 @@ def document(release: Release) -> dict[str, Any]:
         "release_id": release.release_id,
         "created_at": release.created_at.isoformat(),
         "space_id": release.space_id,
+        "codebook_id": release.codebook_id,
         "ctr_model": release.ctr_model,
         "artifacts": {stage: dict(where) for stage, where in release.artifacts.items()},
         "metrics": dict(release.metrics),
@@ -105,12 +109,21 @@ def document(release: Release) -> dict[str, Any]:
 
 def the_one_space(manifests: Mapping[str, Manifest]) -> str:
     """The space that all stages of a release name. Raises ArtifactMismatch where they name several, or one none."""
-    spaces = {stage: manifest.facts.get("space_id") for stage, manifest in manifests.items()}
-    named = {stage: space for stage, space in spaces.items() if stage in IN_A_SPACE or space is not None}
+    return _the_one(manifests, "space", IN_A_SPACE)
+
+
+def the_one_codebook(manifests: Mapping[str, Manifest]) -> str:
+    """The codebook that a release's codes are of. Raises ArtifactMismatch as `the_one_space`."""
+    return _the_one(manifests, "codebook", OF_A_CODEBOOK)
+
+
+def _the_one(manifests: Mapping[str, Manifest], what: str, always: Sequence[str]) -> str:
+    found = {stage: manifest.facts.get(f"{what}_id") for stage, manifest in manifests.items()}
+    named = {stage: one for stage, one in found.items() if stage in always or one is not None}
     if len(set(named.values())) != 1 or None in named.values():
-        listed = ", ".join(f"{stage} {space or 'none'}" for stage, space in named.items())
-        raise ArtifactMismatch(f"a release is of one space, but these are of several ({listed}): run the road again")
-    return str(named["pretrain"])
+        listed = ", ".join(f"{stage} {one or 'none'}" for stage, one in named.items())
+        raise ArtifactMismatch(f"a release is of one {what}, but these are of several ({listed}): run the road again")
+    return str(named[always[0]])
 
 
 def check_made_of_each_other(manifests: Mapping[str, Manifest]) -> None:

@@ -121,7 +121,7 @@ def show(release: Which = None, workspace: Folder = Path("workspace"), as_json: 
     for stage, where in found.artifacts.items():
         table.add_row(stage, where["path"], where["digest"][:12])
     Console().print(table)
-    print(f"space {found.space_id}, CTR model {found.ctr_model}")
+    print(f"space {found.space_id}, codebook {found.codebook_id or 'not named'}, CTR model {found.ctr_model}")
     print("metrics " + strict_json.dumps(dict(found.metrics)))
     for act in history:
         print(_told(act, found.release_id))

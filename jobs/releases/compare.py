@@ -11,19 +11,17 @@ from model.releases import Release
 
 
 def differences(workspace: Path, one: Release, other: Release) -> dict[str, Any]:
-    """What differs, each as [of one, of the other]: space_id, ctr_model, codebook, metrics by name, artifacts by stage.
+    """What differs, each as [of one, of the other]: space_id, codebook_id, ctr_model, metrics, artifacts by stage.
 
     An artifact that differs has its digests and, where both lie in the workspace, the settings that differ.
     """
     found: dict[str, Any] = {
         name: [getattr(one, name), getattr(other, name)]
-        for name in ("space_id", "ctr_model")
+        for name in ("space_id", "codebook_id", "ctr_model")
         if getattr(one, name) != getattr(other, name)
     }
     digests = [{stage: where["digest"] for stage, where in each.artifacts.items()} for each in (one, other)]
     artifacts = _differing(*digests)
-    if "cluster" in artifacts:
-        found["codebook"] = [_short(digest) for digest in artifacts["cluster"]]
     found["metrics"] = _differing(one.metrics, other.metrics)
     found["artifacts"] = {
         stage: {

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from feature_repo.contract import CODEBOOK_KEY, ITEM_CLUSTER, ITEM_EMBEDDING
 from jobs.config import PromotionConfig
 from model import artifact, strict_json
 from model.artifact import Manifest
@@ -18,7 +20,6 @@ COLLAPSE: Final = "collapse"
 RECALL: Final = "recall"
 RECONCILIATION: Final = "reconciliation"
 EVALUATION: Final = "evaluation"
-STORED: Final = ("item_embedding", "item_cluster")  # the views of the online store that hold what an index finds
 TOLD: Final = 3  # ids in a sentence
 BLOCK: Final = 65_536  # vectors that are compared at a time
 
@@ -58,7 +59,7 @@ def ask_all(candidate: Candidate, config: PromotionConfig) -> dict[str, str | No
     return {
         COLLAPSE: collapse(candidate.manifests["pretrain"].facts),
         RECALL: recall(candidate.manifests["index"].facts, config.min_recall),
-        RECONCILIATION: reconciliation(candidate.folders, candidate.features),
+        RECONCILIATION: reconciliation(candidate.folders, candidate.features, candidate.release.codebook_id),
         EVALUATION: evaluation(candidate.release, candidate.current, config.max_auc_loss),
     }
 
@@ -84,25 +85,27 @@ def recall(facts: Mapping[str, Any], least: float) -> str | None:
     return f"the index finds {found} of the ten nearest, promotion.min_recall asks {least}: set index.kind=flat"
 
 
-def reconciliation(folders: Mapping[str, Path], features: Path | None) -> str | None:
+def reconciliation(folders: Mapping[str, Path], features: Path | None, codebook_id: str | None) -> str | None:
     """Whether index, vectors, codes and the rows that the online store was loaded with are of the same items.
 
-    The vectors of index and embed are compared bit by bit.
+    The vectors of index and embed are compared bit by bit.  codebook_id: of the codes; None where
+    the release names none.
     """
     indexed = _ids(folders["index"] / "items.parquet")
     tables = {"embed": folders["embed"], "cluster": folders["cluster"]}
-    sources = {name: folder / "items.parquet" for name, folder in tables.items()}
+    known = {name: _ids(folder / "items.parquet") for name, folder in tables.items()}
     if features is not None:
-        sources |= {view: features / view for view in STORED}
-    for name, path in sources.items():
-        found = _ids(path)
+        known[ITEM_EMBEDDING.name] = _ids(features / ITEM_EMBEDDING.name)
+        known[ITEM_CLUSTER.name] = _ids(features / ITEM_CLUSTER.name, codebook_id)
+    for name, found in known.items():
         if said := _only_in(found - indexed, name, "the index") or _only_in(indexed - found, "the index", name):
             return said
     return _differing_vectors(folders["index"], folders["embed"])
 
 
-def _ids(path: Path) -> set[str]:
-    return set(pq.read_table(path, columns=["item_id"])["item_id"].to_pylist())
+def _ids(path: Path, codebook_id: str | None = None) -> set[str]:
+    of = None if codebook_id is None else pc.field(CODEBOOK_KEY) == codebook_id
+    return set(pq.read_table(path, columns=["item_id"], filters=of)["item_id"].to_pylist())
 
 
 def _only_in(ids: set[str], one: str, other: str) -> str | None:

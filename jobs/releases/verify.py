@@ -6,7 +6,7 @@ from typing import Any
 
 from feature_repo.contract import EMBEDDING_DIM
 from jobs.releases import gates
-from jobs.releases.build import check_made_of_each_other, the_one_space
+from jobs.releases.build import check_made_of_each_other, the_one_codebook, the_one_space
 from model import artifact
 from model.artifact import ArtifactMismatch, ArtifactMissing, Manifest
 from model.releases import Release
@@ -24,9 +24,10 @@ def faults(workspace: Path, release: Release) -> list[str]:
     candidate = gates.open_candidate(workspace, release, None)
     checks: list[Callable[[], str | None]] = [
         lambda: _refusal(check_made_of_each_other, candidate.manifests),
-        lambda: _another_space(candidate.manifests, release),
+        lambda: _another(the_one_space, candidate.manifests, "space", release.space_id),
+        lambda: _another(the_one_codebook, candidate.manifests, "codebook", release.codebook_id),
         lambda: _another_width(candidate.folders["index"]),
-        lambda: gates.reconciliation(candidate.folders, candidate.features),
+        lambda: gates.reconciliation(candidate.folders, candidate.features, release.codebook_id),
     ]
     return [said for check in checks if (said := check()) is not None]
 
@@ -51,11 +52,15 @@ def _refusal(check: Callable[[Mapping[str, Manifest]], Any], manifests: Mapping[
     return None
 
 
-def _another_space(manifests: Mapping[str, Manifest], release: Release) -> str | None:
-    if said := _refusal(the_one_space, manifests):
+def _another(
+    the_one: Callable[[Mapping[str, Manifest]], str], manifests: Mapping[str, Manifest], what: str, named: str | None
+) -> str | None:
+    if named is None:  # a release that was recorded before they named their codebook
+        return None
+    if said := _refusal(the_one, manifests):
         return said
-    space = the_one_space(manifests)
-    return None if space == release.space_id else f"its artifacts are of space {space}, it of {release.space_id}"
+    found = the_one(manifests)
+    return None if found == named else f"its artifacts are of {what} {found}, it of {named}"
 
 
 def _another_width(index: Path) -> str | None:

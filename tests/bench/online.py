@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import typer
 
 from feature_repo.contract import (
+    CODEBOOK_KEY,
     EVENT_TIME,
     ITEM_CLUSTER,
     ITEM_KEY,
     ITEM_PROFILE,
     ITEM_STATISTICS,
-    SPACE_KEY,
     USER_HISTORY,
     USER_KEY,
     USER_STATISTICS,
@@ -39,7 +39,7 @@ from feature_repo.packed.reader import Lookup, PackedView, read_rows
 from feature_repo.packed.redis_rows import row_names
 
 USERS: Final = 1_000
-SPACE: Final = "s0123456789ab"
+CODEBOOK: Final = "c0123456789ab"
 MOMENT: Final = datetime(2024, 3, 1, tzinfo=UTC)
 READ: Final = (USER_HISTORY, USER_STATISTICS, ITEM_PROFILE, ITEM_STATISTICS, ITEM_CLUSTER)
 ARROW: Final = {
@@ -59,7 +59,7 @@ def draw(view: View, count: int) -> pa.RecordBatch:
     rng = np.random.default_rng(len(view.name))
     columns: dict[str, pa.Array] = {}
     for key in view.keys:
-        values = [SPACE] * count if key == SPACE_KEY else [f"{key[0]}{number:07d}" for number in range(count)]
+        values = [CODEBOOK] * count if key == CODEBOOK_KEY else [f"{key[0]}{number:07d}" for number in range(count)]
         columns[key] = pa.array(values)
     columns[EVENT_TIME] = pa.array([MOMENT] * count, pa.timestamp("us", tz="UTC"))
     for feature in view.features:
@@ -80,7 +80,7 @@ def keys_of(view: View, users: list[str], items: list[str]) -> Keys:
     """What one request asks of a view."""
     if USER_KEY in view.keys:
         return {USER_KEY: users}
-    return {ITEM_KEY: items} | ({SPACE_KEY: [SPACE] * len(items)} if SPACE_KEY in view.keys else {})
+    return {ITEM_KEY: items} | ({CODEBOOK_KEY: [CODEBOOK] * len(items)} if CODEBOOK_KEY in view.keys else {})
 
 
 # --- who reads ------------------------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def test_feasts_spark_engine_loads_what_courier_materialize_loads(shop_maker, tm
     items = [row["item_id"] for row in shop.items]
     rows = {"user_id": [{"user_id": user} for user in users], "item_id": [{"item_id": item} for item in items]}
     for view in VIEWS:
-        keys = [{**row, "space_id": "s0123456789ab"} if "space_id" in view.keys else row for row in rows[view.keys[0]]]
+        versions = dict.fromkeys(view.keys[1:], "c0123456789ab")  # of a space or a codebook
+        keys = [row | versions for row in rows[view.keys[0]]]
         asked = [f"{view.name}:{feature.name}" for feature in view.features]
         answers = [store.get_online_features(asked, keys).to_dict() for store in (ours, theirs)]
         for feature in view.features:

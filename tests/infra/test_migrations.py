@@ -20,11 +20,12 @@ NOON = datetime(2024, 6, 1, 12, tzinfo=UTC)
 TABLES = {"release", "current_release", "release_act", "stored_features", "alembic_version"}
 
 
-def release(name: str) -> Release:
+def release(name: str, codebook_id: str | None = "c1") -> Release:
     return Release(
         release_id=name,
         created_at=NOON,
         space_id="s1",
+        codebook_id=codebook_id,
         ctr_model="neural/none",
         artifacts={"index": {"path": "index/abc", "digest": "d"}},
         metrics={"auc": 0.7},
@@ -71,13 +72,23 @@ def test_down_and_up_again_keeps_every_release_and_which_one_answers(releases_ur
     assert "retired_at" not in columns
     migrate(releases_url)
     with reading(releases_url) as session:
-        assert releases.list_releases(session) == [release("r1"), release("r2")]
+        assert releases.list_releases(session) == [release("r1", None), release("r2", None)]
         assert (releases.current_id(session), releases.previous_id(session)) == ("r2", "r1")
         [act] = releases.acts(session, "r2")
         assert (act.act, act.previous_id, act.done_by, act.done_at) == ("promoted", "r1", "unknown", NOON)
         assert stored_features.held_features(session, "redis") is None
     with writing(releases_url) as session:
         assert releases.roll_back(session, now=NOON, by="ann").release_id == "r1"
+
+
+def test_one_step_down_and_up_again_loses_the_names_of_codebooks_alone(releases_url: str) -> None:
+    filled(releases_url)
+    migrate(releases_url, "0002")
+    migrate(releases_url)
+    with reading(releases_url) as session:
+        assert releases.list_releases(session) == [release("r1", None), release("r2", None)]
+        assert len(releases.acts(session, "r1")) == 3
+        assert stored_features.held_features(session, "redis") is not None
 
 
 def test_a_migration_that_dies_leaves_nothing_behind(releases_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +112,7 @@ def test_an_older_migration_is_refused_with_the_command_that_moves_it(releases_u
     filled(releases_url)
     migrate(releases_url, "0001")
     for opened in (reading, writing):
-        with pytest.raises(SchemaMismatch, match=r"at migration 0001.*reads 0002: run `courier release migrate`$"):
+        with pytest.raises(SchemaMismatch, match=r"at migration 0001.*reads 0003: run `courier release migrate`$"):
             opened(releases_url).__enter__()
 
 
@@ -109,14 +120,14 @@ def test_a_newer_migration_is_refused_by_readers_and_by_the_migrations_themselve
     filled(releases_url)
     with connect(releases_url, writes=True).begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0099'"))
-    with pytest.raises(SchemaMismatch, match=r"at migration 0099.*reads 0002: install the courier that moved it$"):
+    with pytest.raises(SchemaMismatch, match=r"at migration 0099.*reads 0003: install the courier that moved it$"):
         reading(releases_url).__enter__()
     with pytest.raises(NoMigration, match="0099, which a newer courier made: install that one"):
         migrate(releases_url)
 
 
 def test_an_unknown_migration_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NoMigration, match="no migration '7': choose among 0001, 0002"):
+    with pytest.raises(NoMigration, match="no migration '7': choose among 0001, 0002, 0003"):
         migrate(url_in(tmp_path), "7")
     with pytest.raises(NoRelease):
         reading(url_in(tmp_path)).__enter__()

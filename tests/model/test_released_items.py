@@ -19,7 +19,7 @@ def written(folder, ids, vectors=None):
     write_lookup(folder / "lookup", pa.array(ids, pa.string()), np.arange(len(ids), dtype=np.int32) * 7, rows)
     drawn = np.random.default_rng(0).normal(size=(len(ids), EMBEDDING_DIM)).astype(np.float32)
     np.save(folder / "vectors.npy", drawn if vectors is None else vectors)
-    return ReleasedItems("s", folder / "lookup", folder / "vectors.npy"), drawn[rows]
+    return ReleasedItems("s", "c", folder / "lookup", folder / "vectors.npy"), drawn[rows]
 
 
 @pytest.mark.parametrize("collisions", [False, True])
@@ -71,7 +71,7 @@ def test_without_an_item_the_others_have_what_they_had_and_rows_without_a_gap(tm
     assert not holds(folder / "less", gone)
     left = sorted({row for item, row in zip(held, rows, strict=True) if item != gone})
     np.save(folder / "less.npy", vectors[left])  # what is left of the embed artifact's
-    items = ReleasedItems("s", folder / "less", folder / "less.npy")
+    items = ReleasedItems("s", "c", folder / "less", folder / "less.npy")
     others = [item for item in held if item != gone]
     places = items.find([*others, gone])
     assert places[-1] == -1

@@ -104,7 +104,7 @@ def client(features: FakeFeatures) -> Iterator[TestClient]:
     }
     items["gone"] = CatalogueItem(None, None, None, None, None, "missing")
     search = VisualSearch(VectorIndex.build(vectors, list(PICTURES)), items, encoder)
-    world = World(RELEASE, search, Ranker(features, LongNamesFirst(), "s1"), LIMIT, lambda: NOW)
+    world = World(RELEASE, search, Ranker(features, LongNamesFirst(), "s1", "c1"), LIMIT, lambda: NOW)
     with TestClient(create_app(world)) as client:
         yield client
 

@@ -71,7 +71,8 @@ def _score(item: str, weights: bytes) -> float:
 
 def world_of(opened: OpenRelease) -> World:
     weights = (opened.folders["ctr"] / "weights").read_bytes()
-    return World(opened.release, load_search(opened), Ranker(EveryItem(), ByWeights(weights), "s"), 10_000, lambda: NOW)
+    ranker = Ranker(EveryItem(), ByWeights(weights), "s", "c")
+    return World(opened.release, load_search(opened), ranker, 10_000, lambda: NOW)
 
 
 def loader(workspace: Path, url: str | None = None) -> Callable[[], World]:

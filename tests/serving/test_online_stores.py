@@ -24,6 +24,7 @@ from model import artifact
 from serving.features import RankingFeatures
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
+CODEBOOK = "c0123456789ab"
 FEASTS_OWN = """
 project: courier
 provider: local
@@ -78,8 +79,8 @@ ITEMS = st.lists(st.sampled_from([*(f"i{number}" for number in range(42)), "fres
 @settings(max_examples=30)
 @given(USERS, ITEMS, st.booleans(), st.booleans())
 def test_every_store_gives_the_ranker_the_same(sources, space_id, user, items, vectors, in_space):
-    space = space_id if in_space else "sother"
-    answers = [one.ranking_rows(user, items, space, as_of=NOW, vectors=vectors) for one in sources.values()]
+    of = (space_id, CODEBOOK) if in_space else ("sother", "cother")
+    answers = [one.ranking_rows(user, items, *of, as_of=NOW, vectors=vectors) for one in sources.values()]
     first, *others = [(str(a.table.to_pylist()), a.table.schema, a.known_user, a.known_items) for a in answers]
     assert others == [first] * len(others)
     if vectors:
@@ -89,7 +90,7 @@ def test_every_store_gives_the_ranker_the_same(sources, space_id, user, items, v
 
 def test_what_was_just_written_is_read(sources, space_id):
     for features in sources.values():
-        answer = features.ranking_rows("newcomer", ["i4", "fresh"], space_id, as_of=NOW, vectors=False)
+        answer = features.ranking_rows("newcomer", ["i4", "fresh"], space_id, CODEBOOK, as_of=NOW, vectors=False)
         null, fresh = answer.table.to_pylist()
         assert null["history_item_ids"] == ["fresh", "i3"]
         assert (null["category"], np.isnan(null["price"]), null["created_at"]) == ("", True, 5)
@@ -105,7 +106,8 @@ from feature_repo.online_views import open_views
 from jobs.features.history_store import HistoryStore
 from serving.features import RankingFeatures
 workspace = Path(sys.argv[1])
-answer = RankingFeatures(open_views(workspace)).ranking_rows("u1", ["i1"], "s", as_of=datetime.now(UTC), vectors=True)
+features = RankingFeatures(open_views(workspace))
+answer = features.ranking_rows("u1", ["i1"], "s", "c", as_of=datetime.now(UTC), vectors=True)
 assert answer.known_items == [True]
 HistoryStore(workspace).read(["u1"])
 print(sorted(name for name in sys.modules if name.partition(".")[0] == "feast"))

@@ -45,9 +45,10 @@ class FakeFeatures:
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     def ranking_rows(
-        self, user_id: str, item_ids: Sequence[str], space_id: str, *, as_of: datetime, vectors: bool
+        self, user_id: str, item_ids: Sequence[str], space_id: str, codebook_id: str, *, as_of: datetime, vectors: bool
     ) -> Rows:
-        self.asked.append({"space_id": space_id, "as_of": as_of, "vectors": vectors, "items": list(item_ids)})
+        of = (space_id, codebook_id)
+        self.asked.append({"of": of, "as_of": as_of, "vectors": vectors, "items": list(item_ids)})
         if self.fails:
             raise ConnectionError("the store is away")
         table = pa.table({"item_id": list(item_ids), "price": [self.prices.get(item, 0.0) for item in item_ids]})
@@ -74,7 +75,7 @@ def order(ranking: ranker.Ranking) -> list[str]:
 
 def test_the_likeliest_comes_first_and_equals_keep_the_order_given() -> None:
     for given, expected in (("abcd", "bdca"), ("dcba", "dbca")):
-        ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1").rank("u1", list(given), NOW)
+        ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1", "c1").rank("u1", list(given), NOW)
         assert order(ranking) == list(expected)
         assert [one.score for one in ranking.results] == pytest.approx([0.75, 0.75, 0.5, 0.1])
         assert ranking.degraded is None
@@ -82,37 +83,37 @@ def test_the_likeliest_comes_first_and_equals_keep_the_order_given() -> None:
 
 def test_a_candidate_named_twice_is_ranked_once() -> None:
     features = FakeFeatures(PRICES)
-    assert order(Ranker(features, CheapFirst(), "s1").rank("u1", ["a", "b", "a"], NOW)) == ["b", "a"]
+    assert order(Ranker(features, CheapFirst(), "s1", "c1").rank("u1", ["a", "b", "a"], NOW)) == ["b", "a"]
     assert features.asked[0]["items"] == ["a", "b"]
 
 
 def test_an_unknown_user_is_ranked_without_history_and_told_so() -> None:
-    ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1").rank("nobody", ["a", "b"], NOW)
+    ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1", "c1").rank("nobody", ["a", "b"], NOW)
     assert order(ranking) == ["b", "a"]
     assert ranking.degraded == "user 'nobody' is unknown: ranked without a history"
 
 
 def test_an_unknown_item_is_scored_on_defaults_and_marked() -> None:
-    ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1").rank("u1", ["a", "new"], NOW)
+    ranking = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1", "c1").rank("u1", ["a", "new"], NOW)
     assert [(one.item_id, one.known) for one in ranking.results] == [("new", False), ("a", True)]
     assert ranking.degraded == "1 of 2 items unknown: scored on default values"
 
 
 def test_a_score_that_is_no_number_is_null_and_stands_last() -> None:
     prices = {"a": math.nan, "b": 0.25, "c": -math.inf}
-    ranking = Ranker(FakeFeatures(prices), CheapFirst(), "s1").rank("u1", ["a", "b", "c"], NOW)
+    ranking = Ranker(FakeFeatures(prices), CheapFirst(), "s1", "c1").rank("u1", ["a", "b", "c"], NOW)
     assert [(one.item_id, one.score) for one in ranking.results] == [("b", 0.75), ("a", None), ("c", None)]
 
 
 def test_a_store_that_fails_leaves_the_order_given_and_says_so() -> None:
-    ranking = Ranker(FakeFeatures(PRICES, fails=True), CheapFirst(), "s1").rank("u1", ["c", "a", "b", "c"], NOW)
+    ranking = Ranker(FakeFeatures(PRICES, fails=True), CheapFirst(), "s1", "c1").rank("u1", ["c", "a", "b", "c"], NOW)
     assert order(ranking) == ["c", "a", "b"]
     assert {(one.score, one.known) for one in ranking.results} == {(None, None)}
     assert ranking.degraded == STORE_FAILED
 
 
 def test_no_more_rankings_run_at_once_than_there_are_cores() -> None:
-    ranker_, inside, most = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1"), threading.Semaphore(2), []
+    ranker_, inside, most = Ranker(FakeFeatures(PRICES), CheapFirst(), "s1", "c1"), threading.Semaphore(2), []
 
     class Counting(FakeFeatures):
         def ranking_rows(self, *asked: Any, **options: Any) -> Rows:
@@ -134,8 +135,8 @@ def test_no_more_rankings_run_at_once_than_there_are_cores() -> None:
 )
 def test_vectors_are_read_only_for_a_model_that_needs_them(images: str, wanted: bool) -> None:
     features = FakeFeatures(PRICES)
-    Ranker(features, CheapFirst(images), "s1").rank("u1", ["a"], NOW)
-    assert features.asked == [{"space_id": "s1", "as_of": NOW, "vectors": wanted, "items": ["a"]}]
+    Ranker(features, CheapFirst(images), "s1", "c1").rank("u1", ["a"], NOW)
+    assert features.asked == [{"of": ("s1", "c1"), "as_of": NOW, "vectors": wanted, "items": ["a"]}]
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_vectors_are_read_only_for_a_model_that_needs_them(images: str, wanted: 
 def features(monkeypatch: pytest.MonkeyPatch, opened: OpenRelease) -> FakeFeatures:
     fake = FakeFeatures(PRICES)
     monkeypatch.setattr(ranker, "open_release", lambda *_: opened)
-    monkeypatch.setattr(ranker, "load_ranker", lambda *_: Ranker(fake, CheapFirst(), "s1"))
+    monkeypatch.setattr(ranker, "load_ranker", lambda *_: Ranker(fake, CheapFirst(), "s1", "c1"))
     return fake
 
 

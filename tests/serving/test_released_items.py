@@ -14,13 +14,17 @@ from feature_repo.online_views import open_views
 from jobs.features import materialize, offline
 from jobs.releases import commands
 from model import artifact
+from model.artifact import ArtifactMismatch
 from model.released_items import FOLDER, ReleasedItems, write_lookup
 from model.releases import Release
 from serving import ranker
 from serving.features import RankingFeatures
+from serving.release import OpenRelease
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
+CODEBOOK = "c0123456789ab"
 USERS = ["u1", "u7", "nobody"]
+OTHERS = (("sother", CODEBOOK), ("s0123456789ab", "cother"))  # of a space, of its other codebooks
 ITEMS = [*(f"i{number}" for number in range(42)), "nothing"]
 
 
@@ -41,8 +45,8 @@ def space_id(shop):
     return artifact.read(shop.features, kind="features").facts["space_id"]
 
 
-def answer(features, user, space_id):
-    rows = features.ranking_rows(user, ITEMS[::2], space_id, as_of=NOW, vectors=True)
+def answer(features, user, space_id, codebook_id=CODEBOOK):
+    rows = features.ranking_rows(user, ITEMS[::2], space_id, codebook_id, as_of=NOW, vectors=True)
     met = pa.array([*ITEMS, "i0"])
     found = rows.vectors.rows_of(met)
     vectors = [rows.vectors.matrix[row].tobytes() if row >= 0 else None for row in found]
@@ -56,7 +60,7 @@ def test_the_release_and_the_store_say_the_same_and_the_store_is_asked_only_for_
     items = {"every item": None, "some items": set(ITEMS[::3]), "no item": set()}[has]
     vectors = shop.embed / "vectors.npy"
     views = open_views(loaded_shop.workspace)
-    released = ReleasedItems(space_id, lookup(shop, tmp_path / FOLDER, items), vectors)
+    released = ReleasedItems(space_id, CODEBOOK, lookup(shop, tmp_path / FOLDER, items), vectors)
     asked, read = [], views.database.read
 
     def recorded(lookups):
@@ -68,8 +72,9 @@ def test_the_release_and_the_store_say_the_same_and_the_store_is_asked_only_for_
         with monkeypatch.context() as patched:
             patched.setattr(views.database, "read", recorded)
             assert answer(RankingFeatures(views, released), user, space_id) == expected
-            other = answer(RankingFeatures(views, released), user, "sother")
-        assert other == answer(RankingFeatures(views), user, "sother")
+            others = [answer(RankingFeatures(views, released), user, *other) for other in OTHERS]
+        assert others == [answer(RankingFeatures(views), user, *other) for other in OTHERS]
+        assert others[1] != expected  # in the release's own space, but under another codebook
     held = set(shop.vectors) if items is None else set(shop.vectors) & items
     of_space = {key for table, key in asked if table.endswith(("cluster", "embedding")) and space_id.encode() in key}
     assert not any(key.endswith(item.encode()) and len(item) > 2 for key in of_space for item in held)
@@ -77,16 +82,18 @@ def test_the_release_and_the_store_say_the_same_and_the_store_is_asked_only_for_
 
 def test_roll_back_restart_rank_answers(shop, tmp_path, monkeypatch, capsys):
     """Two releases of two spaces; the store was loaded last for the second, and the first is rolled back to."""
-    spaces = {"r1": artifact.read(shop.features, kind="features").facts["space_id"], "r2": "snew"}
+    spaces = {"r1": (artifact.read(shop.features, kind="features").facts["space_id"], CODEBOOK), "r2": ("snew", "cnew")}
     load(shop, tmp_path, "r1", shop.features)
     with artifact.write(tmp_path / "features2", kind="features", inputs={}, config={}) as draft:
         for view in ("user_history", "user_statistics", "item_statistics"):
             (draft.path / view).symlink_to(shop.features / view)
-        offline.write_item_facts(shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew")
-        draft.facts = {**artifact.read(shop.features, kind="features").facts, "space_id": "snew"}
+        offline.write_item_facts(
+            shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew", codebook_id="cnew"
+        )
+        draft.facts = {**artifact.read(shop.features, kind="features").facts, "space_id": "snew", "codebook_id": "cnew"}
     load(shop, tmp_path, "r2", tmp_path / "features2")
-    for name, space in spaces.items():
-        let_answer(tmp_path, release(tmp_path, name, space))
+    for name, of in spaces.items():
+        let_answer(tmp_path, release(tmp_path, name, *of))
     monkeypatch.setattr(ranker, "load_ctr_model", lambda _: Clusters())
     capsys.readouterr()
     assert ranked(tmp_path, capsys) == ("r2", None)
@@ -102,20 +109,26 @@ def test_roll_back_restart_rank_answers(shop, tmp_path, monkeypatch, capsys):
 
 def load(shop, workspace, name, features):
     materialize.build(features=features, workspace=workspace, out=workspace / "materialize" / name)
-    space_id = artifact.read(features, kind="features").facts["space_id"]
+    facts = artifact.read(features, kind="features").facts
     with artifact.write(workspace / "cluster" / name, kind="cluster", inputs={}, config={}) as draft:
-        draft.facts = {"space_id": space_id}
+        draft.facts = {name: facts[name] for name in ("space_id", "codebook_id")}
         lookup(shop, draft.path / FOLDER)
     with artifact.write(workspace / "embed" / name, kind="embed", inputs={}, config={}) as draft:
-        draft.facts = {"space_id": space_id}
+        draft.facts = {"space_id": facts["space_id"]}
         np.save(draft.path / "vectors.npy", np.load(shop.embed / "vectors.npy"))
 
 
-def release(workspace, name, space_id):
+def release(workspace, name, space_id, codebook_id=None):
     paths = {stage: f"{stage}/{name}" for stage in ("embed", "cluster", "materialize")}
     artifacts = {stage: {"path": p, "digest": artifact.digest(workspace / p)} for stage, p in paths.items()}
     return Release(
-        release_id=name, created_at=NOW, space_id=space_id, ctr_model="m/none", artifacts=artifacts, metrics={}
+        release_id=name,
+        created_at=NOW,
+        space_id=space_id,
+        codebook_id=codebook_id,
+        ctr_model="m/none",
+        artifacts=artifacts,
+        metrics={},
     )
 
 
@@ -139,11 +152,27 @@ def ranked(workspace, capsys):
     return said["release"], said["degraded"]
 
 
-def test_a_release_of_before_there_were_lookups_is_served_by_the_store(tmp_path):
-    from serving.release import OpenRelease
+def opened(folders, codebook_id):
+    artifacts = {"release_id": "r", "created_at": NOW, "space_id": "s0123456789ab", "artifacts": {}, "metrics": {}}
+    return OpenRelease(Release(ctr_model="m/none", codebook_id=codebook_id, **artifacts), folders)
 
-    opened = OpenRelease(
-        Release(release_id="r", created_at=NOW, space_id="s", ctr_model="m/none", artifacts={}, metrics={}),
-        {"cluster": tmp_path, "embed": tmp_path},
-    )
-    assert ranker._released_items(opened) is None
+
+def test_a_release_of_before_there_were_lookups_is_served_by_the_store_if_it_names_its_codebook(tmp_path):
+    folders = {"cluster": tmp_path, "embed": tmp_path}
+    assert ranker._released_items(opened(folders, "c1")) is None
+    with pytest.raises(ArtifactMismatch, match="r neither names its codebook nor holds"):
+        ranker._released_items(opened(folders, None))
+
+
+def test_a_release_that_names_no_codebook_answers_from_its_own_lookup_and_takes_no_code_from_the_store(
+    loaded_shop, shop, space_id, tmp_path
+):
+    lookup(shop, tmp_path / FOLDER, {"i1", "i2"})
+    before = opened({"cluster": tmp_path, "embed": shop.embed}, None)
+    released = ranker._released_items(before)
+    features = RankingFeatures(open_views(loaded_shop.workspace), released)
+    rows = features.ranking_rows("nobody", ["i1", "i2", "i4"], space_id, before.codebook_id, as_of=NOW, vectors=True)
+    of_shop = pq.read_table(shop.cluster / "items.parquet").to_pydict()
+    codes = dict(zip(of_shop["item_id"], of_shop["cluster_id"], strict=True))
+    assert rows.table["cluster_id"].to_pylist() == [codes["i1"], codes["i2"], -1]
+    assert (rows.vectors.rows_of(pa.array(["i1", "i2", "i4"])) >= 0).all()  # of the space, which it does name

@@ -82,7 +82,7 @@ def requests(draw: st.DrawFn) -> pa.Table:
 
 def offer(log: RequestLog, user: str, items: Sequence[str], at: datetime = NOW) -> None:
     rows = one_candidate().set_column(0, "user_id", pa.array([user])) if list(items) == ["a"] else rows_of(user, items)
-    log.offer(rows, user, items, at, release_id="r1", space_id="s1")
+    log.offer(rows, user, items, at, release_id="r1", space_id="s1", codebook_id="c1")
 
 
 def logged(folder: Path) -> pa.Table:
@@ -99,7 +99,8 @@ def log(tmp_path: Path) -> Iterator[RequestLog]:
 
 @given(st.lists(requests(), min_size=1, max_size=3))
 def test_requests_and_their_candidates_are_the_rows_that_were_logged(tables: list[pa.Table]) -> None:
-    stamp = {"request_id": "q", "logged_at": NOW, "release_id": "r1", "space_id": "s1", "hashed": None}
+    of = {"release_id": "r1", "space_id": "s1", "codebook_id": "c1"}
+    stamp = {"request_id": "q", "logged_at": NOW, "hashed": None, **of}
     log = pa.concat_tables([log_row(table, **stamp) for table in tables])
     of_requests, candidates = logged_requests(log), logged_candidates(log)
     again = of_requests.take(candidates.column("request"))
@@ -109,7 +110,8 @@ def test_requests_and_their_candidates_are_the_rows_that_were_logged(tables: lis
 
 def test_a_logged_request_holds_its_users_features_once() -> None:
     long = rows_of("u1", [f"i{n}" for n in range(500)], history_item_ids=["i1"] * 50)
-    stamp = {"request_id": "q", "logged_at": NOW, "release_id": "r1", "space_id": "s1", "hashed": None}
+    of = {"release_id": "r1", "space_id": "s1", "codebook_id": "c1"}
+    stamp = {"request_id": "q", "logged_at": NOW, "hashed": None, **of}
     row = log_row(long, **stamp)
     assert row.get_total_buffer_size() < long.get_total_buffer_size() / 2
     assert row.column("history_item_ids").combine_chunks().get_total_buffer_size() < 1_000
@@ -210,7 +212,7 @@ def test_a_disk_that_refuses_costs_the_log_and_no_request(tmp_path: Path, log: R
 
 
 def test_rows_that_cannot_be_logged_cost_no_request(log: RequestLog) -> None:
-    log.offer(pa.table({"item_id": ["a"]}), "u1", ["a"], NOW, release_id="r1", space_id="s1")
+    log.offer(pa.table({"item_id": ["a"]}), "u1", ["a"], NOW, release_id="r1", space_id="s1", codebook_id="c1")
     assert log.dropped == 1
 
 
@@ -286,7 +288,7 @@ def test_the_service_logs_the_rows_that_it_ranked_and_they_are_on_disk_when_it_e
     release = Release(
         release_id="r7", created_at=NOW, space_id="s1", ctr_model="lightgbm/none", artifacts={}, metrics={}
     )
-    ranker = Ranker(LoggedFeatures(source, log, release.release_id), AllAlike(), "s1")
+    ranker = Ranker(LoggedFeatures(source, log, release.release_id), AllAlike(), "s1", "c1")
     with TestClient(create_app(World(release, None, ranker, 1_000, lambda: NOW), log)) as client:
         answer = client.post("/rank", json={"user_id": "u1", "item_ids": ["a", "b"]})
     assert [one["item_id"] for one in answer.json()["results"]] == ["a", "b"]

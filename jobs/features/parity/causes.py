@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from feature_repo.contract import CTR_HISTORY, EVENT_TIME, SPACE_KEY, View
+from feature_repo.contract import CODEBOOK_KEY, CTR_HISTORY, EVENT_TIME, View
 from jobs.features.offline import connect, read_parquet
 from jobs.rules.online_histories import Click, merge
 from model import artifact
@@ -23,7 +23,7 @@ LATE: Final = "late"
 UNKNOWN: Final = "unknown"
 CAUSES: Final[Mapping[str, str]] = {
     PUSHED: "the stream had pushed clicks that the offline tables have not taken in yet; no fault",
-    RELEASE: "the request was answered in another space than the one whose tables these are",
+    RELEASE: "the request was answered by another codebook than the one whose tables these are",
     TTL: "the row is older than its view's ttl, and only one side had let it expire",
     EARLY: "the store held a row that became valid after the moment that was asked for",
     LATE: "the store held what was known when it was loaded, and the tables have learnt of more since",
@@ -45,14 +45,14 @@ class Load:
 class Cell:
     """A value that differs.
 
-    entity: the key of its row in the view, without the space.  moment: as of which it was asked for.  logged_at: when,
-    by the clock.  histories: of a user's history, what serving had and what the tables say: clicks, newest first.
+    entity: the key of its row in the view, without the codebook.  moment: as of which it was asked for.  logged_at:
+    when, by the clock.  histories: of a user's history, what serving had and what the tables say: clicks, newest first.
     """
 
     view: View
     feature: str
     entity: str
-    space_id: str
+    codebook_id: str
     moment: datetime
     logged_at: datetime
     online: Any
@@ -86,7 +86,7 @@ class CauseFinder:
 
     features: Path
     digest: str
-    space_id: str
+    codebook_id: str
     loads: Sequence[Load]
     ttl: Callable[[str], timedelta]
 
@@ -106,7 +106,7 @@ class CauseFinder:
         ]
 
     def _cause(self, cell: Cell, place: int, held: _Held | None) -> str:
-        if SPACE_KEY in cell.view.keys and cell.space_id != self.space_id:
+        if CODEBOOK_KEY in cell.view.keys and cell.codebook_id != self.codebook_id:
             return RELEASE
         default = ROW_DEFAULTS[cell.feature]
         as_loaded = place >= 0 and same(cell.online, held.values[cell.feature] if held else default)
@@ -134,15 +134,17 @@ class CauseFinder:
         # Where the artifact that was loaded is gone, what the compared one says of that moment is nearest to it.
         source = read_parquet((load.folder or self.features) / view.name)
         key, names = view.keys[0], [feature.name for feature in view.features]
-        space = f"AND {SPACE_KEY} = $space" if SPACE_KEY in view.keys else "AND $space IS NOT NULL"
+        codebook = "AND $codebook IS NOT NULL"
+        if CODEBOOK_KEY in view.keys:
+            codebook = f"AND {CODEBOOK_KEY} = $codebook"
         query = f"""
             SELECT {key}, {EVENT_TIME}, {", ".join(names)} FROM {source} SEMI JOIN asked USING ({key})
-            WHERE {EVENT_TIME} <= $as_of {space}
+            WHERE {EVENT_TIME} <= $as_of {codebook}
             QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {EVENT_TIME} DESC) = 1
         """
         with closing(connect()) as connection:
             connection.register("asked", pa.table({key: pa.array(sorted(entities), pa.string())}))
-            found = connection.sql(query, params={"as_of": load.as_of, "space": self.space_id}).to_arrow_table()
+            found = connection.sql(query, params={"as_of": load.as_of, "codebook": self.codebook_id}).to_arrow_table()
         return {
             row[key]: _Held(row[EVENT_TIME].astimezone(UTC), {name: _known(row[name], name) for name in names})
             for row in found.to_pylist()

@@ -84,6 +84,7 @@ class ParityReport:
 
     features: Path
     space_id: str
+    codebook_id: str
     requests: int = 0
     candidates: int = 0
     first: datetime | None = None
@@ -114,9 +115,9 @@ def compare(workspace: Path, log: RequestLogFiles) -> ParityReport:
     """
     offline = open_offline(workspace)
     finder = CauseFinder(
-        offline.features, artifact.digest(offline.features), offline.space_id, loads_of(workspace), offline.ttl
+        offline.features, artifact.digest(offline.features), offline.codebook_id, loads_of(workspace), offline.ttl
     )
-    report = ParityReport(offline.features, offline.space_id)
+    report = ParityReport(offline.features, offline.space_id, offline.codebook_id)
     for batch in log.batches(offline.features):
         requests, candidates = logged_requests(batch), logged_candidates(batch)
         _count(report, requests, candidates)
@@ -210,7 +211,7 @@ def _cell(name: str, row: Mapping[str, Any], item: str | None, online: Any, offl
         view=view,
         feature=feature,
         entity=entity,
-        space_id=row["space_id"],
+        codebook_id=row["codebook_id"],
         moment=row["request_time"],
         logged_at=row["logged_at"],
         online=online,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from feature_repo.contract import EVENT_TIME, ITEM_KEY, ITEM_PROFILE, SPACE_KEY, USER_KEY
+from feature_repo.contract import CODEBOOK_KEY, EVENT_TIME, ITEM_KEY, ITEM_PROFILE, USER_KEY
 from jobs.features.training_rows import categories_in, clusters_in, features_as_of
 from model import artifact
 from model.artifact import ArtifactMissing
@@ -25,6 +25,7 @@ class OfflineValues:
     store: "FeatureStore"
     features: Path
     space_id: str
+    codebook_id: str
     clusters: pa.Table
     categories: pa.Table
 
@@ -38,8 +39,8 @@ class OfflineValues:
     def of_candidates(self, requests: pa.Table, candidates: pa.Table) -> pa.Table:
         """CANDIDATE_FEATURES of each candidate, in their order. candidates: item_id, and `request`, its place there."""
         moments = requests.column("request_time").take(candidates.column("request"))
-        spaces = pa.array([self.space_id] * candidates.num_rows, pa.string())
-        asked = pa.table({ITEM_KEY: candidates.column(ITEM_KEY), SPACE_KEY: spaces, EVENT_TIME: moments})
+        codebooks = pa.array([self.codebook_id] * candidates.num_rows, pa.string())
+        asked = pa.table({ITEM_KEY: candidates.column(ITEM_KEY), CODEBOOK_KEY: codebooks, EVENT_TIME: moments})
         services = ("ranking_item", "item_cluster_ids")
         return _filled(features_as_of(self.store, asked.to_pandas(), services).to_arrow(), CANDIDATE_FEATURES)
 
@@ -56,8 +57,10 @@ def open_offline(workspace: Path) -> OfflineValues:
         raise ArtifactMissing(f"{workspace} has no loaded feature store: run `courier materialize`")
     store = open_store(workspace)
     features = Path(store.get_feature_view(ITEM_PROFILE.name).batch_source.path).parent.resolve()
-    space_id = str(artifact.read(features, kind="features").facts["space_id"])
-    return OfflineValues(store, features, space_id, clusters_in(features, space_id), categories_in(features))
+    facts = artifact.read(features, kind="features").facts
+    space_id, codebook_id = str(facts["space_id"]), str(facts["codebook_id"])
+    clusters = clusters_in(features, codebook_id)
+    return OfflineValues(store, features, space_id, codebook_id, clusters, categories_in(features))
 
 
 def _filled(joined: pa.Table, names: tuple[str, ...]) -> pa.Table:

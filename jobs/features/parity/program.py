@@ -94,7 +94,11 @@ def document(report: ParityReport) -> dict[str, Any]:
         "first": report.first and report.first.isoformat(),
         "last": report.last and report.last.isoformat(),
         "releases": dict(report.releases),
-        "compared_with": {"features": report.features.name, "space_id": report.space_id},
+        "compared_with": {
+            "features": report.features.name,
+            "space_id": report.space_id,
+            "codebook_id": report.codebook_id,
+        },
         "skipped_files": report.skipped,
         "features": [_feature(one) for one in report.by_feature.values()],
     }

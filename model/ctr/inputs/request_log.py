@@ -37,6 +37,7 @@ _STAMP: Final = pa.schema(
         ("logged_at", TIME),
         ("release_id", pa.string()),
         ("space_id", pa.string()),
+        ("codebook_id", pa.string()),
         ("user_hashed", pa.bool_()),
     ]
 )
@@ -72,14 +73,21 @@ def hashed_user(user_id: str, key: bytes) -> str:
 
 
 def log_row(
-    rows: pa.Table, *, request_id: str, logged_at: datetime, release_id: str, space_id: str, hashed: str | None
+    rows: pa.Table,
+    *,
+    request_id: str,
+    logged_at: datetime,
+    release_id: str,
+    space_id: str,
+    codebook_id: str,
+    hashed: str | None,
 ) -> pa.Table:
     """One row of LOG_SCHEMA, which holds no buffer of `rows`' repeated user features.
 
     rows: a request's candidates, at least one, in the columns of model.ctr.inputs.rows that serving has.
     hashed: what stands in place of the user's id; None where the id itself may.
     """
-    stamp = [request_id, logged_at, release_id, space_id, hashed is not None]
+    stamp = [request_id, logged_at, release_id, space_id, codebook_id, hashed is not None]
     columns = [pa.array([value], field.type) for value, field in zip(stamp, _STAMP, strict=True)]
     of_request = rows.select(_OF_REQUEST).take(pa.array([0], pa.int64()))
     if hashed is not None:

@@ -26,7 +26,7 @@ def views(monkeypatch, tmp_path):
     opened = open_views(tmp_path)
     for view in opened.views.values():
         opened.database.create(view.table)
-    rows = [("old", "s", NOW - 2 * DAY, 1), ("young", "s", NOW - DAY / 2, 2)]
+    rows = [("old", "c", NOW - 2 * DAY, 1), ("young", "c", NOW - DAY / 2, 2)]
     schema = source_schema(ITEM_CLUSTER)
     table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
     opened.write(ITEM_CLUSTER, table.to_batches()[0])
@@ -34,7 +34,7 @@ def views(monkeypatch, tmp_path):
 
 
 def clusters(views):
-    asked = Asked((ITEM_CLUSTER,), {"item_id": ["old", "young"], "space_id": ["s", "s"]})
+    asked = Asked((ITEM_CLUSTER,), {"item_id": ["old", "young"], "codebook_id": ["c", "c"]})
     return views.read([asked], as_of=NOW)[0]["cluster_id"].to_pylist()
 
 

@@ -24,6 +24,7 @@ from model.artifact import ArtifactMismatch
 from serving.features import RankingFeatures
 
 MOMENT = datetime(2024, 6, 1, tzinfo=UTC)
+CODEBOOK = "c0123456789ab"
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -31,7 +32,7 @@ def online(workspace, space_id):
     """What the store answers for two users and all items, as text (NaN is not equal to itself)."""
     store = RankingFeatures(open_views(workspace))
     items = [f"i{number}" for number in range(42)]
-    answers = [store.ranking_rows(user, items, space_id, as_of=MOMENT, vectors=True) for user in ("u1", "u2")]
+    answers = [store.ranking_rows(user, items, space_id, CODEBOOK, as_of=MOMENT, vectors=True) for user in ("u1", "u2")]
     return [(str(a.table.to_pylist()), a.known_user, a.known_items, a.vectors.matrix.tobytes()) for a in answers]
 
 
@@ -98,7 +99,9 @@ def test_two_spaces_lie_side_by_side_in_the_online_store(build, shop, tmp_path):
     with artifact.write(tmp_path / "features", kind="features", inputs={}, config={}) as draft:
         for view in ("user_history", "user_statistics", "item_statistics"):
             (draft.path / view).symlink_to(shop.features / view)
-        offline.write_item_facts(shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew")
+        offline.write_item_facts(
+            shop.sequences, shop.images, shop.embed, shop.cluster, draft.path, space_id="snew", codebook_id=CODEBOOK
+        )
         facts = artifact.read(shop.features, kind="features").facts
         draft.facts = {**facts, "space_id": "snew"}
     materialize.build(features=tmp_path / "features", workspace=tmp_path, out=tmp_path / "materialize" / "new")

@@ -32,7 +32,7 @@ from serving.features import RankingFeatures
 from serving.request_log import LoggedFeatures, RequestLog
 
 DAY = timedelta(days=1)
-SPACE = "s0123456789ab"
+SPACE, CODEBOOK = "s0123456789ab", "c0123456789ab"
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Served:
         folder: Path,
         asked: Sequence[tuple[str, Sequence[str], datetime]],
         *,
-        space_id: str = SPACE,
+        codebook_id: str = CODEBOOK,
         key: bytes = b"",
     ) -> RequestLogFiles:
         """The log of these requests: user, items, moment."""
         log = RequestLog(folder, rate=1, total_bytes=10**9, key=key)
         logged = LoggedFeatures(RankingFeatures(open_views(self.workspace)), log, "r1")
         for user, items, moment in asked:
-            logged.ranking_rows(user, items, space_id, as_of=moment, vectors=False)
+            logged.ranking_rows(user, items, SPACE, codebook_id, as_of=moment, vectors=False)
         log.close()
         assert log.dropped == 0
         return RequestLogFiles(folder, key)
@@ -180,8 +180,8 @@ def test_a_request_of_an_earlier_moment_than_the_load_names_what_became_valid_af
     assert {cause for one in found.values() for cause in one} == {"early"}
 
 
-def test_a_request_that_was_answered_in_another_space_is_named(served: Served, tmp_path: Path) -> None:
-    report = served.compare(tmp_path, ("u1", ["i1", "i2"], served.shop.as_of), space_id="sother")
+def test_a_request_that_was_answered_by_another_codebook_is_named(served: Served, tmp_path: Path) -> None:
+    report = served.compare(tmp_path, ("u1", ["i1", "i2"], served.shop.as_of), codebook_id="cother")
     assert causes(report) == {"cluster_id": {"release": 2}, "history_cluster_ids": {"release": 1}}
 
 

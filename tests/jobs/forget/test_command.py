@@ -163,7 +163,7 @@ def test_what_a_server_maps_has_the_vectors_of_the_items_that_are_left(shop):
     with reading(releases_url(folder)) as session:
         named = releases.answering(session).artifacts
     embed, cluster = (folder / named[stage]["path"] for stage in ("embed", "cluster"))
-    items = ReleasedItems("s", cluster / LOOKUP, embed / "vectors.npy")
+    items = ReleasedItems("s", "c", cluster / LOOKUP, embed / "vectors.npy")
     left = sorted(shop.vectors.keys() - {"i5"})
     assert items.find(["i5"]).tolist() == [-1]
     assert np.array_equal(items.vectors(items.find(left)), np.stack([shop.vectors[item] for item in left]))

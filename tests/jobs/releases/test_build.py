@@ -17,7 +17,9 @@ from model.release_database import SchemaMismatch, reading, url_in
 STAGES = ("images", "pretrain", "embed", "codebook", "cluster", "index", "materialize", "ctr", "evaluate")
 FACTS: Mapping[str, Mapping[str, Any]] = {
     "images": {},
-    "materialize": {"as_of": "2024-06-01T00:00:00+00:00"},
+    "codebook": {"space_id": "s1", "codebook_id": "c1"},
+    "cluster": {"space_id": "s1", "codebook_id": "c1"},
+    "materialize": {"codebook_id": "c1", "as_of": "2024-06-01T00:00:00+00:00"},
     "index": {"space_id": "s1", "recall_at_10": 0.99},
     "ctr": {"space_id": "s1", "best": "lightgbm/cluster_id"},
     "evaluate": {},
@@ -62,7 +64,7 @@ def test_a_release_names_its_space_its_artifacts_its_model_and_what_was_measured
 ) -> None:
     manifest = build_release(tmp_path, stages)
     found = recorded(tmp_path)
-    assert (found.space_id, found.ctr_model) == ("s1", "lightgbm/cluster_id")
+    assert (found.space_id, found.codebook_id, found.ctr_model) == ("s1", "c1", "lightgbm/cluster_id")
     assert found.artifacts == {
         stage: {"path": f"{stage}/k", "digest": artifact.digest(path)} for stage, path in stages.items()
     }
@@ -158,6 +160,14 @@ def test_two_spaces_make_no_release(tmp_path: Path, stages: dict[str, Path], sta
     with pytest.raises(ArtifactMismatch, match=f"{stage} s2"):
         build_release(tmp_path, stages)
     assert releases.current(url_in(tmp_path)) is None
+
+
+@pytest.mark.parametrize("stage", ["codebook", "cluster", "materialize"])
+@pytest.mark.parametrize("other", ["c2", None])
+def test_two_codebooks_make_no_release(tmp_path: Path, stages: dict[str, Path], stage: str, other: str | None) -> None:
+    write_stage(tmp_path, stage, facts={"codebook_id": other})
+    with pytest.raises(ArtifactMismatch, match=f"a release is of one codebook, .*{stage} {other or 'none'}"):
+        build_release(tmp_path, stages)
 
 
 def test_a_stage_that_names_no_space_makes_no_release(tmp_path: Path, stages: dict[str, Path]) -> None:

@@ -37,7 +37,7 @@ def test_an_index_that_misses_more_than_it_may_is_named_with_what_it_finds(found
 
 def test_the_same_items_and_vectors_everywhere_are_reconciled(tmp_path: Path) -> None:
     folders = write_stages(tmp_path)
-    assert gates.reconciliation(folders, folders["features"]) is None
+    assert gates.reconciliation(folders, folders["features"], "c0") is None
 
 
 @pytest.mark.parametrize("stage", ["embed", "cluster", "features"])
@@ -46,11 +46,18 @@ def test_an_item_in_one_place_only_is_named(tmp_path: Path, stage: str, more: bo
     folders = write_stages(tmp_path)
     others = write_stages(tmp_path / "other", items=(*ITEMS, "i9") if more else ITEMS[:-1])
     folders |= {stage: others[stage]}
-    said = gates.reconciliation(folders, folders["features"])
+    said = gates.reconciliation(folders, folders["features"], "c0")
     place = "item_embedding" if stage == "features" else stage
     one, other = (place, "the index") if more else ("the index", place)
     item = "i9" if more else ITEMS[-1]
     assert said == f"1 items are in {one} and not in {other} (as '{item}'): run `courier run --from embed`"
+
+
+def test_the_codes_of_another_codebook_are_not_those_of_a_release(tmp_path: Path) -> None:
+    folders = write_stages(tmp_path)
+    said = gates.reconciliation(folders, folders["features"], "cother")
+    assert str(said).startswith(f"{len(ITEMS)} items are in the index and not in item_cluster")
+    assert gates.reconciliation(folders, folders["features"], None) is None  # it names none: all are taken for its own
 
 
 def test_a_vector_that_differs_by_one_bit_is_found(tmp_path: Path) -> None:
@@ -58,14 +65,14 @@ def test_a_vector_that_differs_by_one_bit_is_found(tmp_path: Path) -> None:
     vectors = drawn_vectors(0)
     vectors[2, 7] = np.nextafter(vectors[2, 7], np.float32(2))
     np.save(folders["embed"] / "vectors.npy", vectors)
-    said = gates.reconciliation(folders, None)
+    said = gates.reconciliation(folders, None, "c0")
     assert said == "1 items have another vector in the index than in embed (as 'i3'): run `courier run --from index`"
 
 
 def test_an_index_of_another_width_is_named(tmp_path: Path) -> None:
     folders = write_stages(tmp_path)
     VectorIndex.build(drawn_vectors(0, width=8), ITEMS).save(folders["index"])
-    said = gates.reconciliation(folders, None)
+    said = gates.reconciliation(folders, None, "c0")
     assert said == "the index is 8 wide and the vectors 256: run `courier run --from embed`"
 
 

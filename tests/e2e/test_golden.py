@@ -27,7 +27,8 @@ GOLDEN = Path(__file__).with_name("golden.json")
 WRITE = "COURIER_WRITE_GOLDEN"  # set by `make golden`
 SHOP = ["--items", "60", "--users", "30", "--requests", "500"]
 # Made by a model, a digest of what one made, or made by floating-point transforms of pixels.
-LEARNED = {"cluster_id", "history_cluster_ids", "image_embedding", "space_id", "features", "phash", "near_duplicate_of"}
+LEARNED = {"cluster_id", "history_cluster_ids", "image_embedding", "space_id", "codebook_id", "features"}
+LEARNED |= {"phash", "near_duplicate_of"}
 LEARNED_STAGES = {"pretrain", "embed", "codebook", "cluster", "index", "ctr", "evaluate", "release"}
 
 

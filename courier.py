@@ -71,6 +71,10 @@ VERBS = {
         "jobs.features.click_stream.program:main",
         "WORKSPACE --from SOURCE  clicks into the online histories (Beam, Feast)",
     ),
+    "add-items": (
+        "jobs.releases.add_items:main",
+        "FILE  new items are found and ranked at once, before the next run makes a release of them",
+    ),
     "search": ("serving.visual_search:main", "look-alikes of an item or of an image file"),
     "rank": ("serving.ranker:main", "a user's items in order of predicted click probability"),
     "serve": ("serving.app:main", "answer /search and /rank over HTTP"),

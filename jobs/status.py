@@ -13,6 +13,7 @@ from jobs.features.freshness import freshness
 from jobs.options import Folder, call
 from jobs.pipeline import State, age_in_days, explain, old_encoder, require_stage, stage_states
 from jobs.raw.canonical import canonical_table
+from jobs.releases.added import since_release
 from jobs.releases.current import current_release
 from jobs.sequences.daily.log import read_watermark
 from jobs.workspace import Workspace, open_workspace
@@ -32,6 +33,7 @@ def status(
         print(strict_json.dumps({"stage": why, "reasons": reasons}, indent=1) if as_json else "\n".join(reasons))
         return
     held = held_by_log(opened)
+    added = since_release(opened.folder)
     states, now = stage_states(opened), datetime.now(UTC)
     rows = [_status_row(opened.folder, name, state, now) for name, state in states.items()]
     views = [view.facts(now) for view in freshness(opened.folder)]
@@ -46,6 +48,7 @@ def status(
             "release": current,
             "old_encoder": old,
             "log": held,
+            "added": added,
         }
         print(strict_json.dumps(answer, indent=1))
         return
@@ -64,6 +67,8 @@ def status(
     Console().print(f"current release: {current or 'none'}")
     if old:
         Console().print(old, soft_wrap=True)
+    if added:
+        Console().print(added["said"], soft_wrap=True)
     if held:
         Console().print(held["said"])
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from model.errors import CourierError
 
 CATALOGUE_FILE: Final = "catalogue.db"
-SCHEMA: Final = "0003"  # the newest of infra/migrations, which a process that only reads need not have
+SCHEMA: Final = "0004"  # the newest of infra/migrations, which a process that only reads need not have
 LONGEST_NAME: Final = 200  # of who did something, and of an online store
 WRITERS: Final = 0x636F7572  # the advisory lock that PostgreSQL's writers hold one after the other
 
@@ -59,7 +59,11 @@ class Base(DeclarativeBase):
     """The tables that Alembic keeps (infra/migrations)."""
 
     metadata = sa.MetaData(
-        naming_convention={"pk": "pk_%(table_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s"},
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+        },
     )
 
 
@@ -114,6 +118,22 @@ class ActRow(Base):
     done_by: Mapped[str] = mapped_column(sa.String(LONGEST_NAME))
     why: Mapped[str] = mapped_column(sa.Text())
     gates: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+
+
+class AdditionRow(Base):
+    """Items that were added since a release; only ever added, and removed once no kept release lacks them."""
+
+    __tablename__ = "addition"
+
+    number: Mapped[int] = mapped_column(sa.Integer(), primary_key=True)
+    addition_id: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    created_at: Mapped[datetime] = mapped_column(Instant())
+    space_id: Mapped[str] = mapped_column(sa.String(64))
+    codebook_id: Mapped[str] = mapped_column(sa.String(64))
+    path: Mapped[str] = mapped_column(sa.String(LONGEST_NAME))
+    digest: Mapped[str] = mapped_column(sa.String(64))
+    items: Mapped[int] = mapped_column(sa.Integer())
+    done_by: Mapped[str] = mapped_column(sa.String(LONGEST_NAME))
 
 
 def url_in(workspace: Path) -> str:

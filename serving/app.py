@@ -17,8 +17,10 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.contract import EMBEDDING_DIM
+from model.additions import Addition
 from model.artifact import ArtifactMismatch
 from model.courier.data.images import ImageRefused
+from serving.additions import additions_of, read_additions
 from serving.current import Current
 from serving.ranker import load_ranker
 from serving.release import ReleasedEncoder, open_release
@@ -54,13 +56,20 @@ def load_world(settings: Settings, request_log: RequestLog | None = None) -> Wor
     if request_log is not None:
         ranker = replace(ranker, features=LoggedFeatures(ranker.features, request_log, opened.release_id))
     world = World(opened.release, search, ranker, settings.max_upload_bytes)
+    world = with_added(world, additions_of(opened, settings.releases), settings)
     log.info(
         "release_loaded",
         release=opened.release_id,
-        items=len(search.index),
+        items=len(world.search),
         seconds=round(time.monotonic() - begun, 1),
     )
     return world
+
+
+def with_added(world: World, found: Sequence[Addition], settings: Settings) -> World:
+    """The world with these additions, which are of its release's space. Raises ArtifactMissing, ArtifactMismatch."""
+    items = read_additions(found, world.release.space_id, settings.workspace, settings.artifacts)
+    return world.with_added(tuple(one.digest for one in found), items)
 
 
 def create_app(world: World | Current, request_log: RequestLog | None = None) -> FastAPI:
@@ -165,7 +174,10 @@ def serve(
     def load() -> World:
         return load_world(settings, request_log)
 
-    current = Current(load(), load, database_url(settings))
+    def add(world: World, found: Sequence[Addition]) -> World:
+        return with_added(world, found, settings)
+
+    current = Current(load(), load, database_url(settings), add=add)
     signal.signal(signal.SIGHUP, lambda *_: current.look())
     current.start()
     try:

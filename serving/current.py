@@ -2,19 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.orm import Session
 
 from model import releases
+from model.additions import Addition, list_additions
 from model.release_database import connect, require_schema, unreadable
 from serving.routes import World
 
 log = structlog.get_logger()
 
-POLL_SECONDS = 1.0  # three small queries each time
+POLL_SECONDS = 1.0  # four small queries each time
 RETRY_SECONDS = 30.0  # a release that could not be loaded may have its artifacts copied meanwhile
 
 
@@ -31,11 +32,13 @@ class Current:
         load: Callable[[], World],
         url: str,
         *,
+        add: Callable[[World, Sequence[Addition]], World] | None = None,
         poll_seconds: float = POLL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.world = world
         self._load = load
+        self._add = add
         self._engine = connect(url)
         self._url = url
         self._poll_seconds = poll_seconds
@@ -65,12 +68,15 @@ class Current:
         self._wake.set()
 
     def refresh(self) -> bool:
-        """Load what was promoted since and let it answer; whether it does. Nothing is raised: the old world goes on."""
+        """Load what was promoted or added since and let it answer; whether it does. The old world goes on else.
+
+        Nothing is raised.
+        """
         try:
-            wanted = self._current_id()
+            wanted, added = self._looked_up()
             if wanted in (None, self.world.release.release_id):
-                self._refused = self._said = None
-                return False
+                self._refused = None
+                return self._take_up(added)
             if wanted == self._refused and self._clock() < self._retry_at:
                 return False
             self._refused, self._retry_at = wanted, self._clock() + RETRY_SECONDS
@@ -83,11 +89,22 @@ class Current:
         log.info("release_switched", release=world.release.release_id, before=left.release.release_id)
         return True
 
-    def _current_id(self) -> str | None:
+    def _take_up(self, added: list[Addition]) -> bool:
+        """Let what was added to this release's space, or is there no more, be found or not; whether that is another."""
+        if self._add is None or tuple(one.digest for one in added) == self.world.added:
+            self._said = None
+            return False
+        self.world = self._add(self.world, added)
+        self._said = None
+        log.info("items_added", release=self.world.release.release_id, items=len(self.world.search))
+        return True
+
+    def _looked_up(self) -> tuple[str | None, list[Addition]]:
+        """The release that is promoted, and what was added to the space of the one that answers here."""
         try:
             with Session(self._engine) as session:
                 require_schema(session)
-                return releases.current_id(session)
+                return releases.current_id(session), list_additions(session, self.world.release.space_id)
         except sa.exc.DBAPIError as error:
             raise unreadable(self._url, error) from None
 

@@ -34,6 +34,7 @@ class OpenRelease:
 
     release: Release
     folders: Mapping[str, Path]
+    workspace: Path
 
     @property
     def release_id(self) -> str:
@@ -67,7 +68,7 @@ def open_release(workspace: Path, database: str | None = None, artifacts: str | 
         if artifacts is not None and not (folder / artifact.MANIFEST).is_file():
             _fetch(release, stage, artifacts, folder)
         _check(release, stage, folder)
-    return OpenRelease(release, folders)
+    return OpenRelease(release, folders, workspace)
 
 
 def _fetch(release: Release, stage: str, artifacts: str, folder: Path) -> None:

@@ -1,12 +1,13 @@
 """The HTTP answers: each route parses, calls, answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, UploadFile
 
+from model.additions import AddedItems
 from model.releases import Release
 from serving import ranker, visual_search
 from serving.ranker import Ranker
@@ -16,13 +17,21 @@ from serving.visual_search import VisualSearch
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All that the routes ask: one release, its search, its ranker, and the clock."""
+    """All that the routes ask: one release, its search, its ranker, and the clock.
+
+    added: digests of the additions that the search knows, in their order.
+    """
 
     release: Release
     search: VisualSearch
     ranker: Ranker
     max_upload_bytes: int
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    added: tuple[str, ...] = ()
+
+    def with_added(self, digests: tuple[str, ...], items: AddedItems) -> "World":
+        """The same release with what was added since. digests: of the additions that `items` are of."""
+        return replace(self, search=self.search.with_added(items), added=digests)
 
 
 def world_of(request: Request) -> World:
@@ -73,5 +82,5 @@ def readyz(world: WorldDep) -> Ready:
         status="ready",
         release=world.release.release_id,
         released_at=world.release.created_at,
-        items=len(world.search.index),
+        items=len(world.search),
     )

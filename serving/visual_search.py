@@ -1,12 +1,13 @@
 """Find the items that look like an item or like a picture: `courier search` and the answer to POST /search."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
 from PIL import Image
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from model.additions import AddedItems
 from model.courier.data.images import MAX_BYTES, decode, pixel_hash
 from model.courier.data.stored_images import load_images
 from model.errors import CourierError
 from model.vector_index import VectorIndex
 from serving import contact_sheet
+from serving.additions import additions_of, read_additions
 from serving.release import OpenRelease, ReleasedEncoder, open_release
 from serving.schemas import Found, SearchAnswer
 from serving.settings import read_settings
@@ -67,25 +70,63 @@ class Hit:
     item: CatalogueItem
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Items that were added since the release: an index of their own, so that the release's is never copied.
+
+    pictures: image_id -> a PNG of it, for they lie in no images artifact.
+    """
+
+    index: VectorIndex
+    items: Mapping[str, CatalogueItem]
+    pictures: Mapping[str, bytes]
+
+
 @dataclass(slots=True)
 class VisualSearch:
-    """The look-alikes of items and of images, out of one release's index."""
+    """The look-alikes of items and of images, out of one release's index and what was added since."""
 
     index: VectorIndex
     items: Mapping[str, CatalogueItem]
     encoder: ImageEncoder
+    added: Added | None = None
+
+    def __len__(self) -> int:
+        """How many items can be found."""
+        return len(self.index) + (len(self.added.index) if self.added else 0)
+
+    def item(self, item_id: str) -> CatalogueItem | None:
+        """What is known of an item; None where there is none of this id."""
+        return (self.added.items.get(item_id) if self.added else None) or self.items.get(item_id)
+
+    def with_added(self, added: AddedItems) -> "VisualSearch":
+        """This search with what was added since the release. Items that its index holds are the release's own."""
+        ids = added.table["item_id"].to_pylist()
+        new = [row for row, item_id in enumerate(ids) if item_id not in self.index]
+        if not new:
+            return replace(self, added=None)
+        columns = added.table.take(pa.array(new)).to_pydict()
+        names = ("item_id", "title", "category", "image_uri", "image_id")
+        items = {
+            item_id: CatalogueItem(title, category, uri, image_id, duplicate_of=None, status="ok")
+            for item_id, title, category, uri, image_id in zip(*(columns[name] for name in names), strict=True)
+        }
+        index = VectorIndex.build(added.vectors[new], list(items), kind="flat")
+        pictures = dict(zip(columns["image_id"], columns["image"], strict=True))
+        return replace(self, added=Added(index, items, pictures))
 
     def by_item(self, item_id: str, k: int) -> list[Hit]:
         """The k items nearest to an item, which is itself left out; its duplicates first. All others where k is larger.
 
         Raises UnknownItem, NoUsableImage.
         """
-        item = self.items.get(item_id)
+        item = self.item(item_id)
         if item is None:
             raise UnknownItem(f"no item '{item_id}' in the catalogue")
-        if item_id not in self.index:
+        held = next((one for one in self._indexes() if item_id in one), None)
+        if held is None:
             raise NoUsableImage(f"item '{item_id}' has no usable image ({item.status}): search with a picture instead")
-        hits = self._nearest(self.index.vector(item_id), k + 1, item.image_id)
+        hits = self._nearest(held.vector(item_id), k + 1, item.image_id)
         return [hit for hit in hits if hit.item_id != item_id][:k]
 
     def by_image(self, data: bytes, k: int) -> list[Hit]:
@@ -94,13 +135,19 @@ class VisualSearch:
         return self._nearest(self.encoder.embed(image), k, pixel_hash(image))
 
     def _nearest(self, vector: npt.NDArray[np.float32], k: int, image_id: str | None) -> list[Hit]:
-        (ids,), (scores,) = self.index.search(vector[None, :], k)
-        hits = [self._hit(item_id, float(score), image_id) for item_id, score in zip(ids, scores, strict=True)]
+        hits = []
+        for index in self._indexes():
+            (ids,), (scores,) = index.search(vector[None, :], k)
+            hits += [self._hit(item_id, float(score), image_id) for item_id, score in zip(ids, scores, strict=True)]
         # Stable: it only lifts the same image above another one that the encoder cannot tell from it.
-        return sorted(hits, key=lambda hit: (-hit.score, not hit.same_image))
+        return sorted(hits, key=lambda hit: (-hit.score, not hit.same_image))[:k]
+
+    def _indexes(self) -> list[VectorIndex]:
+        return [self.index] + ([self.added.index] if self.added else [])
 
     def _hit(self, item_id: str, score: float, image_id: str | None) -> Hit:
-        item = self.items[item_id]
+        item = self.item(item_id)
+        assert item is not None  # every item of an index is in the catalogue
         return Hit(item_id, score, item.image_id == image_id, item)
 
 
@@ -146,13 +193,17 @@ def search(
         raise BadQuestion("search by --item ID or by --image FILE, one of the two")
     settings = read_settings(workspace=workspace)
     opened = open_release(settings.workspace, settings.releases, settings.artifacts)
-    found = load_search(opened)
+    since = additions_of(opened, settings.releases)
+    found = load_search(opened).with_added(
+        read_additions(since, opened.space_id, settings.workspace, settings.artifacts)
+    )
     data = _read_image(image) if image else b""
     hits = found.by_item(item, k) if item is not None else found.by_image(data, k)
     asked = f"item {item}" if item is not None else str(image)
     if sheet is not None:
-        query = _picture_of(opened, found.items[item]) if item is not None else decode(data)
-        _draw(opened, asked, query, hits, sheet)
+        shown = found.item(item) if item is not None else None
+        [query] = _pictures_of(opened, found, [str(shown.image_id)]) if shown else [decode(data)]
+        _draw(opened, found, asked, query, hits, sheet)
     if as_json:
         print(answer_of(hits, opened.release_id).model_dump_json(indent=1, ensure_ascii=True))
     else:
@@ -169,18 +220,21 @@ def _read_image(path: Path) -> bytes:
         raise BadQuestion(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _picture_of(opened: OpenRelease, item: CatalogueItem) -> Image.Image:
-    _, pixels = load_images(opened.folders["images"], [str(item.image_id)])
-    return Image.fromarray(pixels[0])
+def _pictures_of(opened: OpenRelease, search: VisualSearch, image_ids: Sequence[str]) -> list[Image.Image]:
+    """The pictures of items that are found, in their order."""
+    added = search.added.pictures if search.added else {}
+    released = [image_id for image_id in image_ids if image_id not in added]
+    pictures = dict(zip(released, load_images(opened.folders["images"], released)[1], strict=True)) if released else {}
+    return [decode(added[one]) if one in added else Image.fromarray(pictures[one]) for one in image_ids]
 
 
-def _draw(opened: OpenRelease, asked: str, query: Image.Image, hits: Sequence[Hit], path: Path) -> None:
-    _, pixels = load_images(opened.folders["images"], [str(hit.item.image_id) for hit in hits])
+def _draw(
+    opened: OpenRelease, search: VisualSearch, asked: str, query: Image.Image, hits: Sequence[Hit], path: Path
+) -> None:
+    pictures = _pictures_of(opened, search, [str(hit.item.image_id) for hit in hits])
     cells = [
-        contact_sheet.Cell(
-            Image.fromarray(picture), rank, hit.score, hit.item_id, hit.item.title, hit.item.category, hit.same_image
-        )
-        for rank, (hit, picture) in enumerate(zip(hits, pixels, strict=True), start=1)
+        contact_sheet.Cell(picture, rank, hit.score, hit.item_id, hit.item.title, hit.item.category, hit.same_image)
+        for rank, (hit, picture) in enumerate(zip(hits, pictures, strict=True), start=1)
     ]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,8 @@ from jobs.pipeline import NAMES
 from jobs.versions import next_generation
 from jobs.workspace import releases_url
 from model import artifact, releases, strict_json
+from model.additions import ITEMS, VECTORS
+from model.additions import KIND as ADDITIONS
 from model.artifact import Manifest
 from model.ctr.inputs.request_log import LOG_FOLDER
 from model.release_database import is_made, reading, writing
@@ -221,10 +223,18 @@ def _cluster(folder: Path, draft: Path, item_id: str) -> dict[str, Any]:
     return {"items": pq.read_metadata(draft / "items.parquet").num_rows}
 
 
+def _additions(folder: Path, draft: Path, item_id: str) -> dict[str, Any]:
+    kept = [item != item_id for item in pq.read_table(folder / ITEMS, columns=[ITEM_KEY])[ITEM_KEY].to_pylist()]
+    (draft / VECTORS).unlink()
+    np.save(draft / VECTORS, np.load(folder / VECTORS)[kept])
+    return {"items": sum(kept)}
+
+
 _SPECIAL: Final[dict[str, Callable[[Path, Path, str], dict[str, Any]]]] = {
     "embed": _embed,
     "index": _index,
     "cluster": _cluster,
+    ADDITIONS: _additions,
 }
 
 

@@ -26,6 +26,7 @@ from jobs.raw.folder import tables_of
 from jobs.raw.forgotten import KEYS_OF, add_forgotten
 from jobs.raw.ingest import read_tables
 from jobs.raw.typed import FILE
+from jobs.releases.added import adding, record_rewritten
 from jobs.workspace import Workspace, locked, open_workspace
 from model import artifact, releases, strict_json
 from model.ctr.inputs.request_log import LOG_FOLDER, hashed_user, log_key
@@ -108,7 +109,7 @@ def forget(workspace: Workspace, key: str, entity_id: str, *, by: str) -> Proof:
     folder, raw = workspace.folder, workspace.raw
     near = raw.resolve() if isinstance(raw, Path) else None
     packed_settings(folder)
-    with locked(folder):
+    with locked(folder), adding(folder):
         artifacts.sweep(folder)
         add_forgotten(folder, key, entity_id)
         entity = Entity(key, (entity_id, *_hashed(key, entity_id)))
@@ -123,6 +124,7 @@ def forget(workspace: Workspace, key: str, entity_id: str, *, by: str) -> Proof:
         done = artifacts.remove_from(folder, held, entity, by=by)
         after = artifacts.artifact_folders(folder, near)
         artifacts.name_successors(after)
+        record_rewritten(folder)
         left = sum(one.rows for one in artifacts.holding(after, entity))
         rows = {one.folder: one.rows for one in held}
         for one in folders:

@@ -106,11 +106,14 @@ def _guessed(path: Path) -> str:
         return "jsonl" if stream.read(2**12).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "csv"
 
 
-def rows_of(file: Path, table: str) -> Iterator[dict[str, Any]]:
-    """The rows of one raw file as Python has them: the contract's columns, REASON and ROW. Raises RawTableUnusable."""
+def rows_of(file: Path, table: str, names: Names | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of one raw file as Python has them: the contract's columns, REASON and ROW.
+
+    names: how its columns are called.  Raises RawTableUnusable.
+    """
     with _apart(file) as (db, raw, scratch):
         out = scratch.with_name("rows.parquet")
-        if ingest_file(db, raw(table), {}, out, scratch):
+        if ingest_file(db, raw(table), names or {}, out, scratch):
             with pq.ParquetFile(out) as written:
                 for batch in written.iter_batches(ROWS):
                     yield from batch.to_pylist()

@@ -17,6 +17,7 @@ from infra.migrations.migrate import NEWEST, migrate
 from jobs.config import PromotionConfig
 from jobs.options import AsJson, By, ConfigFile, Folder, Given, LastRaw, Preset, Promote, Why
 from jobs.paths import any_path
+from jobs.releases.added import faults as faults_of_additions
 from jobs.releases.build import document
 from jobs.releases.compare import differences
 from jobs.releases.promotion import Decision, Reasons, decide
@@ -182,10 +183,11 @@ def rollback(workspace: Folder = Path("workspace"), by: By = None, why: Why = ""
 
 @app.command()
 def verify(release: Which = None, workspace: Folder = Path("workspace"), as_json: AsJson = False) -> None:
-    """Read every byte of a release's artifacts; exit status 1 and a sentence for each that is not as recorded."""
+    """Read every byte of a release's artifacts and of items added to it; exit status 1 and each fault's sentence."""
     with opened(workspace) as session:
         found = _asked(session, release, workspace)
-    wrong = faults(workspace, found)
+        damaged = faults_of_additions(workspace, session, found)
+    wrong = faults(workspace, found) + damaged
     whole = f"{found.release_id} is whole: {len(found.artifacts)} artifacts, space {found.space_id}"
     _answer({"release": found.release_id, "faults": wrong}, "\n".join(wrong) or whole, as_json=as_json)
     if wrong:

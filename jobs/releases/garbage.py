@@ -14,10 +14,11 @@ from rich.table import Table
 from jobs.features.offline_sources import SOURCES
 from jobs.options import AsJson, By, Folder, call
 from jobs.pipeline import stage_states
+from jobs.releases.added import adding, unneeded
 from jobs.releases.commands import opened
 from jobs.stages import STAGES
 from jobs.workspace import locked, open_workspace, releases_url
-from model import artifact, releases, strict_json
+from model import additions, artifact, releases, strict_json
 from model.artifact import Manifest
 from model.release_database import reading, writing
 
@@ -28,7 +29,7 @@ TRAINED: Final = "pretrain"  # its baselines lie beside the encoders of releases
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A version of a stage's artifact on disk; manifest is None where it is half written or half removed."""
+    """A version of a stage's artifact, or an addition, on disk; manifest is None where half written or removed."""
 
     stage: str
     folder: Path
@@ -56,13 +57,15 @@ def find(workspace: Path, fresh: Set[Path], *, keep: int) -> Garbage:
 
     Kept are the current release, the one before it, the `keep` newest that are not retired, and what is fresh; of every
     stage its newest version; and what any of them was made from, however far back.
+    An addition is kept while a kept release of its space lacks one of its items.
     An encoder that no release ever had, as a baseline, is kept.
     """
     with reading(releases_url(workspace)) as session:
         known = releases.list_releases(session)
         needed = {releases.current_id(session), releases.previous_id(session)}
-    needed |= {one.release_id for one in [one for one in known if one.retired_at is None][:keep]}
-    needed |= {artifact.read_manifest(path).facts["release_id"] for path in fresh if path.parent.name == "release"}
+        needed |= {one.release_id for one in [one for one in known if one.retired_at is None][:keep]}
+        needed |= {artifact.read_manifest(path).facts["release_id"] for path in fresh if path.parent.name == "release"}
+        added = unneeded(session, workspace, [one for one in known if one.release_id in needed])
     versions = [version for stage in STAGES for version in _versions(workspace, stage.name)]
     named = {workspace / where["path"] for one in known if one.release_id in needed for where in one.artifacts.values()}
     served = (workspace / SOURCES).resolve()  # what Feast's sources lead to
@@ -72,7 +75,10 @@ def find(workspace: Path, fresh: Set[Path], *, keep: int) -> Garbage:
     kept = _with_what_they_are_made_from(roots, versions)
     return Garbage(
         releases=tuple(one.release_id for one in known if one.retired_at is None and one.release_id not in needed),
-        versions=tuple(version for version in versions if version.folder not in kept),
+        versions=(
+            *(version for version in versions if version.folder not in kept),
+            *(Version(additions.KIND, folder, None) for folder in added),
+        ),
     )
 
 
@@ -130,6 +136,9 @@ def remove(workspace: Path, garbage: Garbage, *, now: datetime, by: str) -> None
     A version loses its manifest first: what is half removed is no artifact.
     """
     with writing(releases_url(workspace)) as session:
+        additions.remove(
+            session, [version.folder.name for version in garbage.versions if version.stage == additions.KIND]
+        )
         for release_id in garbage.releases:
             releases.retire(session, release_id, now=now, by=by, why="courier gc")
     for version in garbage.versions:
@@ -154,7 +163,7 @@ def collect(
     with opened(workspace):  # refuses a workspace that has no release
         pass
     asked = open_workspace(workspace)
-    with locked(asked.folder):
+    with locked(asked.folder), adding(asked.folder):
         fresh = {state.folder for state in stage_states(asked).values() if state.fresh and state.folder}
         garbage = find(asked.folder, fresh, keep=keep)
         freed = garbage.bytes_by_stage()

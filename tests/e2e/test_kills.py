@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from jobs.features.materialize import is_loaded
 from jobs.pipeline import stage_states
@@ -143,3 +144,31 @@ def test_gc_killed_at_any_moment_takes_nothing_that_a_kept_release_needs(shop: S
         assert agree(folder, shop) == shop.old
 
     killed_often(shop, tmp_path, ["gc", *AT, "--keep", "1"], ended)
+
+
+def test_add_items_killed_at_any_moment_has_added_all_of_them_after_the_next_one(shop: Shop, tmp_path: Path) -> None:
+    drawn = random.Random(SEED).randbytes(6 * 6 * 3)
+    Image.frombytes("RGB", (6, 6), drawn).resize((96, 96)).save(shop.folder / "new.png")
+    (shop.folder / "new.csv").write_text("item_id,image_uri,category\nn0,new.png,c\nn1,new.png,c\n", "utf-8")
+
+    def ended(folder: Path) -> None:
+        found = json.loads(courier("search", *AT, "--item", "n0", "-k", "1", "--json", cwd=folder))
+        assert [(one["item_id"], one["same_image"]) for one in found["results"]] == [("n1", True)]
+        asked = ["--user", "u00001", "--items", "n0", "--items", "n1", "--json"]
+        assert all(one["known"] for one in json.loads(courier("rank", *AT, *asked, cwd=folder))["results"])
+        assert agree(folder, shop) == shop.new
+
+    killed_often(shop, tmp_path, ["add-items", "new.csv", *AT], ended)
+
+
+def test_forget_killed_at_any_moment_leaves_nothing_after_the_next_one(shop: Shop, tmp_path: Path) -> None:
+    command = ["forget", "--item", "i00100", *AT]
+
+    def ended(folder: Path) -> None:
+        release, ranked = rank(folder)
+        assert (release, ranked) == (shop.new, shop.answers[shop.new])
+        courier("release", "verify", *AT, cwd=folder)
+        again = json.loads(courier(*command, "--json", cwd=folder))
+        assert {place["where"]: place["found"] for place in again["places"] if place["found"]} == {}
+
+    killed_often(shop, tmp_path, command, ended)

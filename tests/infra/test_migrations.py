@@ -17,7 +17,7 @@ from model.release_database import SCHEMA, Base, NoRelease, SchemaMismatch, conn
 from model.releases import Release
 
 NOON = datetime(2024, 6, 1, 12, tzinfo=UTC)
-TABLES = {"release", "current_release", "release_act", "stored_features", "alembic_version"}
+TABLES = {"release", "current_release", "release_act", "stored_features", "addition", "alembic_version"}
 
 
 def release(name: str, codebook_id: str | None = "c1") -> Release:
@@ -112,7 +112,7 @@ def test_an_older_migration_is_refused_with_the_command_that_moves_it(releases_u
     filled(releases_url)
     migrate(releases_url, "0001")
     for opened in (reading, writing):
-        with pytest.raises(SchemaMismatch, match=r"at migration 0001.*reads 0003: run `courier release migrate`$"):
+        with pytest.raises(SchemaMismatch, match=r"at migration 0001.*reads 0004: run `courier release migrate`$"):
             opened(releases_url).__enter__()
 
 
@@ -120,14 +120,14 @@ def test_a_newer_migration_is_refused_by_readers_and_by_the_migrations_themselve
     filled(releases_url)
     with connect(releases_url, writes=True).begin() as connection:
         connection.execute(sa.text("UPDATE alembic_version SET version_num = '0099'"))
-    with pytest.raises(SchemaMismatch, match=r"at migration 0099.*reads 0003: install the courier that moved it$"):
+    with pytest.raises(SchemaMismatch, match=r"at migration 0099.*reads 0004: install the courier that moved it$"):
         reading(releases_url).__enter__()
     with pytest.raises(NoMigration, match="0099, which a newer courier made: install that one"):
         migrate(releases_url)
 
 
 def test_an_unknown_migration_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    with pytest.raises(NoMigration, match="no migration '7': choose among 0001, 0002, 0003"):
+    with pytest.raises(NoMigration, match="no migration '7': choose among 0001, 0002, 0003, 0004"):
         migrate(url_in(tmp_path), "7")
     with pytest.raises(NoRelease):
         reading(url_in(tmp_path)).__enter__()

@@ -153,7 +153,7 @@ def features(monkeypatch: pytest.MonkeyPatch, opened: OpenRelease) -> FakeFeatur
 @pytest.fixture
 def opened() -> OpenRelease:
     release = Release(release_id="r1", created_at=NOW, space_id="s1", ctr_model="neural/none", artifacts={}, metrics={})
-    return OpenRelease(release, {})
+    return OpenRelease(release, {}, Path())
 
 
 def test_the_answer_is_json(features: FakeFeatures, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -154,7 +155,7 @@ def ranked(workspace, capsys):
 
 def opened(folders, codebook_id):
     artifacts = {"release_id": "r", "created_at": NOW, "space_id": "s0123456789ab", "artifacts": {}, "metrics": {}}
-    return OpenRelease(Release(ctr_model="m/none", codebook_id=codebook_id, **artifacts), folders)
+    return OpenRelease(Release(ctr_model="m/none", codebook_id=codebook_id, **artifacts), folders, Path())
 
 
 def test_a_release_of_before_there_were_lookups_is_served_by_the_store_if_it_names_its_codebook(tmp_path):

@@ -162,7 +162,7 @@ def test_an_older_database_is_refused_until_it_is_migrated(said: Said, workspace
     assert answer(said, "migrate", "--to", "0001") == {"migration": "0001"}
     with pytest.raises(SchemaMismatch, match="run `courier release migrate`"):
         release_main(["list", "--workspace", str(workspace)])
-    assert said("migrate") == "the database of releases is at migration 0003\n"
+    assert said("migrate") == "the database of releases is at migration 0004\n"
     assert answer(said, "list")["current"] == "r3"
 
 

@@ -422,3 +422,33 @@ def test_a_deleted_stage_is_rebuilt_and_as_its_content_is_the_same_nothing_else_
     assert done.returncode == 0, done.stderr
     built = {line.split()[0] for line in done.stderr.splitlines() if " built in " in line}
     assert built == {"index"}
+
+
+def test_added_items_are_found_and_ranked_at_once_and_every_other_row_has_its_reason(
+    shop: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(shop, tmp_path, dirs_exist_ok=True)
+    (images,) = whole(tmp_path, "images")
+    known = pq.read_table(images / "items.parquet").to_pylist()
+    twin = next(row for row in known if row["status"] == "ok" and row["duplicate_of"] is None)
+    shutil.copyfile(tmp_path / "raw" / twin["image_uri"], tmp_path / "new.img")
+    rows = [
+        {"item_id": "new, one", "image_uri": "new.img", "category": "c", "price": "9.50"},
+        {"item_id": "lost", "image_uri": "lost.jpg"},
+        {"item_id": None, "image_uri": "new.img"},
+        {"item_id": twin["item_id"], "image_uri": "new.img"},
+    ]
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    report = answer("add-items", "new.jsonl", "--workspace", "ws", cwd=tmp_path)
+    assert report["added"] == ["new, one"]
+    reasons = {"": "null_item_id", twin["item_id"]: "in_release", "lost": "not_found"}
+    assert dict(report["left_out"]) == reasons
+    client = TestClient(create_app(load_world(read_settings(workspace=tmp_path / "ws"))))
+    [found] = client.post("/search", data={"item_id": "new, one", "k": 1}).json()["results"]
+    assert (found["score"], found["same_image"]) == (pytest.approx(1.0, abs=1e-5), True)
+    body = {"user_id": "nobody", "item_ids": ["new, one", "never heard of"]}
+    ranked = {one["item_id"]: one["known"] for one in client.post("/rank", json=body).json()["results"]}
+    assert ranked == {"new, one": True, "never heard of": False}
+    assert answer("forget", "--item", "new, one", "--workspace", "ws", cwd=tmp_path)["left"] == 0
+    after = TestClient(create_app(load_world(read_settings(workspace=tmp_path / "ws"))))
+    assert after.post("/search", data={"item_id": "new, one"}).status_code == 404

@@ -298,9 +298,12 @@ def sweep(folder: AnyPath) -> int:
     """
     if isinstance(folder, Path) and folder.is_dir():
         _put_back(folder)
-    left = [path for path in folder.glob(f".*{PARTIAL}") if path.is_dir()] if folder.is_dir() else []
+    left = list(folder.glob(f".*{PARTIAL}")) if folder.is_dir() else []
     for path in left:
-        remove_folder(path)
+        if path.is_dir():
+            remove_folder(path)
+        else:
+            path.unlink()
     return len(left)
 
 

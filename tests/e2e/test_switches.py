@@ -29,7 +29,9 @@ def courier(*argv: str, cwd: Path) -> str:
     return subprocess.run([*COURIER, *argv], cwd=cwd, check=True, capture_output=True, text=True, timeout=600).stdout
 
 
-def test_twenty_switches_while_two_hundred_requests_a_second_are_asked_give_no_error_and_no_mixture(tmp_path: Path) -> None:
+def test_twenty_switches_while_two_hundred_requests_a_second_are_asked_give_no_error_and_no_mixture(
+    tmp_path: Path,
+) -> None:
     courier("world", "raw", "--items", "120", "--users", "60", "--requests", "1000", cwd=tmp_path)
     expected: dict[str, Any] = {}
     for seed in ("1", "2"):  # CTR models of their own

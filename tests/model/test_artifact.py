@@ -61,7 +61,8 @@ def test_a_killed_writer_leaves_only_what_sweep_removes(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(artifact.ArtifactMissing):
         artifact.read(tmp_path / "a", kind="note")
-    assert artifact.sweep(tmp_path) == 1
+    (tmp_path / f".note.json-12345678{artifact.PARTIAL}").write_text("ha")  # as of a killed write_whole
+    assert artifact.sweep(tmp_path) == 2
     assert list(tmp_path.iterdir()) == []
 
 

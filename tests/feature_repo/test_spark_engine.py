@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from feature_repo.contract import VIEWS
+from feature_repo.contract import CODEBOOK_KEY, SPACE_KEY, VIEWS
 
 REPOSITORY = Path(__file__).parents[2] / "feature_repo"
+VERSIONS = {SPACE_KEY: "s0123456789ab", CODEBOOK_KEY: "c0123456789ab"}  # of the small shop
 ENGINE = {
     "type": "spark.engine",
     "spark_conf": {"spark.master": "local[2]", "spark.ui.enabled": "false", "spark.sql.session.timeZone": "UTC"},
@@ -55,7 +56,7 @@ def test_feasts_spark_engine_loads_what_courier_materialize_loads(shop_maker, tm
     items = [row["item_id"] for row in shop.items]
     rows = {"user_id": [{"user_id": user} for user in users], "item_id": [{"item_id": item} for item in items]}
     for view in VIEWS:
-        versions = dict.fromkeys(view.keys[1:], "c0123456789ab")  # of a space or a codebook
+        versions = {key: VERSIONS[key] for key in view.keys[1:]}
         keys = [row | versions for row in rows[view.keys[0]]]
         asked = [f"{view.name}:{feature.name}" for feature in view.features]
         answers = [store.get_online_features(asked, keys).to_dict() for store in (ours, theirs)]

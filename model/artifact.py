@@ -298,7 +298,7 @@ def sweep(folder: AnyPath) -> int:
     """
     if isinstance(folder, Path) and folder.is_dir():
         _put_back(folder)
-    left = list(folder.glob(f".*{PARTIAL}")) if folder.is_dir() else []
+    left: list[AnyPath] = [*folder.glob(f".*{PARTIAL}")] if folder.is_dir() else []
     for path in left:
         if path.is_dir():
             remove_folder(path)
